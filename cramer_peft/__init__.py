@@ -1,0 +1,34 @@
+"""Request masks: frozen models that follow a person's words, as a PEFT adapter."""
+
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.encoders import (
+    HashingEncoder,
+    PrecomputedEncoder,
+    RequestEncoder,
+    WordLlamaEncoder,
+    register_request_encoder,
+)
+from cramer_peft.inject import inject_request_masks, load_request_masks
+from cramer_peft.layers import RequestMaskLayer, register_mask_layer
+from cramer_peft.model import RequestMaskModel
+from cramer_peft.registration import register
+from cramer_peft.state import MaskState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HashingEncoder",
+    "MaskState",
+    "PrecomputedEncoder",
+    "RequestEncoder",
+    "RequestMaskConfig",
+    "RequestMaskLayer",
+    "RequestMaskModel",
+    "WordLlamaEncoder",
+    "inject_request_masks",
+    "load_request_masks",
+    "register_mask_layer",
+    "register_request_encoder",
+]
+
+register(RequestMaskConfig, RequestMaskModel)

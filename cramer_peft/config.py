@@ -1,0 +1,305 @@
+"""The configuration of a request-mask adapter."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from cramer_peft.errors import ConfigError
+from cramer_peft.gates import GATES
+from cramer_peft.registration import RequestMaskPeftType
+
+DEFAULT_ENCODER = "wordllama"
+
+# Which gate each gate-specific field belongs to, with the value it takes when left at None.
+_GATE_FIELDS: dict[str, dict[str, Any]] = {
+    "rank": {"low_rank": 4},
+    "drop_ratio": {"topk": 0.1},
+    "temperature_start": {"topk": 0.7},
+    "temperature_end": {"topk": 0.3},
+    "gate_bias": {"topk": False, "scale": True},
+}
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class RequestMaskConfig(PeftConfig):
+    """Configuration of request masks, in PEFT's manner.
+
+    The masks are made per request by a small generator: request vector → generator → gates of
+    every masked layer. Fields left at ``None`` take the default stated in their help text.
+
+    Raises:
+        ConfigError: At construction, if a field or a combination of fields is impossible.
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help(
+            "Modules to mask: a list of names or name endings, one regular expression for the whole name, or "
+            "'all-linear' (every Linear and Conv1D but the output head). None: the feed-forward and "
+            "attention-output projections, where the architecture is known."
+        ),
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None,
+        metadata=_help("Modules never to mask: a list of names or name endings, or one regular expression."),
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None,
+        metadata=_help("Mask only these layer indices; needs target_modules as a list."),
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None,
+        metadata=_help("Name of the module list that layers_to_transform counts in, for example 'layers' or 'h'."),
+    )
+    modules_to_save: list[str] | None = field(
+        default=None,
+        metadata=_help("Modules outside the masks that are trained whole and saved with the adapter."),
+    )
+    gate: str = field(
+        default="low_rank",
+        metadata=_help(
+            "Form of the mask M on a weight W. 'low_rank': M = 1 + sum_k a_k b_k^T. 'scale': M = r c^T with "
+            "gates 2*sigmoid(z) in (0, 2). 'topk': the paper's binary M = r c^T keeping a fixed share of gates."
+        ),
+    )
+    rank: int | None = field(
+        default=None, metadata=_help("gate='low_rank' only: number of terms a_k b_k^T (default 4).")
+    )
+    drop_ratio: float | None = field(
+        default=None,
+        metadata=_help("gate='topk' only: share of all row and column gates that is dropped (default 0.1)."),
+    )
+    temperature_start: float | None = field(
+        default=None,
+        metadata=_help("gate='topk' only: straight-through temperature when training starts (default 0.7)."),
+    )
+    temperature_end: float | None = field(
+        default=None,
+        metadata=_help("gate='topk' only: straight-through temperature when training ends (default 0.3)."),
+    )
+    gate_bias: bool | None = field(
+        default=None,
+        metadata=_help(
+            "gate='scale' and 'topk' only: whether a row gate multiplies the unit's bias too "
+            "(default True for 'scale', False for 'topk')."
+        ),
+    )
+    generator_width: int | None = field(
+        default=None,
+        metadata=_help(
+            "Width of the generator's hidden layer. None: one linear layer from the request vector to all "
+            "gates, as in the paper."
+        ),
+    )
+    normalize_requests: bool = field(
+        default=True,
+        metadata=_help(
+            "Whether to scale each request vector to length sqrt(request_dim) before the generator, so that "
+            "one learning rate suits encoders of any scale."
+        ),
+    )
+    strength: float = field(
+        default=1.0,
+        metadata=_help(
+            "Default strength: scales the deviation of the mask from the identity; 0 is the frozen model. "
+            "gate='topk' knows only 1."
+        ),
+    )
+    encoder: str | None = field(
+        default=None,
+        metadata=_help(
+            "Registered name of the request encoder. None: 'wordllama', unless request_dim is given, which "
+            "alone means that requests come as ready vectors."
+        ),
+    )
+    encoder_options: dict[str, Any] | None = field(
+        default=None, metadata=_help("Options of the encoder: JSON values, passed to it by keyword.")
+    )
+    request_dim: int | None = field(
+        default=None,
+        metadata=_help("Width of the request vectors. Filled in from the encoder where there is one."),
+    )
+    init_weights: bool = field(
+        default=True,
+        metadata=_help(
+            "True: the generator starts at the identity ('low_rank', 'scale'). False: at random gates, for tests."
+        ),
+    )
+    batch_dim: int = field(
+        default=0,
+        metadata=_help("Dimension of the masked layers' inputs that holds the rows of the batch."),
+    )
+    masked_modules: dict[str, list[int]] | None = field(
+        default=None,
+        metadata=_help("Filled in at injection: name of each masked module → [out_features, in_features]."),
+    )
+    base_fingerprint: str | None = field(
+        default=None,
+        metadata=_help("Filled in at injection: digest of the masked weights, checked when the adapter is loaded."),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = RequestMaskPeftType.REQUEST_MASK
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        if isinstance(self.exclude_modules, (set, tuple)):
+            self.exclude_modules = sorted(self.exclude_modules)
+        self._check_types()
+        self._check_targets()
+        self._check_gate()
+        self._check_encoder()
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> "RequestMaskConfig":
+        """The paper's gate: top-k binary gates from one linear layer, the bias ungated.
+
+        Drop ratio 0.1 and a straight-through temperature from 0.7 to 0.3 (CRAMER, ICML 2026, section
+        "Settings"); target modules are the feed-forward and attention-output projections. Its loss is
+        [`SparsityLoss`][cramer_peft.training.SparsityLoss] beside the backbone's own.
+
+        Args:
+            **overrides: Fields to set otherwise, for example ``drop_ratio=0.05``.
+        """
+        return cls(
+            **{"gate": "topk", "drop_ratio": 0.1, "generator_width": None, "normalize_requests": False, **overrides}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        values = dataclasses.asdict(self)
+        # PEFT condenses a long list of target modules into a set.
+        values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+        values["peft_type"] = self.peft_type.value if isinstance(self.peft_type, RequestMaskPeftType) else None
+        return values
+
+    def _check_types(self) -> None:
+        for name in ("rank", "generator_width", "request_dim"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}.")
+        for name in ("strength", "drop_ratio", "temperature_start", "temperature_end"):
+            value = getattr(self, name)
+            if (value is not None or name == "strength") and not _is_finite_number(value):
+                raise ConfigError(f"{name} must be a finite number, found {value!r}.")
+        for name in ("init_weights", "inference_mode", "normalize_requests"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, found {getattr(self, name)!r}.")
+        if self.gate_bias is not None and not isinstance(self.gate_bias, bool):
+            raise ConfigError(f"gate_bias must be true, false or None, found {self.gate_bias!r}.")
+        if not _is_int(self.batch_dim) or self.batch_dim == -1:
+            raise ConfigError(
+                f"batch_dim must be a whole number other than -1 (the last dimension holds features), "
+                f"found {self.batch_dim!r}."
+            )
+        if self.base_fingerprint is not None and not isinstance(self.base_fingerprint, str):
+            raise ConfigError(f"base_fingerprint must be text or None, found {self.base_fingerprint!r}.")
+        if self.masked_modules is not None and not _is_layout(self.masked_modules):
+            raise ConfigError("masked_modules must map module names to [out_features, in_features].")
+
+    def _check_targets(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            value = getattr(self, name)
+            allowed_str = name != "modules_to_save"
+            if value is None or (allowed_str and isinstance(value, str)):
+                continue
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise ConfigError(
+                    f"{name} must be a list of names{' or one string' if allowed_str else ''}, found {value!r}."
+                )
+        self._check_patterns()
+        if self.target_modules is not None and len(self.target_modules) == 0:
+            raise ConfigError("target_modules is empty: name at least one module, or leave it out for the default.")
+        layers = self.layers_to_transform
+        if layers is not None:
+            if not all(_is_int(i) and i >= 0 for i in (layers if isinstance(layers, list) else [layers])):
+                raise ConfigError(f"layers_to_transform must be layer indices of at least 0, found {layers!r}.")
+            if isinstance(self.target_modules, str):
+                raise ConfigError(
+                    "layers_to_transform needs target_modules as a list; with a regular expression or 'all-linear', "
+                    "select the layers there or by exclude_modules."
+                )
+        elif self.layers_pattern is not None:
+            raise ConfigError("layers_pattern does nothing without layers_to_transform: give both or neither.")
+
+    def _check_patterns(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                patterns = [value]
+            else:  # the items of these two lists are patterns too
+                patterns = (value or []) if name in ("layers_pattern", "modules_to_save") else []
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ConfigError(f"{name}: {pattern!r} is not a regular expression: {error}.") from error
+
+    def _check_gate(self) -> None:
+        if not isinstance(self.gate, str) or self.gate not in GATES:
+            raise ConfigError(f"gate must be one of {sorted(GATES)}, found {self.gate!r}.")
+        for name, defaults in _GATE_FIELDS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, defaults.get(self.gate))
+            elif self.gate not in defaults:
+                raise ConfigError(
+                    f"{name} belongs to gate={' or '.join(map(repr, defaults))}, but gate is {self.gate!r}: "
+                    f"leave {name} out or change the gate."
+                )
+        if self.drop_ratio is not None and not 0.0 <= self.drop_ratio < 1.0:
+            raise ConfigError(f"drop_ratio must be at least 0 and below 1, found {self.drop_ratio!r}.")
+        for name in ("temperature_start", "temperature_end"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be above 0, found {value!r}.")
+        if self.gate == "topk" and self.strength != 1.0:
+            raise ConfigError(
+                f"gate='topk' has binary gates and no strength: strength must be 1, found {self.strength}."
+            )
+
+    def _check_encoder(self) -> None:
+        if self.encoder is None and self.request_dim is None:
+            self.encoder = DEFAULT_ENCODER
+        if self.encoder is not None and not isinstance(self.encoder, str):
+            raise ConfigError(
+                f"encoder must be a registered name, found {type(self.encoder).__name__}. Pass an encoder object to "
+                "inject_request_masks(…, encoder=…) instead: a configuration holds only JSON values."
+            )
+        if self.encoder_options is None:
+            return
+        if self.encoder is None:
+            raise ConfigError("encoder_options without encoder: name the encoder, or leave the options out.")
+        try:
+            round_trip = json.loads(json.dumps(self.encoder_options, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"encoder_options must hold JSON values only: {error}.") from error
+        if not isinstance(self.encoder_options, dict) or round_trip != self.encoder_options:
+            raise ConfigError("encoder_options must be a dict of JSON values with text keys (no tuples).")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite_number(value: object) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return value == value and abs(value) != float("inf")
+
+
+def _is_layout(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str)
+        and isinstance(shape, list)
+        and len(shape) == 2
+        and all(_is_int(n) and n > 0 for n in shape)
+        for name, shape in value.items()
+    )

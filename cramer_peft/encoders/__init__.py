@@ -1,0 +1,45 @@
+"""Request encoders: from texts to vectors."""
+
+from typing import Any
+
+from cramer_peft.encoders.base import CachedEncoder, RequestEncoder, make_encoder, register_request_encoder
+from cramer_peft.encoders.hashing import HashingEncoder
+from cramer_peft.encoders.precomputed import PrecomputedEncoder
+from cramer_peft.encoders.static import WordLlamaEncoder
+from cramer_peft.errors import EncoderError
+
+__all__ = [
+    "CachedEncoder",
+    "HashingEncoder",
+    "PrecomputedEncoder",
+    "RequestEncoder",
+    "WordLlamaEncoder",
+    "make_encoder",
+    "register_request_encoder",
+]
+
+
+def _transformers(**options: Any) -> RequestEncoder:
+    from cramer_peft.encoders.transformers import TransformersEncoder  # importing it takes seconds
+
+    return TransformersEncoder(**options)
+
+
+def _minilm(**options: Any) -> RequestEncoder:
+    from cramer_peft.encoders.transformers import MiniLMEncoder
+
+    return MiniLMEncoder(**options)
+
+
+def _precomputed(**options: Any) -> RequestEncoder:
+    raise EncoderError(
+        "the encoder 'precomputed' holds vectors that are not in the adapter: pass them again, as "
+        "encoder=PrecomputedEncoder(vectors)."
+    )
+
+
+register_request_encoder("hashing", HashingEncoder)
+register_request_encoder("wordllama", WordLlamaEncoder)
+register_request_encoder("transformers", _transformers)
+register_request_encoder("all-minilm-l6-v2", _minilm)
+register_request_encoder("precomputed", _precomputed)

@@ -1,0 +1,53 @@
+"""Every error this library raises on purpose, so that callers can catch one base class.
+
+Each class also derives from the built-in error that callers would expect without knowing us
+(``ValueError``, ``ImportError`` …). What each one means and what to do is in ``docs/errors.md``.
+"""
+
+
+class CramerError(Exception):
+    """Base class of every error raised on purpose by this library."""
+
+
+class ConfigError(CramerError, ValueError):
+    """A field of a configuration is impossible, alone or together with another one."""
+
+
+class TargetModuleError(CramerError, ValueError):
+    """The target modules do not exist in this model, or cannot be masked."""
+
+
+class RequestError(CramerError, ValueError):
+    """A request, its strength or its number of rows does not fit the adapter or the batch."""
+
+
+class EncoderError(CramerError, ValueError):
+    """A request encoder is unknown, misconfigured, or returned unusable vectors."""
+
+
+class MissingExtraError(CramerError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class AdapterFileError(CramerError, ValueError):
+    """An adapter or mask-state file is missing, corrupt, or does not fit."""
+
+
+class BaseModelMismatchError(AdapterFileError):
+    """A file was made for a base model whose masked weights differ from this one's."""
+
+
+class CheckpointingError(CramerError, RuntimeError):
+    """A masked layer was run again inside backward, after its request had ended."""
+
+
+class UnsupportedError(CramerError, NotImplementedError):
+    """A PEFT feature that this library does not offer (yet), refused rather than ignored."""
+
+
+class DataError(CramerError, ValueError):
+    """A data file or a value in it is not what the recommender tools expect."""
+
+
+class DownloadError(CramerError, OSError):
+    """A data set could not be fetched, or what arrived is not what was asked for."""

@@ -1,0 +1,52 @@
+"""The trained part: from a request vector to what the gates are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cramer_peft.gates import Gate, LayerSpec
+
+
+class RequestMaskGenerator(nn.Module):
+    """Maps request vectors to the gate inputs of every masked layer at once.
+
+    Without a width this is the paper's single linear layer, z = W e + b (CRAMER, ICML 2026, section
+    "Generator"); with one, a hidden layer that all masked layers share comes first.
+
+    Args:
+        request_dim: Width of the request vectors.
+        specs: Widths of the masked layers, by name; their order is the order of the outputs.
+        gate: The form of the mask, which says how many outputs each layer needs.
+        width: Width of the hidden layer, or None for none.
+        identity: Whether every mask starts at the identity (where the form can).
+        normalize: Whether to scale each request vector to length sqrt(request_dim) first.
+    """
+
+    def __init__(
+        self,
+        request_dim: int,
+        specs: Mapping[str, LayerSpec],
+        gate: Gate,
+        width: int | None,
+        identity: bool = True,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        self.request_dim = request_dim
+        self.specs = dict(specs)
+        self.gate = gate
+        self.normalize = normalize
+        self.trunk = nn.Identity() if width is None else nn.Sequential(nn.Linear(request_dim, width), nn.GELU())
+        total = sum(gate.layer_size(spec) for spec in self.specs.values())
+        self.head = nn.Linear(request_dim if width is None else width, total)
+        gate.init_head(self.head, self.specs, identity)
+
+    def forward(self, vectors: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Gate inputs per layer and part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
+        vectors = vectors.to(self.head.weight)
+        if self.normalize:
+            vectors = functional.normalize(vectors, dim=-1) * self.request_dim**0.5
+        return self.gate.split(self.head(self.trunk(vectors)), self.specs)

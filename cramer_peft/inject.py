@@ -1,0 +1,78 @@
+"""Our own door: put masks on a model, or load them from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from cramer_peft import adapter_files
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.encoders import RequestEncoder
+from cramer_peft.errors import ConfigError
+from cramer_peft.model import RequestMaskModel
+
+
+def inject_request_masks(
+    model: nn.Module,
+    config: RequestMaskConfig,
+    adapter_name: str = "default",
+    encoder: RequestEncoder | None = None,
+) -> RequestMaskModel:
+    """Wrap the configured modules of ``model`` in place, and freeze the rest.
+
+    Args:
+        model: Any module. Nothing of it is touched if the configuration does not fit.
+        config: What to mask and how. It is copied; the copy, with what was filled in from the model,
+            is ``masks.peft_config[adapter_name]``.
+        adapter_name: Name of the adapter.
+        encoder: An encoder object, in place of the one that ``config`` names.
+
+    Returns:
+        The handle that owns the generator: train, move, save and unload through it.
+
+    Raises:
+        TargetModuleError: If no module matches, or one cannot be masked.
+        ConfigError: If ``model`` has request masks already.
+        EncoderError: If the encoder is unknown, or not as wide as ``config.request_dim``.
+        MissingExtraError: If the encoder's package is not installed.
+    """
+    if isinstance(model, RequestMaskModel):
+        raise ConfigError("this is a handle already: call its add_adapter(name, config).")
+    if not isinstance(config, RequestMaskConfig):
+        raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
+    return RequestMaskModel(model, config, adapter_name, encoder=encoder)
+
+
+def load_request_masks(
+    model: nn.Module,
+    folder: str | Path,
+    adapter_name: str = "default",
+    encoder: RequestEncoder | None = None,
+    check_base: bool = True,
+    is_trainable: bool = False,
+) -> RequestMaskModel:
+    """Put a saved adapter on ``model``; everything is checked before anything is touched.
+
+    Args:
+        model: The base model that the adapter was made for, without masks.
+        folder: Where ``save_pretrained`` wrote ``adapter_config.json`` and ``adapter_model.safetensors``.
+        adapter_name: Name that the adapter gets here.
+        encoder: An encoder object, where the adapter's is not a registered one.
+        check_base: Whether the fingerprint of the masked weights must match.
+        is_trainable: Whether the generator can be trained on.
+
+    Raises:
+        AdapterFileError: If a file is missing, corrupt, or does not fit; it lists what differs.
+        BaseModelMismatchError: If the adapter was made for other modules or weights.
+        EncoderError: If the adapter was made with another encoder.
+    """
+    stored = adapter_files.read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
+    adapter_files.check_fits(stored, model, encoder)
+    masks = RequestMaskModel(model, stored.config, adapter_name, encoder=encoder)
+    try:
+        adapter_files.fill_adapter(masks, adapter_name, stored)
+    except BaseException:
+        masks.unload()
+        raise
+    return masks

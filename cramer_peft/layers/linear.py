@@ -1,0 +1,44 @@
+"""Masked linear layers: ``nn.Linear`` and the ``Conv1D`` of transformers' GPT-2 family."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from cramer_peft.gates import LayerSpec
+from cramer_peft.layers.base import RequestMaskLayer
+from cramer_peft.layers.registry import register_mask_layer
+
+
+@register_mask_layer(nn.Linear)
+class MaskedLinear(RequestMaskLayer):
+    """A masked ``nn.Linear``."""
+
+    @classmethod
+    def spec(cls, base_layer: nn.Module) -> LayerSpec:
+        assert isinstance(base_layer, nn.Linear)
+        return LayerSpec(base_layer.out_features, base_layer.in_features)
+
+    def project(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return functional.linear(x, weight)
+
+
+@register_mask_layer(Conv1D)
+class MaskedConv1D(RequestMaskLayer):
+    """A masked transformers ``Conv1D``, which stores its weight as (in, out)."""
+
+    @classmethod
+    def spec(cls, base_layer: nn.Module) -> LayerSpec:
+        assert isinstance(base_layer, Conv1D)
+        in_features, out_features = base_layer.weight.shape
+        return LayerSpec(out_features, in_features)
+
+    @classmethod
+    def masked_weight(cls, base_layer: nn.Module) -> Tensor:
+        return super().masked_weight(base_layer).T
+
+    def project(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return x @ weight

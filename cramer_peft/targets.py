@@ -1,0 +1,255 @@
+"""Which modules a configuration masks, decided before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
+from cramer_peft.gates import LayerSpec
+from cramer_peft.layers.base import RequestMaskLayer
+from cramer_peft.layers.registry import registered_classes, wrapper_for
+
+_BERT = ["attention.output.dense", "intermediate.dense", "output.dense"]
+_LLAMA = ["o_proj", "gate_proj", "up_proj", "down_proj"]
+_T5 = ["o", "wi", "wi_0", "wi_1", "wo"]
+
+# Feed-forward and attention-output projections (the paper's choice of what to mask) by model_type.
+DEFAULT_TARGET_MODULES: dict[str, list[str]] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": _BERT,
+    "camembert": _BERT,
+    "distilbert": ["out_lin", "lin1", "lin2"],
+    "modernbert": ["attn.Wo", "mlp.Wi", "mlp.Wo"],
+    "gpt2": ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+    "gpt_neo": ["attention.out_proj", "mlp.c_fc", "mlp.c_proj"],
+    "gpt_neox": ["attention.dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "opt": ["out_proj", "fc1", "fc2"],
+    "bart": ["out_proj", "fc1", "fc2"],
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "phi3": ["o_proj", "gate_up_proj", "down_proj"],
+    "t5": _T5,
+    "mt5": _T5,
+}
+
+# A fingerprint reads every element of weights up to this size, and evenly spaced ones of larger.
+_FINGERPRINT_ELEMENTS = 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module to mask."""
+
+    name: str
+    module: nn.Module
+    spec: LayerSpec
+
+
+@dataclass(frozen=True)
+class InjectionPlan:
+    """What injecting a configuration into a model would do."""
+
+    config: RequestMaskConfig
+    targets: tuple[Target, ...]
+
+    @property
+    def specs(self) -> dict[str, LayerSpec]:
+        """Widths of the masked layers, by name, in the model's order."""
+        return {target.name: target.spec for target in self.targets}
+
+
+def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
+    """Find what ``config`` masks in ``model``, without touching either.
+
+    The plan's configuration is a copy with everything filled in that depends on the model.
+
+    Raises:
+        TargetModuleError: If nothing matches, or a match cannot be masked.
+        BaseModelMismatchError: If ``config`` was made for other weights.
+    """
+    modules = dict(own_modules(model))
+    resolved = dataclasses.replace(config, target_modules=_resolve_targets(model, modules, config))
+    matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
+    if not matches:
+        raise TargetModuleError(_nothing_matches(modules, resolved))
+    problems = [problem for name in matches if (problem := _refusal(name, modules))]
+    if problems:
+        raise TargetModuleError(
+            "these modules cannot be masked:\n  "
+            + "\n  ".join(problems)
+            + "\nLeave them out of target_modules, or name "
+            "them in exclude_modules."
+        )
+    targets = []
+    # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
+    for name, module in sorted(matches.items()):
+        wrapper = wrapper_for(module)
+        assert wrapper is not None  # _refusal has named every module without one
+        targets.append(Target(name, module, wrapper.spec(module)))
+    layout = {target.name: [target.spec.out_features, target.spec.in_features] for target in targets}
+    digest = fingerprint(targets)
+    _check_base(config, layout, digest)
+    return InjectionPlan(dataclasses.replace(resolved, masked_modules=layout, base_fingerprint=digest), tuple(targets))
+
+
+def fingerprint(targets: list[Target]) -> str | None:
+    """Digest of the names, shapes, dtypes and values of the masked weights; None on the meta device."""
+    digest = hashlib.sha256()
+    for target in targets:
+        wrapper = wrapper_for(target.module)
+        assert wrapper is not None
+        weight = wrapper.masked_weight(target.module).detach()
+        if weight.is_meta:
+            return None
+        digest.update(f"{target.name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(_sample(weight).view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()
+
+
+def _sample(weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    step = -(-flat.numel() // _FINGERPRINT_ELEMENTS)
+    return flat[:: max(step, 1)].contiguous().cpu()
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules by name, with masked layers seen as what they wrap, and nothing inside PEFT's own wrappers."""
+    wrapped: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in wrapped):
+            continue
+        if isinstance(module, (RequestMaskLayer, AuxiliaryTrainingWrapper)):
+            wrapped.append(name + ".")
+        yield name, module.base_layer if isinstance(module, RequestMaskLayer) else module
+
+
+def _resolve_targets(model: nn.Module, modules: dict[str, nn.Module], config: RequestMaskConfig) -> list[str] | str:
+    targets = config.target_modules
+    if targets is None:
+        return _default_targets(model, modules)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        # A regular expression, since names in a list match as endings too: "proj" would take in "head.proj".
+        return "|".join(re.escape(name) for name in _all_linear(model, modules))
+    return targets
+
+
+def _default_targets(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+    found: list[str] = []
+    for module in modules.values():
+        model_type = getattr(getattr(module, "config", None), "model_type", None)
+        if isinstance(model_type, str):
+            found += [name for name in DEFAULT_TARGET_MODULES.get(model_type, []) if name not in found]
+    if found:
+        return found
+    candidates = _all_linear(model, modules)
+    raise TargetModuleError(
+        f"target_modules is not set and the architecture of {type(model).__name__} is not known. Name the modules to "
+        f"mask, usually the feed-forward and attention-output projections, or 'all-linear'. Candidates: "
+        f"{_listed(candidates)}."
+    )
+
+
+def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+    get_output = getattr(model, "get_output_embeddings", None)
+    head = get_output() if callable(get_output) else None
+    names = [name for name, module in modules.items() if name and _is_linear(module) and module is not head]
+    if not names:
+        raise TargetModuleError(
+            f"{type(model).__name__} has no module that can be masked ({', '.join(registered_classes())})."
+        )
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or wrapper_for(module) is not None
+
+
+def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
+    linear = [name for name, module in modules.items() if name and _is_linear(module)]
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules or [])
+    endings = {name.rsplit(".", 1)[-1] for name in linear} | {".".join(name.split(".")[-2:]) for name in linear}
+    near = [close for name in wanted for close in difflib.get_close_matches(name, sorted(endings), n=3, cutoff=0.5)]
+    message = f"no module matches target_modules={config.target_modules!r}"
+    if config.exclude_modules:
+        message += f" with exclude_modules={config.exclude_modules!r}"
+    if config.layers_to_transform is not None:
+        message += f" and layers_to_transform={config.layers_to_transform!r}"
+    if near:
+        message += f". Near misses: {', '.join(dict.fromkeys(near))}"
+    return f"{message}. Modules that can be masked: {_listed(linear)}."
+
+
+def _refusal(name: str, modules: dict[str, nn.Module]) -> str | None:
+    """Why the module cannot be masked, or None."""
+    module = modules[name]
+    if wrapper_for(module) is None:
+        return (
+            f"{name!r} is a {type(module).__name__}; supported are {', '.join(registered_classes())} and what is "
+            "registered by cramer_peft.register_mask_layer."
+        )
+    parent_name = name.rpartition(".")[0]
+    parent = modules.get(parent_name)
+    if isinstance(parent, nn.MultiheadAttention):
+        return (
+            f"{name!r} is read directly by its parent nn.MultiheadAttention {parent_name!r}: a mask would have no "
+            "effect."
+        )
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return (
+            f"{name!r} is read directly by its parent nn.TransformerEncoderLayer {parent_name!r} on its fused path in "
+            "eval mode: a mask would have no effect there."
+        )
+    return None
+
+
+def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:
+    if config.masked_modules is not None and config.masked_modules != layout:
+        differences = describe_difference(config.masked_modules, layout)
+        raise BaseModelMismatchError(f"the adapter was made for other modules than this model has: {differences}.")
+    if config.base_fingerprint is not None and digest is not None and config.base_fingerprint != digest:
+        raise BaseModelMismatchError(
+            f"the adapter was made for another base model: the masked weights' fingerprint is {digest}, the adapter "
+            f"expects {config.base_fingerprint}. Load the base model it was trained on; to use it with this one "
+            "nevertheless, pass check_base=False (or set base_fingerprint=None in its configuration)."
+        )
+
+
+def describe_difference(expected: dict[str, list[int]], found: dict[str, list[int]]) -> str:
+    """What two layouts differ in, in words."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} has {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    parts = []
+    if missing:
+        parts.append(f"missing {_listed(missing)}")
+    if extra:
+        parts.append(f"unexpected {_listed(extra)}")
+    if shapes:
+        parts.append("; ".join(shapes[:5]))
+    return "; ".join(parts) or "the same modules in another order"
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

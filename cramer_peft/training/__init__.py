@@ -1,0 +1,6 @@
+"""What training a generator needs beside ``transformers.Trainer``."""
+
+from cramer_peft.training.callbacks import TemperatureCallback
+from cramer_peft.training.losses import SparsityLoss, minimal_edit_loss
+
+__all__ = ["SparsityLoss", "TemperatureCallback", "minimal_edit_loss"]

@@ -1,0 +1,56 @@
+"""Losses for the generator; they know scores and gates, not what is being ranked."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft.state import MaskState
+
+
+def minimal_edit_loss(scores: Tensor, frozen_scores: Tensor, match: Tensor, kappa: float = 8.0) -> Tensor:
+    """Distance to the smallest edit of the frozen distribution that satisfies a request.
+
+    ``p*(i) ∝ p_frozen(i) exp(kappa match(i))`` maximises ``E[match] - KL(p, p_frozen) / kappa``: it keeps
+    the frozen model's odds among items that match equally well, and is p_frozen itself where ``match`` is
+    constant. The loss is KL(p* ‖ p_edited), averaged over the rows. (The project's own; see "The method"
+    in the docs.)
+
+    Args:
+        scores: Scores under the request, (rows, items).
+        frozen_scores: Scores of the frozen model, (rows, items); no gradient flows into them.
+        match: How well each item satisfies the request, (rows, items), for example from -1 to 1.
+        kappa: How strongly a match counts, in nats.
+
+    Returns:
+        The loss, a scalar.
+    """
+    wanted = functional.log_softmax(frozen_scores.detach() + kappa * match, dim=-1)
+    edited = functional.log_softmax(scores, dim=-1)
+    return functional.kl_div(edited, wanted, reduction="batchmean", log_target=True)
+
+
+class SparsityLoss:
+    """The paper's regulariser of the ``topk`` gate (CRAMER, ICML 2026, section "Loss").
+
+    ``(1/d) sum_i KL(Bernoulli(sigmoid(z_i)) ‖ Bernoulli(k/d))`` over all d gate logits, averaged over the
+    rows; it holds the share of gates that want to be open at the share that is kept.
+
+    Args:
+        drop_ratio: Share of gates that is dropped; k = ceil((1 - drop_ratio) d).
+    """
+
+    def __init__(self, drop_ratio: float) -> None:
+        self.drop_ratio = drop_ratio
+
+    def __call__(self, state: MaskState) -> Tensor:
+        """The loss, a scalar, of a mask state that carries its graph."""
+        logits = torch.cat([value for parts in state.tensors.values() for value in parts.values()], dim=-1)
+        total = logits.shape[-1]
+        target = min(math.ceil((1 - self.drop_ratio) * total - 1e-9) / total, 1 - 1e-6)
+        log_p, log_q = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        divergence = log_p.exp() * (log_p - math.log(target)) + log_q.exp() * (log_q - math.log(1 - target))
+        return divergence.mean()

@@ -1,0 +1,160 @@
+"""Small models and helpers that the tests share, as fixtures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cramer_peft import RequestMaskConfig
+
+GATES = ("low_rank", "scale", "topk")
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+_HOOKS = [name for name in vars(nn.Linear(1, 1)) if "hooks" in name]
+
+
+class TinyRecommender(nn.Module):
+    """Scores 20 items from item ids (rows, length); ``predict`` bypasses the root's call."""
+
+    def __init__(self, conv1d: bool = False) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.up: nn.Module = Conv1D(16, 8) if conv1d else nn.Linear(8, 16)
+        self.down: nn.Module = Conv1D(8, 16) if conv1d else nn.Linear(16, 8, bias=False)
+        self.out = nn.Linear(8, 20)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return self.out(self.down(torch.relu(self.up(self.embedding(x)))).mean(1))
+
+    def forward(self, x: Tensor, fail: BaseException | None = None) -> Tensor:
+        scores = self._score(x)
+        if fail is not None:
+            raise fail
+        return scores
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self._score(x)
+
+
+@dataclass
+class Snapshot:
+    """Everything about a model that unloading promises to give back."""
+
+    modules: dict[str, nn.Module]
+    attributes: dict[str, list[str]]
+    children: dict[str, list[str]]
+    hooks: dict[str, dict[str, list[Any]]]
+    parameters: dict[str, nn.Parameter]
+    requires_grad: dict[str, bool]
+    training: dict[str, bool]
+    storage: dict[str, int]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Snapshot:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        state = model.state_dict()
+        return cls(
+            modules=modules,
+            attributes={name: sorted(vars(module)) for name, module in modules.items()},
+            children={name: list(module._modules) for name, module in modules.items()},
+            hooks={name: {t: list(getattr(module, t).items()) for t in _HOOKS} for name, module in modules.items()},
+            parameters=parameters,
+            requires_grad={name: p.requires_grad for name, p in parameters.items()},
+            training={name: module.training for name, module in modules.items()},
+            storage={name: value.data_ptr() for name, value in state.items()},
+            state={name: value.detach().clone() for name, value in state.items()},
+        )
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """What is not as it was; empty if everything is."""
+        now = Snapshot.of(model)
+        found = []
+        for kind in ("attributes", "children", "hooks", "requires_grad", "training", "storage"):
+            if getattr(self, kind) != getattr(now, kind):
+                found.append(f"{kind}: {getattr(self, kind)} -> {getattr(now, kind)}")
+        if list(self.state) != list(now.state):
+            found.append(f"state_dict keys: {list(self.state)} -> {list(now.state)}")
+        found += [
+            f"value of {k}" for k in self.state.keys() & now.state.keys() if not _same(self.state[k], now.state[k])
+        ]
+        for kind in ("modules", "parameters"):
+            before, after = getattr(self, kind), getattr(now, kind)
+            if list(before) != list(after):
+                found.append(f"{kind}: {list(before)} -> {list(after)}")
+            found += [f"identity of {k}" for k in before.keys() & after.keys() if before[k] is not after[k]]
+        return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., TinyRecommender]:
+    """Makes a tiny recommender in eval mode, with equal weights for equal arguments."""
+
+    def make(seed: int = 0, conv1d: bool = False) -> TinyRecommender:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return TinyRecommender(conv1d).eval()
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Callable[..., TinyRecommender]) -> TinyRecommender:
+    return make_model()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """A batch of three histories."""
+    return torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]])
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., RequestMaskConfig]:
+    """Makes a configuration with the hashing encoder and random gates, unless told otherwise."""
+
+    def make(gate: str = "low_rank", **options: Any) -> RequestMaskConfig:
+        defaults: dict[str, Any] = {"target_modules": ["up", "down"], "init_weights": False}
+        if "request_dim" not in options:
+            defaults |= {"encoder": "hashing", "encoder_options": {"dim": 16}}
+        return RequestMaskConfig(gate=gate, **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[nn.Module], Snapshot]:
+    """Records a model; ``.differences(model)`` later lists what has changed."""
+    return Snapshot.of
+
+
+@pytest.fixture(params=GATES)
+def gate(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def edit_json() -> Callable[..., None]:
+    """Changes fields of a JSON file."""
+
+    def edit(path: Path, **values: Any) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return edit

@@ -1,0 +1,187 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cramer_peft import RequestMaskConfig
+from cramer_peft.carrier import RequestCarrier
+from cramer_peft.gates import (
+    LayerSpec,
+    LowRankGate,
+    LowRankMaskGate,
+    RowColumnGate,
+    ScaleGate,
+    TopKGate,
+    make_gate,
+    spread,
+)
+from cramer_peft.layers import MaskedLinear
+
+SPECS = {"a": LayerSpec(6, 4), "b": LayerSpec(3, 6)}
+
+
+def tensors(gate, rows: int = 5) -> dict:
+    total = sum(gate.layer_size(spec) for spec in SPECS.values())
+    return gate.split(torch.randn(rows, total), SPECS)
+
+
+def test_make_gate_follows_the_configuration() -> None:
+    gate = make_gate(RequestMaskConfig(gate="low_rank", rank=3))
+    assert isinstance(gate, LowRankMaskGate)
+    assert gate.rank == 3
+    assert make_gate(RequestMaskConfig(gate="scale", gate_bias=False)).gate_bias is False
+    paper = make_gate(RequestMaskConfig(gate="topk", drop_ratio=0.2, temperature_start=0.6))
+    assert (paper.drop_ratio, paper.temperature) == (0.2, 0.6)
+
+
+@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate(), TopKGate()])
+def test_split_cuts_every_output_once(gate) -> None:
+    total = sum(gate.layer_size(spec) for spec in SPECS.values())
+    flat = torch.arange(2.0 * total).reshape(2, total)
+    parts = gate.split(flat, SPECS)
+    again = torch.cat([value.reshape(2, -1) for layer in parts.values() for value in layer.values()], dim=-1)
+    assert torch.equal(again, flat)
+    for name, spec in SPECS.items():
+        assert {part: tuple(value.shape[1:]) for part, value in parts[name].items()} == gate.parts(spec)
+
+
+@pytest.mark.parametrize("kept", [None, True])
+def test_scale_gates_lie_between_0_and_2(kept) -> None:
+    gate = ScaleGate()
+    built = gate.build(tensors(gate), None if kept is None else torch.ones(5), None, training=True)
+    for layer in built.values():
+        for value in (layer.row, layer.column):
+            assert bool(((value > 0) & (value < 2)).all())
+            assert value.std() > 0.1
+
+
+@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate()])
+def test_strength_1_for_every_row_changes_no_bit(gate) -> None:
+    given = {name: {part: 5 * value for part, value in parts.items()} for name, parts in tensors(gate).items()}
+    plain = gate.build(given, None, None, training=False)
+    scaled = gate.build(given, torch.ones(5), torch.ones(5, dtype=torch.bool), training=False)
+    for name in SPECS:
+        for a, b in zip(vars(plain[name]).values(), vars(scaled[name]).values(), strict=True):
+            assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate()])
+def test_strength_scales_the_deviation_from_the_identity(gate) -> None:
+    given = tensors(gate)
+    scale = torch.tensor([0.0, 0.5, 1.0, 2.0, -1.0])
+    built, full = (gate.build(given, s, None, training=False) for s in (scale, None))
+    for name in SPECS:
+        if isinstance(gate, ScaleGate):
+            expected = 1 + scale[:, None] * (full[name].row - 1)
+            assert torch.allclose(built[name].row, expected)
+        else:
+            expected = 1 + scale[:, None, None] * (full[name].weight_mask() - 1)
+            assert torch.allclose(built[name].weight_mask(), expected, atol=1e-5)
+        assert torch.equal(built[name].weight_mask()[0], torch.ones(SPECS[name].out_features, SPECS[name].in_features))
+
+
+@pytest.mark.parametrize(
+    "gate", [LowRankMaskGate(1), LowRankMaskGate(3), ScaleGate(True), ScaleGate(False), TopKGate(0.3)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_apply_is_the_folded_weight(gate, bias: bool) -> None:
+    linear = nn.Linear(4, 6, bias=bias)
+    layer = MaskedLinear(linear, "a", RequestCarrier())
+    gates = gate.build(tensors(gate), None, None, training=False)["a"]
+    x = torch.randn(5, 2, 4)
+    output = gates.apply(layer, x, 0)
+    for row in range(5):
+        weight, folded_bias = gates.fold(linear.weight, linear.bias, row)
+        assert torch.allclose(output[row], nn.functional.linear(x[row], weight, folded_bias), atol=1e-5)
+    assert not torch.allclose(output, linear(x), atol=1e-3)
+
+
+def test_bias_stays_ungated_where_asked() -> None:
+    gate = RowColumnGate(torch.zeros(1, 6), torch.ones(1, 4), gate_bias=False)
+    linear = nn.Linear(4, 6)
+    layer = MaskedLinear(linear, "a", RequestCarrier())
+    assert torch.equal(gate.apply(layer, torch.randn(1, 4), 0)[0], linear.bias)
+    gated = RowColumnGate(torch.zeros(1, 6), torch.ones(1, 4), gate_bias=True)
+    assert torch.equal(gated.apply(layer, torch.randn(1, 4), 0), torch.zeros(1, 6))
+
+
+def test_low_rank_rows_without_request_never_see_a_nan() -> None:
+    linear = nn.Linear(4, 6)
+    layer = MaskedLinear(linear, "a", RequestCarrier())
+    gates = LowRankGate(torch.full((2, 1, 6), float("nan")), torch.ones(2, 1, 4), torch.tensor([True, False]))
+    x = torch.randn(2, 4)
+    output = gates.apply(layer, x, 0)
+    assert torch.isnan(output[0]).all()
+    assert torch.equal(output[1], linear(x)[1])
+
+
+def test_low_rank_starts_at_the_identity_and_can_leave_it() -> None:
+    gate = LowRankMaskGate(3)
+    total = sum(gate.layer_size(spec) for spec in SPECS.values())
+    head = nn.Linear(5, total)
+    gate.init_head(head, SPECS, identity=True)
+    parts = gate.split(head(torch.randn(2, 5)), SPECS)
+    for layer in parts.values():
+        assert torch.equal(layer["a"], torch.zeros_like(layer["a"]))
+        assert torch.equal(layer["b"].abs(), torch.ones_like(layer["b"]))
+    assert len({tuple(term.tolist()) for layer in [parts["a"]["b"][0], parts["b"]["b"][0]] for term in layer}) > 1
+    sum(gates.weight_mask().square().sum() for gates in gate.build(parts, None, None, True).values()).backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("ratio", "total"), [(0.1, 19), (0.05, 20), (0.2, 10), (0.0, 7), (0.95, 20), (0.3, 10)])
+def test_topk_keeps_exactly_k(ratio: float, total: int) -> None:
+    exact = math.ceil(round((1 - ratio) * total, 6))
+    assert TopKGate(ratio).kept(total) == exact
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_topk_is_binary_over_all_layers_together(training: bool) -> None:
+    gate = TopKGate(0.4)
+    built = gate.build(tensors(gate), None, None, training=training)
+    open_gates = sum(layer.row.sum(-1) + layer.column.sum(-1) for layer in built.values())
+    assert torch.equal(open_gates, torch.full((5,), float(gate.kept(19))))
+    for layer in built.values():
+        assert bool(((layer.row == 0) | (layer.row == 1)).all())
+        assert bool(((layer.column == 0) | (layer.column == 1)).all())
+
+
+def test_topk_takes_the_largest_logits_and_noise_only_in_training() -> None:
+    gate = TopKGate(0.4)
+    given = tensors(gate)
+    flat = torch.cat([value for parts in given.values() for value in parts.values()], dim=-1)
+
+    def masks(training: bool) -> torch.Tensor:
+        built = gate.build(given, None, None, training)
+        return torch.cat([value for layer in built.values() for value in (layer.row, layer.column)], dim=-1)
+
+    kept = flat.topk(gate.kept(19), dim=-1).indices
+    assert torch.equal(masks(False), torch.zeros_like(flat).scatter(-1, kept, 1.0))
+    assert any(not torch.equal(masks(True), masks(False)) for _ in range(5))
+
+
+def test_topk_gradient_is_that_of_the_softmax() -> None:
+    gate = TopKGate(0.4, temperature=0.5)
+    logits = torch.randn(2, 19, requires_grad=True)
+    built = gate.build(gate.split(logits, SPECS), None, None, training=False)
+    weights = torch.randn(2, 19)
+    flat = torch.cat([value for layer in built.values() for value in (layer.row, layer.column)], dim=-1)
+    (flat * weights).sum().backward()
+    expected = torch.autograd.grad((torch.softmax(logits / 0.5, -1) * weights).sum(), logits)[0]
+    assert torch.allclose(logits.grad, expected, atol=1e-7)
+
+
+def test_topk_rows_without_request_are_open() -> None:
+    gate = TopKGate(0.5)
+    active = torch.tensor([True, False, True, True, False])
+    built = gate.build(tensors(gate), active.float(), active, training=True)
+    for layer in built.values():
+        assert torch.equal(layer.weight_mask()[~active], torch.ones_like(layer.weight_mask()[~active]))
+
+
+@pytest.mark.parametrize(("batch_dim", "shape"), [(0, (3, 1, 1, 4)), (1, (1, 3, 1, 4)), (-2, (1, 1, 3, 4))])
+def test_spread_puts_rows_into_the_batch_dimension(batch_dim: int, shape: tuple) -> None:
+    assert spread(torch.zeros(3, 4), torch.zeros(7, 7, 7, 4), batch_dim).shape == shape
+    terms = spread(torch.zeros(3, 2, 4), torch.zeros(7, 7, 7, 4), batch_dim)
+    assert terms.shape == (*shape[:-1], 2, 4)

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from cramer_peft.gates import LayerSpec, LowRankMaskGate, ScaleGate, TopKGate
+from cramer_peft.generator import RequestMaskGenerator
+
+SPECS = {"block.up": LayerSpec(6, 4), "block.down": LayerSpec(4, 6)}
+
+
+@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate(), TopKGate()])
+@pytest.mark.parametrize("width", [None, 5])
+def test_outputs_have_the_named_shapes(gate, width) -> None:
+    generator = RequestMaskGenerator(8, SPECS, gate, width, identity=False)
+    output = generator(torch.randn(3, 8))
+    assert list(output) == list(SPECS)
+    for name, spec in SPECS.items():
+        assert {part: tuple(v.shape) for part, v in output[name].items()} == {
+            part: (3, *shape) for part, shape in gate.parts(spec).items()
+        }
+    assert not torch.equal(
+        output["block.up"][next(iter(output["block.up"]))][0], output["block.up"][next(iter(output["block.up"]))][1]
+    )
+
+
+def test_without_a_width_it_is_one_linear_layer() -> None:
+    generator = RequestMaskGenerator(8, SPECS, ScaleGate(), None)
+    assert sorted(generator.state_dict()) == ["head.bias", "head.weight"]
+    assert isinstance(generator.trunk, nn.Identity)
+    assert generator.head.out_features == 20
+
+
+@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate()])
+@pytest.mark.parametrize("width", [None, 5])
+def test_identity_start_masks_nothing(gate, width) -> None:
+    generator = RequestMaskGenerator(8, SPECS, gate, width, identity=True)
+    for layer in gate.build(generator(torch.randn(3, 8)), None, None, training=True).values():
+        assert torch.equal(layer.weight_mask(), torch.ones_like(layer.weight_mask()))
+
+
+def test_vectors_take_the_generators_dtype() -> None:
+    generator = RequestMaskGenerator(8, SPECS, ScaleGate(), 5)
+    vectors = torch.randn(3, 8).half()
+    output = generator(vectors)["block.up"]["row_logits"]
+    assert output.dtype == torch.float32
+    assert torch.equal(output, generator(vectors.float())["block.up"]["row_logits"])

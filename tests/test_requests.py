@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from cramer_peft.encoders import HashingEncoder
+from cramer_peft.errors import RequestError
+from cramer_peft.requests import batch_requests, batch_strength
+
+encode = HashingEncoder(4).encode
+
+
+@pytest.mark.parametrize("blank", [None, "", "  \n\t", [], [None, ""], (None,)])
+def test_nothing_asked_is_no_batch(blank) -> None:
+    assert batch_requests(blank, 4, encode) is None
+
+
+def test_one_text_is_shared_and_a_list_is_not() -> None:
+    shared, listed = batch_requests("drama", 4, encode), batch_requests(["drama"], 4, encode)
+    assert shared.shared
+    assert not listed.shared
+    assert torch.equal(shared.vectors, encode(["drama"]))
+    assert shared.texts == listed.texts == ("drama",)
+
+
+def test_texts_vectors_and_none_mix() -> None:
+    vector = torch.randn(4)
+    batch = batch_requests(["drama", None, vector, " ", "horror"], 4, encode)
+    assert batch.texts == ("drama", None, None, None, "horror")
+    assert batch.active.tolist() == [True, False, True, False, True]
+    assert torch.equal(batch.vectors[[0, 2, 4]], torch.stack([*encode(["drama"]), vector, *encode(["horror"])]))
+    assert torch.equal(batch.vectors[[1, 3]], torch.zeros(2, 4))
+
+
+def test_a_tensor_is_one_row_per_row_or_shared() -> None:
+    rows = torch.randn(3, 4)
+    batch = batch_requests(rows, 4, encode)
+    assert not batch.shared
+    assert batch.active is None
+    assert torch.equal(batch.vectors, rows)
+    assert batch_requests(rows[0], 4, encode).shared
+
+
+def test_a_row_does_not_take_the_precision_of_another() -> None:
+    wide = torch.tensor([1 / 3, 2 / 3, 1 / 7, 1 / 9])
+    batch = batch_requests([torch.ones(4, dtype=torch.float16), wide], 4, encode)
+    assert torch.equal(batch.vectors[1], wide)
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (3, "int"),
+        ({"a": 1}, "dict"),
+        ([1.0, 2.0], "request 0"),
+        (["a", b"b"], "request 1"),
+        (torch.zeros(5), "width 4"),
+        (torch.zeros(2, 5), r"\(2, 5\)"),
+        (torch.zeros(2, 2, 4), "width 4"),
+        (["a", torch.zeros(5)], r"\(1, 5\)"),
+        (["a", torch.zeros(1, 4)], "request 1"),
+        (torch.zeros(2, 4, dtype=torch.long), "floating"),
+        (torch.tensor([[0.0] * 4, [0.0, float("nan"), 0, 0]]), "request 1.*NaN"),
+        ([None, None, torch.tensor([0.0, 0, float("inf"), 0])], "request 2.*infinity"),
+    ],
+)
+def test_unusable_requests_are_refused(request_, named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        batch_requests(request_, 4, encode)
+
+
+def test_strengths() -> None:
+    assert batch_strength(None, 1.0, 2, shared=False) is None
+    assert batch_strength(1, 0.5, 2, shared=False) is None
+    assert batch_strength(None, 0.5, 2, shared=False).tolist() == [0.5, 0.5]
+    assert batch_strength([0.0, 2], 1.0, 2, shared=False).tolist() == [0.0, 2.0]
+    assert batch_strength(torch.tensor(0.5), 1.0, 2, shared=False).tolist() == [0.5, 0.5]
+    assert batch_strength([1.0, 2.0, 3.0], 1.0, 1, shared=True).tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "strength", [float("nan"), float("inf"), "strong", [1.0], [1.0, 2.0, 3.0], [[1.0, 2.0]], [0.0, float("nan")], {}]
+)
+def test_unusable_strengths_are_refused(strength) -> None:
+    with pytest.raises(RequestError, match="strength"):
+        batch_strength(strength, 1.0, 2, shared=False)
