@@ -22,7 +22,15 @@ from cramer_peft.encoders.base import RequestEncoder, is_registered
 from cramer_peft.errors import AdapterFileError, EncoderError
 from cramer_peft.gates import make_gate
 from cramer_peft.generator import RequestMaskGenerator
-from cramer_peft.io import CONFIG_NAME, WEIGHTS_NAME, read_json, read_safetensors, write_json, write_safetensors
+from cramer_peft.io import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_finite,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from cramer_peft.registration import RequestMaskPeftType
 from cramer_peft.targets import own_modules, plan_injection
 
@@ -101,18 +109,29 @@ def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder 
         generator = RequestMaskGenerator(config.request_dim, plan.specs, make_gate(config), config.generator_width)
     expected = {f"{_ROOT}{_GENERATOR}{key}": value.shape for key, value in generator.state_dict().items()}
     expected.update(_saved_modules(model, config))
-    found = {key: value.shape for key, value in stored.tensors.items()}
-    problems = [f"missing {key}" for key in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {key}" for key in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{key} has shape {tuple(found[key])}, expected {tuple(expected[key])}"
-        for key in sorted(expected.keys() & found.keys())
-        if found[key] != expected[key]
-    ]
+    problems = _differences(expected, stored.tensors)
     if problems:
-        raise AdapterFileError(
-            f"{stored.folder / WEIGHTS_NAME} does not fit its configuration: {'; '.join(problems[:10])}."
-        )
+        raise AdapterFileError(f"{stored.folder / WEIGHTS_NAME} does not fit its configuration: {problems}.")
+
+
+def check_remapped(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
+    """What PEFT's own loading allows to be checked: the adapter's tensors, just before they are copied.
+
+    Args:
+        model: The model that PEFT loads into.
+        adapter_name: Name of the adapter there.
+        tensors: What is to be loaded, by the model's own keys.
+
+    Raises:
+        AdapterFileError: If a generator's keys are missing or unexpected, shapes differ, or a tensor holds
+            NaN or infinity.
+    """
+    prefix = f"{_GENERATOR}{adapter_name}."
+    expected = {key: value.shape for key, value in model.state_dict().items() if prefix in key}
+    problems = _differences(expected, {key: value for key, value in tensors.items() if _GENERATOR in key})
+    if problems:
+        raise AdapterFileError(f"the file does not fit the adapter {adapter_name!r}: {problems}.")
+    check_finite(tensors, f"the file of adapter {adapter_name!r}")
 
 
 def fill_adapter(masks: RequestMaskModel, adapter_name: str, stored: StoredAdapter) -> None:
@@ -127,6 +146,18 @@ def fill_adapter(masks: RequestMaskModel, adapter_name: str, stored: StoredAdapt
             module.modules_to_save[adapter_name].load_state_dict(tensors)
     if stored.config.inference_mode:
         masks.set_requires_grad(adapter_name, requires_grad=False)
+
+
+def _differences(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -> str:
+    """What is missing, unexpected or of another shape, in words; empty where nothing is."""
+    problems = [f"missing {key}" for key in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - expected.keys())]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(expected[key])}"
+        for key in sorted(expected.keys() & tensors.keys())
+        if tensors[key].shape != expected[key]
+    ]
+    return "; ".join(problems[:10])
 
 
 def _check_encoder(config: RequestMaskConfig, encoder: RequestEncoder | None) -> None:

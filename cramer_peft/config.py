@@ -93,9 +93,9 @@ class RequestMaskConfig(PeftConfig):
         ),
     )
     generator_width: int | None = field(
-        default=None,
+        default=64,
         metadata=_help(
-            "Width of the generator's hidden layer. None: one linear layer from the request vector to all "
+            "Width of the generator's hidden layer (default 64). None: one linear layer from the request vector to all "
             "gates, as in the paper."
         ),
     )

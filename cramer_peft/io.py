@@ -89,10 +89,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterFileError(
             f"{path} is not a readable safetensors file (truncated or corrupt?): {error}."
         ) from error
+    check_finite(tensors, str(path))
+    return tensors, metadata
+
+
+def check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Args:
+        tensors: Tensors by name; those of whole numbers pass.
+        where: What they are from, for the message.
+
+    Raises:
+        AdapterFileError: If one does.
+    """
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
     if bad:
-        raise AdapterFileError(f"{path}: {bad[0]!r} holds NaN or infinity ({len(bad)} tensors do).")
-    return tensors, metadata
+        raise AdapterFileError(f"{where}: {bad[0]!r} holds NaN or infinity ({len(bad)} tensors do).")
 
 
 def _is_finite(value: Tensor) -> bool:

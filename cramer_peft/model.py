@@ -74,6 +74,7 @@ class RequestMaskModel(BaseTuner):
         self._encoders: dict[str, CachedEncoder] = {}
         self._record: ModelRecord | None = None
         self._plan: InjectionPlan | None = None
+        self._enabled = True
         self.carrier = RequestCarrier()
         if encoder is not None:
             self._encoders[adapter_name] = CachedEncoder(encoder)
@@ -172,7 +173,7 @@ class RequestMaskModel(BaseTuner):
     @property
     def adapters_enabled(self) -> bool:
         """Whether masks are on at all; False inside :meth:`disable_adapter`."""
-        return all(not layer.disable_adapters for layer in masked_layers(self.model))
+        return self._enabled
 
     def gate_source(self, requests: Requests | MaskState, strength: Strength = None) -> GateSource | None:
         """The gates of some requests, not made yet; None where there is nothing to mask."""
@@ -376,6 +377,7 @@ class RequestMaskModel(BaseTuner):
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         flags = [(p, p.requires_grad) for p in self.request_mask_generator.parameters()]
         super()._enable_adapter_layers(enabled)
+        self._enabled = enabled
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
@@ -406,6 +408,16 @@ class RequestMaskModel(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         return adapter_files.without_adapter_name(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        adapter_files.check_remapped(model, adapter_name, remapped)
+        return remapped
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Not offered: masks differ from request to request."""

@@ -5,9 +5,18 @@ import os
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from cramer_peft import RequestMaskModel, inject_request_masks, load_request_masks
-from cramer_peft.errors import ConfigError, CramerError, RequestError, TargetModuleError, UnsupportedError
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks, load_request_masks
+from cramer_peft.errors import (
+    AdapterFileError,
+    ConfigError,
+    CramerError,
+    RequestError,
+    TargetModuleError,
+    UnsupportedError,
+)
 
 REQUESTS = ["more horror", None, "nothing sad"]
 
@@ -166,3 +175,29 @@ def test_autocast_of_a_half_precision_base(model, make_config, x) -> None:
     wrapped = get_peft_model(model, make_config())
     assert {p.dtype for p in wrapped.base_model.generator.parameters()} == {torch.float32}
     assert wrapped(x, request=REQUESTS).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors: tensors.pop("base_model.request_mask_generator.head.bias"), "missing .*head.bias"),
+        (
+            lambda tensors: tensors.update({"base_model.request_mask_generator.tail": torch.ones(1)}),
+            "unexpected .*tail",
+        ),
+        (lambda tensors: tensors["base_model.request_mask_generator.head.bias"].fill_(float("nan")), "NaN"),
+    ],
+)
+def test_peft_loading_refuses_a_damaged_file(damage, message: str, tmp_path) -> None:
+    def base() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    config = RequestMaskConfig(target_modules=["0", "2"], request_dim=5)
+    get_peft_model(base(), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    damage(tensors)
+    save_file(tensors, path)
+    with pytest.raises(AdapterFileError, match=message):
+        PeftModel.from_pretrained(base(), tmp_path)

@@ -18,16 +18,13 @@ class WordLlamaEncoder:
 
     It is fast and offline, and does not see word order: "no" and "not" weigh like any other word.
 
-    Args:
-        normalize: Whether to scale each vector to length 1.
-
     Raises:
         MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``; it needs numpy 2).
     """
 
     name = "wordllama"
 
-    def __init__(self, normalize: bool = False) -> None:
+    def __init__(self) -> None:
         handlers = list(logging.root.handlers), logging.root.level
         package = require("wordllama", extra="wordllama")
         # Its import configures the root logger, which is the application's to configure.
@@ -38,10 +35,8 @@ class WordLlamaEncoder:
             self._model = package.WordLlama.load(cache_dir=folder, disable_download=True)
         except FileNotFoundError as error:
             raise EncoderError(f"the installed wordllama has no weights or tokenizer in its wheel: {error}.") from error
-        self._normalize = bool(normalize)
         self.dim = int(self._model.embedding.shape[1])
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, 256) float32."""
-        vectors = torch.from_numpy(self._model.embed(list(texts)))
-        return torch.nn.functional.normalize(vectors, dim=-1) if self._normalize else vectors
+        """Vectors of ``texts``, (texts, 256) float32; NaN where a text has no token."""
+        return torch.from_numpy(self._model.embed(list(texts)))

@@ -11,26 +11,40 @@ from torch.nn import functional
 from cramer_peft.state import MaskState
 
 
-def minimal_edit_loss(scores: Tensor, frozen_scores: Tensor, match: Tensor, kappa: float = 8.0) -> Tensor:
+def minimal_edit_loss(
+    scores: Tensor, frozen_scores: Tensor, match: Tensor, kappa: float = 8.0, floor: float | None = None
+) -> Tensor:
     """Distance to the smallest edit of the frozen distribution that satisfies a request.
 
     ``p*(i) ∝ p_frozen(i) exp(kappa match(i))`` maximises ``E[match] - KL(p, p_frozen) / kappa``: it keeps
     the frozen model's odds among items that match equally well, and is p_frozen itself where ``match`` is
-    constant. The loss is KL(p* ‖ p_edited), averaged over the rows. (The project's own; see "The method"
-    in the docs.)
+    constant. The loss of a row is KL(p* ‖ p_edited). (The project's own; see "The method" in the docs.)
+
+    How large an edit a request needs differs widely: leaving out a rare attribute moves little probability,
+    asking for it moves nearly all. With ``floor``, each row's loss is divided by KL(p* ‖ p_frozen) + floor,
+    so that all requests count alike: what is left of the edit that was needed.
 
     Args:
         scores: Scores under the request, (rows, items).
         frozen_scores: Scores of the frozen model, (rows, items); no gradient flows into them.
         match: How well each item satisfies the request, (rows, items), for example from -1 to 1.
         kappa: How strongly a match counts, in nats.
+        floor: Divide each row's loss by the edit it needs plus this, in nats; None: do not divide.
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar: the mean over the rows.
     """
-    wanted = functional.log_softmax(frozen_scores.detach() + kappa * match, dim=-1)
-    edited = functional.log_softmax(scores, dim=-1)
-    return functional.kl_div(edited, wanted, reduction="batchmean", log_target=True)
+    frozen = functional.log_softmax(frozen_scores.detach(), dim=-1)
+    wanted = functional.log_softmax(frozen + kappa * match, dim=-1)
+    remaining = _divergence(wanted, functional.log_softmax(scores, dim=-1))
+    if floor is not None:
+        remaining = remaining / (_divergence(wanted, frozen) + floor)
+    return remaining.mean()
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) per row."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 class SparsityLoss:

@@ -20,8 +20,6 @@ def test_vectors_and_offline() -> None:
     assert vectors.dtype == torch.float32
     similarity = torch.nn.functional.cosine_similarity(vectors[:1], vectors[1:])
     assert similarity[1] > similarity[0]
-    unit = WordLlamaEncoder(normalize=True).encode(["more horror"])
-    assert torch.allclose(unit, torch.nn.functional.normalize(vectors[:1], dim=-1), atol=1e-5)
 
 
 def test_importing_it_leaves_the_root_logger_alone(monkeypatch: pytest.MonkeyPatch) -> None:
