@@ -37,11 +37,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Raises:
+        OSError: If the folder cannot be written; what was there is then as it was.
+    """
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON with sorted keys, atomically."""
-    text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -66,9 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors and text metadata, atomically."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    data = save(plain, metadata={"format": "pt", **metadata})
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(path, save(plain, metadata={"format": "pt", **metadata}))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

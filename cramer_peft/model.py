@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -169,6 +170,15 @@ class RequestMaskModel(BaseTuner):
     def generator(self) -> RequestMaskGenerator:
         """The active adapter's generator, the trained part."""
         return self._active()[1]
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether ``Trainer`` may pass the wrapped model loss keywords, as it would find out of the model itself."""
+        own = getattr(self.model, "accepts_loss_kwargs", None)
+        if own is not None:
+            return bool(own)
+        parameters = inspect.signature(self.model.forward).parameters.values()
+        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
     @property
     def adapters_enabled(self) -> bool:

@@ -191,6 +191,8 @@ def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -
         message += f" with exclude_modules={config.exclude_modules!r}"
     if config.layers_to_transform is not None:
         message += f" and layers_to_transform={config.layers_to_transform!r}"
+        if config.layers_pattern is None:
+            message += " (name the module list that it counts in by layers_pattern)"
     if near:
         message += f". Near misses: {', '.join(dict.fromkeys(near))}"
     return f"{message}. Modules that can be masked: {_listed(linear)}."

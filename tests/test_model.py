@@ -465,3 +465,13 @@ def test_gates_by_module_name(masks, gate: str) -> None:
     assert torch.equal(gates["up"].weight_mask()[1], torch.ones(16, 8))
     assert masks.gates(None) == {}
     assert isinstance(masks.mask_state(REQUESTS), MaskState)
+
+
+def test_trainer_learns_of_loss_keywords_what_the_model_says() -> None:
+    class WithLossKeywords(nn.Sequential):
+        def forward(self, x, **kwargs):
+            return super().forward(x)
+
+    config = RequestMaskConfig(target_modules=["0"], request_dim=4)
+    assert not inject_request_masks(nn.Sequential(nn.Linear(3, 3)), config).accepts_loss_kwargs
+    assert inject_request_masks(WithLossKeywords(nn.Linear(3, 3)), config).accepts_loss_kwargs

@@ -66,7 +66,8 @@ def test_trainable_parameters(wrapped, x) -> None:
     wrapped.train()
     wrapped(x, request=REQUESTS).square().sum().backward()
     assert {n for n, p in wrapped.named_parameters() if p.grad is not None} == {
-        f"base_model.request_mask_generator.default.head.{name}" for name in ("weight", "bias")
+        f"base_model.request_mask_generator.default.{name}"
+        for name, _ in wrapped.base_model.generator.named_parameters()
     }
 
 

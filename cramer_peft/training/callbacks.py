@@ -34,5 +34,5 @@ class TemperatureCallback(TrainerCallback):
         start, end = config.temperature_start, config.temperature_end
         assert start is not None
         assert end is not None
-        done = state.global_step / max(state.max_steps, 1)
+        done = state.global_step / max(state.max_steps - 1, 1)  # the last step runs at the end temperature
         gate.temperature = end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))

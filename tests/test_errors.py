@@ -1,0 +1,55 @@
+import pickle
+
+import pytest
+
+from cramer_peft import errors
+from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, CramerError
+
+BUILT_IN: dict[str, type[Exception]] = {
+    "ConfigError": ValueError,
+    "TargetModuleError": ValueError,
+    "RequestError": ValueError,
+    "EncoderError": ValueError,
+    "MissingExtraError": ImportError,
+    "AdapterFileError": ValueError,
+    "BaseModelMismatchError": ValueError,
+    "CheckpointingError": RuntimeError,
+    "UnsupportedError": NotImplementedError,
+    "DataError": ValueError,
+    "DownloadError": OSError,
+}
+CLASSES = {
+    name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+}
+
+
+def test_every_error_is_in_this_test() -> None:
+    assert set(CLASSES) == {"CramerError", *BUILT_IN}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_it_is_ours_and_a_built_in(name: str) -> None:
+    kind = CLASSES[name]
+    assert issubclass(kind, CramerError)
+    assert issubclass(kind, BUILT_IN[name])
+    for base in (CramerError, BUILT_IN[name]):
+        with pytest.raises(base, match="what happened"):
+            raise kind("what happened")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_its_message_survives(name: str) -> None:
+    error = CLASSES[name]("what happened")
+    assert str(error) == "what happened"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == "what happened"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_it_says_what_it_means(name: str) -> None:
+    assert (CLASSES[name].__doc__ or "").strip().endswith(".")
+
+
+def test_another_base_is_a_kind_of_unfit_file() -> None:
+    assert issubclass(BaseModelMismatchError, AdapterFileError)

@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.gates import TopKGate
+from cramer_peft.training import TemperatureCallback
+
+pytest.importorskip("accelerate")
+
+
+def temperatures(masks: RequestMaskModel, folder: Path, steps: int) -> list[float]:
+    """The temperature at each step from 0 to ``steps``."""
+    callback, state = TemperatureCallback(masks), TrainerState(max_steps=steps + 1)
+    arguments = TrainingArguments(output_dir=str(folder))
+    found = []
+    for state.global_step in range(steps + 1):
+        callback.on_step_begin(arguments, state, TrainerControl())
+        gate = masks.generator.gate
+        assert isinstance(gate, TopKGate)
+        found.append(gate.temperature)
+    return found
+
+
+def test_half_a_cosine_from_start_to_end(
+    model: nn.Module, make_config: Callable[..., RequestMaskConfig], tmp_path: Path
+) -> None:
+    masks = inject_request_masks(model, make_config("topk", temperature_start=0.9, temperature_end=0.1))
+    found = temperatures(masks, tmp_path, 20)
+    assert found[0] == pytest.approx(0.9)
+    assert found[10] == pytest.approx(0.5)
+    assert found[20] == pytest.approx(0.1)
+    assert all(later < earlier for earlier, later in pairwise(found))
+
+
+def test_it_follows_the_active_adapter(
+    model: nn.Module, make_config: Callable[..., RequestMaskConfig], tmp_path: Path
+) -> None:
+    masks = inject_request_masks(model, make_config("topk", temperature_start=0.9, temperature_end=0.1))
+    masks.add_adapter("other", make_config("topk", temperature_start=0.6, temperature_end=0.2))
+    masks.set_adapter("other")
+    assert temperatures(masks, tmp_path, 4)[::4] == pytest.approx([0.6, 0.2])
+
+
+@pytest.mark.parametrize("gate", ["low_rank", "scale"])
+def test_nothing_for_other_gates(
+    gate: str, model: nn.Module, make_config: Callable[..., RequestMaskConfig], tmp_path: Path
+) -> None:
+    masks = inject_request_masks(model, make_config(gate))
+    before = dict(vars(masks.generator.gate))
+    arguments = TrainingArguments(output_dir=str(tmp_path))
+    TemperatureCallback(masks).on_step_begin(arguments, TrainerState(max_steps=2), TrainerControl())
+    assert vars(masks.generator.gate) == before
