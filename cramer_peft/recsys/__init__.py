@@ -1,0 +1,1 @@
+"""Tools for sequential recommenders: data, splits, requests, evaluation."""

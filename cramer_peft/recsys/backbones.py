@@ -1,0 +1,104 @@
+"""Sequential recommenders to adapt, built from transformers' own models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+from transformers.models.bert.modeling_bert import BertPreTrainedModel
+
+from cramer_peft.errors import DataError
+
+PADDING = 0
+
+
+class SASRec(BertPreTrainedModel):
+    """SASRec: a causal transformer over the items of a history, scored by dot products with the items.
+
+    It is RecBole's architecture (2 layers, 2 heads, hidden 64, inner 256, GELU, norm after each block;
+    Kang & McAuley 2018 with RecBole 1.2.1's defaults), on transformers' ``BertModel``. Items are numbered
+    from 1 in its inputs; 0 pads on the right, where a causal model never looks from a real position.
+
+    Args:
+        config: A ``BertConfig``, best made by :meth:`configure`.
+    """
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.post_init()
+        # BERT adds the embedding of a sentence number; SASRec has no such thing: zeros, and a buffer, because
+        # from_pretrained would make a parameter trainable again.
+        sentence = self.bert.embeddings.token_type_embeddings
+        del sentence.weight
+        sentence.register_buffer("weight", torch.zeros(1, config.hidden_size))
+
+    @staticmethod
+    def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> BertConfig:
+        """The configuration for a catalogue.
+
+        Args:
+            num_items: Number of items.
+            max_length: Longest history, in items; the most recent ones count.
+            dropout: Dropout of embeddings, attention and feed-forward layers.
+            hidden_size: Width; the inner layers are four times as wide.
+        """
+        return BertConfig(
+            vocab_size=num_items + 1,
+            hidden_size=hidden_size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=4 * hidden_size,
+            hidden_act="gelu",
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            max_position_embeddings=max_length,
+            type_vocab_size=1,
+            layer_norm_eps=1e-12,
+            is_decoder=True,
+            use_cache=False,
+            pad_token_id=PADDING,
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Number of items in the catalogue."""
+        return int(self.config.vocab_size) - 1
+
+    @property
+    def max_length(self) -> int:
+        """Longest history, in items."""
+        return int(self.config.max_position_embeddings)
+
+    def forward(
+        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Score the whole catalogue.
+
+        Args:
+            item_ids: Histories, (rows, length) int64, items from 1, padded with 0 on the right.
+            labels: Next item at each position, (rows, length) int64, items from 0, -100 where there is
+                none. Given, the return value is ``{"loss": …}`` over all positions.
+            positions: Positions to score instead of the last, (rows, n) int64: what may come after each.
+
+        Returns:
+            Scores of the items 0 … num_items - 1 after each row's last item, (rows, num_items); with
+            ``positions``, (rows, n, num_items).
+
+        Raises:
+            DataError: If a row holds no item.
+        """
+        hidden = self.bert(item_ids).last_hidden_state
+        items = self.bert.embeddings.word_embeddings.weight[1:]
+        if labels is not None:
+            known = labels >= 0
+            return {"loss": nn.functional.cross_entropy(hidden[known] @ items.T, labels[known])}
+        rows = torch.arange(len(item_ids), device=item_ids.device)
+        if positions is not None:
+            chosen: Tensor = hidden[rows[:, None], positions] @ items.T
+            return chosen
+        last = (item_ids != PADDING).sum(1) - 1
+        if not torch.compiler.is_compiling() and bool((last < 0).any()):
+            raise DataError(f"row {int((last < 0).nonzero()[0])} is an empty history: expected at least one item.")
+        scores: Tensor = hidden[rows, last] @ items.T
+        return scores

@@ -1,0 +1,352 @@
+"""Trains a backbone on histories, and a generator on histories with requests, by ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+
+from cramer_peft import RequestMaskModel
+from cramer_peft.errors import ConfigError, DataError
+from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.metrics import ndcg, target_ranks
+from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfies
+from cramer_peft.recsys.split import Split, pad_histories, seen_mask
+from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
+from cramer_peft.training import SparsityLoss, TemperatureCallback, minimal_edit_loss
+
+NO_LABEL = -100
+_SCORING_BATCH = 256
+
+
+class HistoryWindows(Dataset[dict[str, Tensor]]):
+    """Windows of histories with the next item at each position, for causal training.
+
+    Args:
+        histories: Per user an int64 tensor of item indices from 0, in time's order.
+        length: Longest window. Longer histories give several, aligned to their ends.
+
+    Raises:
+        DataError: If no history has two items.
+    """
+
+    def __init__(self, histories: Sequence[Tensor], length: int) -> None:
+        pieces = [
+            history[max(0, end - length - 1) : end] for history in histories for end in range(len(history), 1, -length)
+        ]
+        if not pieces:
+            raise DataError("no history has two items: there is nothing to train on.")
+        self.item_ids = pad_histories([piece[:-1] for piece in pieces], length)
+        self.labels = torch.where(
+            self.item_ids > 0, pad_histories([piece[1:] for piece in pieces], length) - 1, NO_LABEL
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"item_ids": self.item_ids[index], "labels": self.labels[index]}
+
+
+@torch.no_grad()
+def score_histories(model: torch.nn.Module, item_ids: Tensor) -> Tensor:
+    """Scores of the whole catalogue after each history, (rows, items), in batches and in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(batch) for batch in item_ids.split(_SCORING_BATCH)])
+    finally:
+        model.train(training)
+
+
+class _BackboneTrainer(Trainer):
+    """Validates by NDCG@10 on the next item, the whole catalogue ranked, seen items removed."""
+
+    def __init__(self, *args: Any, split: Split, **kwargs: Any) -> None:
+        # Trainer wants a data set to validate on; evaluate() below ranks the split's users instead.
+        super().__init__(*args, eval_dataset=kwargs["train_dataset"], **kwargs)
+        histories = split.history("validation")
+        self._item_ids = pad_histories(histories, self.model.max_length)
+        self._seen = seen_mask(histories, self.model.num_items)
+        self._targets = split.validation_target
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        scores = score_histories(self.model, self._item_ids.to(self.args.device)).cpu()
+        ranks = target_ranks(scores.masked_fill(self._seen, -torch.inf), self._targets)
+        metrics = {"eval_ndcg@10": float(ndcg(ranks).mean())}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # early stopping listens
+        return metrics
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """How a backbone is trained.
+
+    Attributes:
+        epochs: Most epochs; training stops when validation has not improved for ``patience`` of them.
+        learning_rate: Peak of AdamW's learning rate.
+        batch_size: Windows per step.
+        patience: Epochs without a better validation NDCG@10.
+        dropout: Of the backbone.
+        max_length: Longest history, in items.
+    """
+
+    epochs: int = 30
+    learning_rate: float = 2e-3
+    batch_size: int = 64
+    patience: int = 5
+    dropout: float = 0.2
+    max_length: int = 50
+
+
+def train_sasrec(
+    catalogue: Catalogue, split: Split, options: BackboneOptions | None = None, seed: int = 0, progress: bool = True
+) -> SASRec:
+    """Train SASRec on the training items of a split; the epoch that validates best is returned.
+
+    The loss is cross-entropy over the whole catalogue at every position.
+
+    Args:
+        catalogue: The items.
+        split: Histories and validation targets; the test targets are not looked at.
+        options: How to train.
+        seed: Of initialisation, order and dropout.
+        progress: Whether to show a progress bar.
+    """
+    options = options or BackboneOptions()
+    torch.manual_seed(seed)
+    model = SASRec(SASRec.configure(len(catalogue), options.max_length, options.dropout))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="constant",
+            per_device_train_batch_size=options.batch_size,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_ndcg@10",
+            **_quiet(seed, progress),
+        )
+        _BackboneTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=HistoryWindows(split.train, options.max_length),
+            split=split,
+            callbacks=[EarlyStoppingCallback(options.patience)],
+        ).train()
+    model.cpu().eval()
+    return model
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """How a generator is trained.
+
+    Attributes:
+        steps: Optimiser steps.
+        learning_rate: Peak of AdamW's learning rate, after 50 warm-up steps, then a cosine to 0.
+        batch_size: Histories per step, each with its own request.
+        positions: Positions of each history that the losses look at.
+        random_share: Share of requests that know nothing of the history or of what comes next.
+        empty_share: Share of requests that ask nothing. The rest are true of an item that comes next.
+        edit_weight: Weight of the minimal-edit loss, at all positions looked at.
+        next_item_weight: Weight of the next item's cross-entropy, where it satisfies a true request.
+        kappa: Of the minimal-edit loss.
+        floor: Of the minimal-edit loss; None leaves its rows on their own scales.
+        sparsity_weight: Weight of the paper's sparsity loss (``topk`` gates only).
+    """
+
+    steps: int = 1500
+    learning_rate: float = 3e-3
+    batch_size: int = 64
+    positions: int = 8
+    random_share: float = 0.4
+    empty_share: float = 0.2
+    edit_weight: float = 1.0
+    next_item_weight: float = 0.1
+    kappa: float = 8.0
+    floor: float | None = None
+    sparsity_weight: float = 0.0
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GeneratorOptions:
+        """The paper's training: true requests only, next-item loss and sparsity loss (weight 0.3)."""
+        settings = {"random_share": 0.0, "empty_share": 0.0, "edit_weight": 0.0, "next_item_weight": 1.0}
+        return cls(**{**settings, "sparsity_weight": 0.3, **overrides})
+
+
+class RequestCollator:
+    """Gives each window of a batch a request, and the positions at which the losses look.
+
+    Positions whose next item satisfies the request come first, for the next-item loss; others fill up.
+
+    Args:
+        masks: The adapted backbone, for its encoder.
+        catalogue: The items and their attributes.
+        options: Shares and number of positions.
+        seed: Of the requests and positions.
+    """
+
+    def __init__(self, masks: RequestMaskModel, catalogue: Catalogue, options: GeneratorOptions, seed: int) -> None:
+        self._masks = masks
+        self._catalogue = catalogue
+        self._options = options
+        self._requests = RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES)
+        self._names = [catalogue.attribute_names(index) for index in range(len(catalogue))]
+        self._random = random.Random(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A batch of R rows, P positions and I items.
+
+        ``item_ids`` (R, length), ``vectors`` (R, request_dim), ``positions`` and ``targets`` (R, P) int64,
+        ``known`` (R, P) bool: there is a next item; ``fits`` (R, P) bool: it satisfies a true request;
+        ``match`` (R, I).
+        """
+        item_ids = torch.stack([window["item_ids"] for window in windows])
+        labels = torch.stack([window["labels"] for window in windows])
+        requests, truthful = zip(*(self._request(row) for row in labels), strict=True)
+        attributes = self._catalogue.attributes, self._catalogue.item_attributes
+        known = labels >= 0
+        fits = satisfies(requests, *attributes).gather(1, labels.clamp(min=0)) & known
+        fits &= torch.tensor(truthful)[:, None]
+        order = torch.rand(known.shape, generator=self._generator) + known + fits
+        positions = order.topk(min(self._options.positions, known.shape[1]), dim=1).indices
+        return {
+            "item_ids": item_ids,
+            "vectors": self._masks.encode([request.text for request in requests]),
+            "positions": positions,
+            "targets": labels.gather(1, positions),
+            "known": known.gather(1, positions),
+            "fits": fits.gather(1, positions),
+            "match": match_scores(requests, *attributes),
+        }
+
+    def _request(self, labels: Tensor) -> tuple[AttributeRequest, bool]:
+        """A request for one window, and whether it is true of one of its next items."""
+        draw = self._random.random()
+        if draw < self._options.empty_share:
+            return self._requests.empty(self._random), False
+        if draw < self._options.empty_share + self._options.random_share:
+            return self._requests.counterfactual(self._random), False
+        known = labels[labels >= 0]
+        target = int(known[self._random.randrange(len(known))])
+        return self._requests.truthful(self._names[target], self._random), True
+
+
+class GeneratorTrainer(Trainer):
+    """Trains an adapter's generator towards the smallest edit that satisfies each request.
+
+    Args:
+        options: Weights of the losses.
+        **kwargs: Those of ``transformers.Trainer``; ``model`` is a :class:`RequestMaskModel` around a
+            backbone that takes ``item_ids`` and ``positions``.
+    """
+
+    def __init__(self, *args: Any, options: GeneratorOptions, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._options = options
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The loss of one batch of :class:`RequestCollator`."""
+        masks: RequestMaskModel = self.accelerator.unwrap_model(model)
+        masks.model.eval()  # the frozen backbone's dropout would only add noise
+        masks.model.training = True  # and yet the topk gate draws its noise in training
+        state = masks.mask_state(inputs["vectors"])
+        scores = model(inputs["item_ids"], positions=inputs["positions"], request=state)
+        loss = scores.new_zeros(())
+        if self._options.next_item_weight and bool(inputs["fits"].any()):
+            fits = inputs["fits"]
+            loss = loss + self._options.next_item_weight * functional.cross_entropy(
+                scores[fits], inputs["targets"][fits]
+            )
+        if self._options.edit_weight:
+            loss = loss + self._options.edit_weight * self._edit_loss(masks, inputs, scores)
+        if self._options.sparsity_weight:
+            drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
+            assert drop_ratio is not None  # set by the only gate that this loss is for
+            loss = loss + self._options.sparsity_weight * SparsityLoss(drop_ratio)(state)
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def _edit_loss(self, masks: RequestMaskModel, inputs: dict[str, Tensor], scores: Tensor) -> Tensor:
+        known = inputs["known"]
+        with torch.no_grad():
+            frozen = masks(inputs["item_ids"], positions=inputs["positions"], request=None)
+        match = inputs["match"][:, None].expand_as(frozen)
+        return minimal_edit_loss(scores[known], frozen[known], match[known], self._options.kappa, self._options.floor)
+
+
+def train_generator(
+    masks: RequestMaskModel,
+    catalogue: Catalogue,
+    split: Split,
+    options: GeneratorOptions | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train the active adapter's generator on the training items of a split.
+
+    Requests are made from item attributes with the training wordings.
+
+    Args:
+        masks: The adapted backbone.
+        catalogue: The items and their attributes.
+        split: Histories; neither the validation nor the test targets are looked at.
+        options: How to train.
+        seed: Of the order, the requests and the noise.
+        progress: Whether to show a progress bar.
+    """
+    options = options or GeneratorOptions()
+    if options.sparsity_weight and masks.generator.gate.name != "topk":
+        raise ConfigError(
+            f"sparsity_weight={options.sparsity_weight} is for gate='topk', but gate is "
+            f"{masks.generator.gate.name!r}: leave it at 0 or change the gate."
+        )
+    device = masks.generator.head.weight.device
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=options.steps,
+            learning_rate=options.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=min(50, options.steps // 10),
+            per_device_train_batch_size=options.batch_size,
+            dataloader_drop_last=False,
+            save_strategy="no",
+            **_quiet(seed, progress),
+        )
+        GeneratorTrainer(
+            model=masks,
+            args=arguments,
+            train_dataset=HistoryWindows(split.train, int(masks.model.max_length)),  # type: ignore[arg-type]
+            data_collator=RequestCollator(masks, catalogue, options, seed),
+            callbacks=[TemperatureCallback(masks)],
+            options=options,
+        ).train()
+    masks.to(device).eval()  # the Trainer moves to an accelerator where there is one
+
+
+def _quiet(seed: int, progress: bool) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "disable_tqdm": not progress,
+        "weight_decay": 0.01,
+    }

@@ -1,0 +1,142 @@
+"""A small synthetic data set with structure to learn, and models of it, as fixtures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
+from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, make_tracks
+from cramer_peft.recsys.interactions import load_interactions
+from cramer_peft.recsys.requests import RequestGenerator
+from cramer_peft.recsys.split import Split, leave_one_out
+from cramer_peft.recsys.training import BackboneOptions, train_sasrec
+from cramer_peft.recsys.wordings import TEST_TEMPLATES
+
+GENRES = ("Action", "Comedy", "Drama", "Horror")
+ITEMS, USERS = 40, 30
+LENGTH = 8  # shorter than some histories, so that these are cut
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 items of four genres, every other of them "Classic" too; each user has a genre of their own."""
+    pytest.importorskip("pandas")
+    path = tmp_path_factory.mktemp("atomic")
+    lines = ["item_id:token\ttitle:token_seq\tgenres:token_seq"]
+    for item in range(ITEMS):
+        classic = " Classic" if item // 4 % 2 else ""
+        lines.append(f"i{item}\t{GENRES[item % 4]} tale {item}\t{GENRES[item % 4]}{classic}")
+    (path / "tales.item").write_text("\n".join(lines) + "\n")
+    rng = random.Random(0)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(USERS):
+        seen: list[int] = []
+        while len(seen) < 6 + user % 7:
+            unseen = [item for item in range(ITEMS) if item not in seen]
+            seen += rng.choices(unseen, [20 if item % 4 == user % 4 else 1 for item in unseen])
+        lines += [f"u{user}\ti{item}\t{time}" for time, item in enumerate(seen)]
+    (path / "tales.inter").write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(folder: Path) -> tuple[Catalogue, Split]:
+    catalogue, interactions = load_interactions(folder)
+    return catalogue, leave_one_out(interactions)
+
+
+@pytest.fixture(scope="session")
+def catalogue(data: tuple[Catalogue, Split]) -> Catalogue:
+    return data[0]
+
+
+@pytest.fixture(scope="session")
+def split(data: tuple[Catalogue, Split]) -> Split:
+    return data[1]
+
+
+@pytest.fixture(scope="session")
+def users(catalogue: Catalogue, split: Split) -> EvaluationUsers:
+    return EvaluationUsers.of(catalogue, split, "test", LENGTH)
+
+
+@pytest.fixture(scope="session")
+def tracks(users: EvaluationUsers) -> Tracks:
+    return make_tracks(users, RequestGenerator(users.catalogue.attributes, TEST_TEMPLATES), seed=0)
+
+
+@pytest.fixture(scope="session")
+def make_sasrec() -> Callable[..., SASRec]:
+    """Makes an untrained SASRec in eval mode, with equal weights for equal arguments."""
+
+    def make(seed: int = 0, num_items: int = ITEMS, **options: Any) -> SASRec:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return SASRec(SASRec.configure(num_items, **{"max_length": LENGTH, "hidden_size": 16, **options})).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sasrec_options() -> BackboneOptions:
+    return BackboneOptions(epochs=6, learning_rate=5e-3, batch_size=8, patience=6, dropout=0.1, max_length=LENGTH)
+
+
+@pytest.fixture(scope="session")
+def _sasrec_state(data: tuple[Catalogue, Split], sasrec_options: BackboneOptions) -> dict[str, torch.Tensor]:
+    pytest.importorskip("accelerate")
+    return train_sasrec(*data, sasrec_options, seed=0, progress=False).state_dict()
+
+
+@pytest.fixture
+def sasrec(make_sasrec: Callable[..., SASRec], _sasrec_state: dict[str, torch.Tensor]) -> SASRec:
+    """A SASRec trained on the synthetic data, fresh for each test."""
+    return _filled(make_sasrec, _sasrec_state)
+
+
+def _filled(make_sasrec: Callable[..., SASRec], state: dict[str, torch.Tensor]) -> SASRec:
+    model = make_sasrec(hidden_size=64)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.fixture(scope="session")
+def hashing() -> Callable[..., RequestMaskConfig]:
+    """Makes a configuration with the hashing encoder; it does not follow the defaults of the others."""
+    fixed = {"gate": "low_rank", "rank": 4, "generator_width": None, "normalize_requests": True}
+
+    def make(**options: Any) -> RequestMaskConfig:
+        return RequestMaskConfig(**{**fixed, "encoder": "hashing", "encoder_options": {"dim": 32}, **options})
+
+    return make
+
+
+@pytest.fixture
+def masks(sasrec: SASRec, hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
+    """The trained SASRec under random masks."""
+    return inject_request_masks(sasrec, hashing(init_weights=False))
+
+
+@pytest.fixture
+def bundle(
+    make_sasrec: Callable[..., SASRec],
+    _sasrec_state: dict[str, torch.Tensor],
+    catalogue: Catalogue,
+    hashing: Callable[..., RequestMaskConfig],
+    tmp_path: Path,
+) -> Path:
+    """A recommender's folder: the trained SASRec, random masks, the catalogue."""
+    model = _filled(make_sasrec, _sasrec_state)
+    save_backbone(model, tmp_path / "bundle")
+    masks = inject_request_masks(model, hashing(init_weights=False))
+    RequestRecommender(masks, catalogue).save(tmp_path / "bundle")
+    return tmp_path / "bundle"
