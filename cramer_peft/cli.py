@@ -39,6 +39,9 @@ def demo(
         Path | None, typer.Option(help="Folder of a SASRec written by an earlier run, to skip its training.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
+    encoder: Annotated[
+        str | None, typer.Option(help="Request encoder, for example all-minilm-l6-v2 (extra minilm).")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each generator's training.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of the backbone's training.")] = None,
 ) -> None:
@@ -49,7 +52,7 @@ def demo(
     from cramer_peft.recsys.report import examples_table, metrics_table, plot_shares
 
     console = Console()
-    options = DemoOptions(output, data, title_column, attribute_column, attribute_separator, backbone, seed)
+    options = DemoOptions(output, data, title_column, attribute_column, attribute_separator, backbone, seed, encoder)
     if steps is not None:
         options = replace(
             options,

@@ -51,6 +51,7 @@ class DemoOptions:
         title_column, attribute_column, attribute_separator: Of the ``.item`` file; None: found by name.
         backbone: Folder of a SASRec that an earlier run wrote, to skip its training.
         seed: Of everything that is random.
+        encoder: Registered name of the request encoder; None: the default of :class:`RequestMaskConfig`.
         backbone_options: How the backbone is trained.
         generator: How our generator is trained.
         paper_generator: How the paper's gate is trained: its own loss, no minimal-edit loss.
@@ -64,6 +65,7 @@ class DemoOptions:
     attribute_separator: str | None = None
     backbone: Path | None = None
     seed: int = 0
+    encoder: str | None = None
     backbone_options: BackboneOptions = field(default_factory=BackboneOptions)
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
@@ -173,10 +175,10 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
         run.rows[name] = {**evaluate(scorer, users, tracks, frozen), "seconds": seconds}
 
     measure(FROZEN, lambda item_ids, _: model(item_ids), backbone_seconds)
-    paper, seconds = run.generator(model, PAPER, RequestMaskConfig.paper(), catalogue, split)
+    paper, seconds = run.generator(model, PAPER, RequestMaskConfig.paper(encoder=options.encoder), catalogue, split)
     measure(PAPER, _scorer(paper), seconds)
     paper.unload()
-    masks, seconds = run.generator(model, OURS, RequestMaskConfig(), catalogue, split)
+    masks, seconds = run.generator(model, OURS, RequestMaskConfig(encoder=options.encoder), catalogue, split)
     measure(OURS, _scorer(masks), seconds)
     fusion, seconds = _tuned_fusion(masks, catalogue, split, options.seed)
     measure(FUSION, fusion, seconds)

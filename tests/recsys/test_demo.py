@@ -123,6 +123,7 @@ def test_a_saved_backbone_is_used_again(options: DemoOptions, result: DemoResult
         options,
         output=tmp_path,
         backbone=options.output / "backbone",
+        encoder="hashing",
         generator=few,
         paper_generator=GeneratorOptions.paper(steps=1, batch_size=8),
     )
@@ -131,6 +132,7 @@ def test_a_saved_backbone_is_used_again(options: DemoOptions, result: DemoResult
     for name, value in again.rows[FROZEN].items():
         assert name == "seconds" or value == result.rows[FROZEN][name]
     assert again.restored
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["encoder"] == "hashing"
     assert again.examples[0].titles == result.examples[0].titles
     first, second = (folder / "backbone" / "model.safetensors" for folder in (options.output, tmp_path))
     assert first.read_bytes() == second.read_bytes()
