@@ -50,14 +50,7 @@ class RequestCarrier:
     @contextmanager
     def carrying(self, source: GateSource | PinnedGates | None) -> Iterator[None]:
         """Put ``source`` in force inside the block; None means: no request, whatever is outside."""
-        outer = self._local.source
-        self._local.source = source
-        if torch.compiler.is_compiling():
-            try:
-                yield
-            finally:
-                self._local.source = outer
-            return
+        self.swap_local(source)
         token = _SOURCES.set({**_SOURCES.get(), self: source})
         try:
             yield
@@ -65,6 +58,12 @@ class RequestCarrier:
             _SOURCES.reset(token)
             # Not `outer`: blocks that interleave on one thread (asyncio) need not end in reverse order.
             self._local.source = self.current()
+
+    def swap_local(self, source: GateSource | PinnedGates | None) -> GateSource | PinnedGates | None:
+        """Put ``source`` in force for compiled code of this thread alone; returns what was."""
+        outer = self._local.source
+        self._local.source = source
+        return outer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RequestCarrier:
         return RequestCarrier()  # a copied model starts without a request

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -38,7 +39,14 @@ class RequestForward:
         source = tuner.carrier.current() if request is _UNSET else tuner.gate_source(request, strength)
         if source is None and request is _UNSET:
             return self._forward(*args, **kwargs)
-        with tuner.carrier.carrying(source.for_forward() if source is not None and tuner.adapters_enabled else None):
+        gates = source.for_forward() if source is not None and tuner.adapters_enabled else None
+        if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
+            outer = tuner.carrier.swap_local(gates)
+            try:
+                return self._forward(*args, **kwargs)
+            finally:
+                tuner.carrier.swap_local(outer)
+        with tuner.carrier.carrying(gates):
             return self._forward(*args, **kwargs)
 
 
