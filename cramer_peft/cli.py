@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -51,6 +50,7 @@ def demo(
     from cramer_peft.recsys.demo import DemoOptions, run_demo
     from cramer_peft.recsys.report import examples_table, metrics_table, plot_shares
 
+    _no_file_bars()
     console = Console()
     options = DemoOptions(output, data, title_column, attribute_column, attribute_separator, backbone, seed, encoder)
     if steps is not None:
@@ -84,6 +84,7 @@ def recommend(
     from cramer_peft.recsys.bundle import RequestRecommender
     from cramer_peft.recsys.report import answer_table, changes
 
+    _no_file_bars()
     console = Console()
     recommender = RequestRecommender.load(adapter)
     titles = [title.strip() for title in history.split(";") if title.strip()]
@@ -96,11 +97,16 @@ def recommend(
         console.print(f"  {line}", highlight=False, markup=False)
 
 
+def _no_file_bars() -> None:
+    """Turn off transformers' bars for files that take milliseconds; those of training stay."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def main() -> None:
     """Run the command; an error of ours is a message and exit code 1, not a traceback."""
     warnings.filterwarnings("ignore", category=UserWarning)
-    # Bars for files that are written in milliseconds; those of training stay.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         app()
