@@ -50,7 +50,13 @@ class RequestCarrier:
     @contextmanager
     def carrying(self, source: GateSource | PinnedGates | None) -> Iterator[None]:
         """Put ``source`` in force inside the block; None means: no request, whatever is outside."""
-        self.swap_local(source)
+        outer = self.swap_local(source)
+        if torch.compiler.is_compiling():
+            try:
+                yield
+            finally:
+                self.swap_local(outer)
+            return
         token = _SOURCES.set({**_SOURCES.get(), self: source})
         try:
             yield

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch._dynamo
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from cramer_peft import inject_request_masks
+from cramer_peft import RequestMaskConfig, inject_request_masks
 
 
 @pytest.fixture(autouse=True)
@@ -142,3 +143,22 @@ def test_compiled_in_threads(model, make_config, x) -> None:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(wrong, range(4))) == [0, 0, 0, 0]
     assert counter.frame_count == 1
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="torch 2.6 cannot trace a context manager"
+)
+def test_a_block_inside_the_compiled_function() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).eval()
+    config = RequestMaskConfig(target_modules=["0", "1"], request_dim=5, init_weights=False)
+    masks = inject_request_masks(model, config)
+
+    def score(x: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        with masks.request(vectors):
+            return model(x)
+
+    x, vectors = torch.randn(3, 4), torch.randn(3, 5)
+    with torch.no_grad():
+        compiled = torch.compile(score, fullgraph=True, backend="eager")(x, vectors)
+        assert torch.allclose(compiled, score(x, vectors), atol=1e-6)
+        assert not torch.allclose(compiled, model(x))

@@ -217,17 +217,19 @@ def attribute_shares(
     """
     item_ids, seen = users.item_ids[:sample], users.seen[:sample]
 
-    def mean_share(flags: Tensor, text: str | None) -> float:
+    def top(text: str | None) -> Tensor:
         with torch.no_grad():
-            top = top_items(masks(item_ids, request=text), seen)
-        return float(share(top, flags.expand(len(top), -1)).mean())
+            return top_items(masks(item_ids, request=text), seen)
 
-    shares = {}
+    def mean_share(flags: Tensor, items: Tensor) -> float:
+        return float(share(items, flags.expand(len(items), -1)).mean())
+
+    frozen, shares = top(None), {}
     for index, name in enumerate(users.catalogue.attributes):
         flags = users.catalogue.item_attributes[:, index]
         wanted = TEST_TEMPLATES["for"][index % len(TEST_TEMPLATES["for"])].format(wanted=phrase(name))
         unwanted = TEST_TEMPLATES["against"][index % len(TEST_TEMPLATES["against"])].format(unwanted=phrase(name))
-        shares[name] = (mean_share(flags, None), mean_share(flags, wanted), mean_share(flags, unwanted))
+        shares[name] = (mean_share(flags, frozen), mean_share(flags, top(wanted)), mean_share(flags, top(unwanted)))
     return shares
 
 
