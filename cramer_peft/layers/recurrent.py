@@ -95,8 +95,8 @@ class MaskedRecurrent(PassthroughMaskLayer):
         if x.dim() != 3:
             if gate.rows != 1:
                 raise RequestError(
-                    f"module {self.module_name!r}: its input of shape {tuple(x.shape)} is one sequence without rows, but "
-                    f"{gate.rows} requests were given. Give one request, or a batch of sequences."
+                    f"module {self.module_name!r}: its input of shape {tuple(x.shape)} is one sequence without rows, "
+                    f"but {gate.rows} requests were given. Give one request, or a batch of sequences."
                 )
             return gate.multiply(x, 0)
         batch_dim = 0 if self.base_layer.batch_first else 1
