@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.gates import Gate, LayerGate, LayerTensors
+from cramer_peft.gates import Gate, LayerTensors, PartGate, by_owner, compose
 
-LayerGates = dict[str, LayerGate]
+Gates = dict[str, PartGate]
+
+
+class GatesInForce(Protocol):
+    """What the carrier hands to the layers.
+
+    Attributes:
+        for_recompute: Whether a checkpoint's recompute inside backward may use it.
+    """
+
+    for_recompute: bool
+
+    def gates_of(self, entry: str) -> PartGate | None:
+        """The gates of one part of a layer, or None where it is not masked."""
+
+    def for_forward(self) -> GatesInForce:
+        """The same, made once for one call of the root module."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +50,8 @@ class GateInputs:
 class GateSource:
     """Gives each masked layer its gates.
 
-    Without gradients the gates are made once and kept while the generator's parameters stay as they
-    are. With gradients they are made anew for each forward, since a second backward through kept ones
+    Without gradients the gates are made once and kept while the trained parameters (``watched``) stay as
+    they are. With gradients they are made anew for each forward, since a second backward through kept ones
     would fail: the root's call asks for a fresh set that it keeps for that call (:meth:`for_forward`);
     where another method is the entry point, a set ends when a layer asks twice or when backward has
     gone through it.
@@ -45,47 +62,58 @@ class GateSource:
         make_tensors: Callable[[], dict[str, LayerTensors]],
         gate: Gate,
         inputs: GateInputs,
-        generator: nn.Module,
+        watched: Sequence[Tensor],
         model: nn.Module,
     ) -> None:
         self.inputs = inputs
+        self.asked: tuple[Any, Any] | None = None  # the requests and strength that it was made of
+        self.for_recompute = False  # whether it is there in a checkpoint's recompute too
         self._make_tensors = make_tensors
         self._gate = gate
-        self._generator = generator
+        self._watched = watched
         self._model = model  # its training flag, since people call eval() on the model that they know
-        self._kept: LayerGates | None = None
+        self._kept: Gates | None = None
         self._kept_for: tuple[int | bool, ...] = ()
-        self._lazy: LayerGates | None = None
+        self._lazy: Gates | None = None
         self._asked: set[str] = set()
 
-    def make(self) -> LayerGates:
+    @property
+    def device(self) -> torch.device:
+        """Where the gates are made."""
+        return self._watched[0].device
+
+    def make(self) -> Gates:
         """A fresh set of gates for all layers."""
-        return self._gate.build(self._make_tensors(), self.inputs.scale, self.inputs.active, self._model.training)
+        inputs = self.inputs
+        gates = self._gate.build(self._make_tensors(), inputs.scale, inputs.active, self._model.training)
+        if inputs.shared:
+            gates = {entry: replace(gate, shared=True) for entry, gate in gates.items()}
+        return gates
 
     def for_forward(self) -> PinnedGates:
         """The gates for one call of the root module."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return PinnedGates(self.make(), self.inputs)
-        return PinnedGates(self._keep(), self.inputs)
+            return PinnedGates(self.make())
+        return PinnedGates(self._keep())
 
-    def gates_of(self, layer: str) -> LayerGate | None:
-        """The gates of one layer, or None where this adapter does not mask it."""
+    def gates_of(self, entry: str) -> PartGate | None:
+        """The gates of one part of a layer, or None where this adapter does not mask it."""
         if not torch.is_grad_enabled():
-            return self._keep().get(layer)
-        if self._lazy is None or layer in self._asked:
+            return self._keep().get(entry)
+        if self._lazy is None or entry in self._asked:
             self._lazy, self._asked = self.make(), set()
             self._end_after_backward(self._lazy)
-        self._asked.add(layer)
-        return self._lazy.get(layer)
+        self._asked.add(entry)
+        return self._lazy.get(entry)
 
-    def _keep(self) -> LayerGates:
-        versions = tuple(0 if p.is_inference() else p._version for p in self._generator.parameters())
+    def _keep(self) -> Gates:
+        versions = tuple(0 if p.is_inference() else p._version for p in self._watched)
         state = (self._model.training, *versions)
         if self._kept is None or self._kept_for != state:
             self._kept, self._kept_for = self.make(), state
         return self._kept
 
-    def _end_after_backward(self, gates: LayerGates) -> None:
+    def _end_after_backward(self, gates: Gates) -> None:
         if torch.compiler.is_compiling():
             return
 
@@ -100,15 +128,59 @@ class GateSource:
 
 
 class PinnedGates:
-    """Gates already made, for the duration of one call."""
+    """Gates already made, for the duration of one call.
 
-    def __init__(self, gates: LayerGates, inputs: GateInputs) -> None:
-        self.inputs = inputs
-        self._gates = gates
+    Attributes:
+        for_recompute: Whether they were brought back for a checkpoint's recompute inside backward.
+    """
+
+    def __init__(self, gates: Gates, for_recompute: bool = False) -> None:
+        self.gates = gates
+        self.for_recompute = for_recompute
 
     def for_forward(self) -> PinnedGates:
         return self
 
-    def gates_of(self, layer: str) -> LayerGate | None:
-        """The gates of one layer, or None where this adapter does not mask it."""
-        return self._gates.get(layer)
+    def gates_of(self, entry: str) -> PartGate | None:
+        """The gates of one part of a layer, or None where it is not masked."""
+        return self.gates.get(entry)
+
+
+class SeveralAdapters:
+    """The gates of several adapters at once.
+
+    Args:
+        sources: One per adapter.
+        owner: Which adapter masks each row, (rows,), by its place in ``sources``, -1 for none; None: all
+            mask every row together, see :func:`cramer_peft.gates.compose`.
+    """
+
+    def __init__(self, sources: Sequence[GateSource], owner: Tensor | None = None) -> None:
+        self.asked: tuple[Any, Any] | None = None
+        self.for_recompute = False
+        self._sources = list(sources)
+        self._owner = owner
+
+    def make(self) -> Gates:
+        """A fresh set of gates for all layers."""
+        return self._together([source.make() for source in self._sources])
+
+    def for_forward(self) -> PinnedGates:
+        """The gates for one call of the root module."""
+        return PinnedGates(self._together([source.for_forward().gates for source in self._sources]))
+
+    def gates_of(self, entry: str) -> PartGate | None:
+        """The gates of one part of a layer, or None where no adapter masks it."""
+        found = [({entry: gate} if gate is not None else {}) for gate in (s.gates_of(entry) for s in self._sources)]
+        return self._together(found).get(entry)
+
+    def _together(self, made: list[Gates]) -> Gates:
+        entries = dict.fromkeys(entry for gates in made for entry in gates)
+        together: Gates = {}
+        for entry in entries:
+            masking = {number: gates[entry] for number, gates in enumerate(made) if entry in gates}
+            if self._owner is None:
+                together[entry] = compose(list(masking.values()))
+            else:
+                together[entry] = by_owner(masking, self._owner)
+        return together

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders.base import RequestEncoder, is_registered
 from cramer_peft.errors import AdapterFileError, EncoderError
-from cramer_peft.gates import make_gate
-from cramer_peft.generator import RequestMaskGenerator
+from cramer_peft.generator import make_generator
 from cramer_peft.io import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -104,9 +103,8 @@ def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder 
     config = stored.config
     _check_encoder(config, encoder)
     plan = plan_injection(model, config)
-    assert config.request_dim is not None
     with torch.device("meta"):
-        generator = RequestMaskGenerator(config.request_dim, plan.specs, make_gate(config), config.generator_width)
+        generator = make_generator(config, plan.specs)
     expected = {f"{_ROOT}{_GENERATOR}{key}": value.shape for key, value in generator.state_dict().items()}
     expected.update(_saved_modules(model, config))
     problems = _differences(expected, stored.tensors)

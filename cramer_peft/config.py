@@ -123,9 +123,23 @@ class RequestMaskConfig(PeftConfig):
     encoder_options: dict[str, Any] | None = field(
         default=None, metadata=_help("Options of the encoder: JSON values, passed to it by keyword.")
     )
+    encoder_tuning: str = field(
+        default="none",
+        metadata=_help(
+            "What of the request encoder is trained with the generator: 'none', its 'last' layer, or 'all' of it "
+            "(CRAMER, section 'Encoder'). The tuned copies belong to the adapter; the encoder itself stays as it is."
+        ),
+    )
     request_dim: int | None = field(
         default=None,
         metadata=_help("Width of the request vectors. Filled in from the encoder where there is one."),
+    )
+    default_request: str | list[float] | None = field(
+        default=None,
+        metadata=_help(
+            "Request of every call that gives none: a text, or a vector of request_dim numbers. It is saved with the "
+            "adapter. None: such calls are the frozen model's."
+        ),
     )
     init_weights: bool = field(
         default=True,
@@ -137,9 +151,27 @@ class RequestMaskConfig(PeftConfig):
         default=0,
         metadata=_help("Dimension of the masked layers' inputs that holds the rows of the batch."),
     )
+    batch_folding: str | None = field(
+        default=None,
+        metadata=_help(
+            "What to do where a masked layer's input holds n times as many rows as there are requests. None: refuse. "
+            "'rows_first': each request counts for n neighbours (beams of generate, (rows · n, …) made by reshape). "
+            "'rows_last': the requests repeat in turn."
+        ),
+    )
+    module_parts: list[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Which parts are gated of modules that have several: 'q', 'k', 'v', 'heads', 'out' of attention, 'input' "
+            "and 'output' of recurrent layers. None: all."
+        ),
+    )
     masked_modules: dict[str, list[int]] | None = field(
         default=None,
-        metadata=_help("Filled in at injection: name of each masked module → [out_features, in_features]."),
+        metadata=_help(
+            "Filled in at injection: name of each masked module, or of its part → [out_features, in_features], or "
+            "[features] for gates on features alone."
+        ),
     )
     base_fingerprint: str | None = field(
         default=None,
@@ -200,15 +232,17 @@ class RequestMaskConfig(PeftConfig):
                 f"batch_dim must be a whole number other than -1 (the last dimension holds features), "
                 f"found {self.batch_dim!r}."
             )
+        if self.batch_folding not in (None, "rows_first", "rows_last"):
+            raise ConfigError(f"batch_folding must be 'rows_first', 'rows_last' or None, found {self.batch_folding!r}.")
         if self.base_fingerprint is not None and not isinstance(self.base_fingerprint, str):
             raise ConfigError(f"base_fingerprint must be text or None, found {self.base_fingerprint!r}.")
         if self.masked_modules is not None and not _is_layout(self.masked_modules):
-            raise ConfigError("masked_modules must map module names to [out_features, in_features].")
+            raise ConfigError("masked_modules must map names to [out_features, in_features] or [features].")
 
     def _check_targets(self) -> None:
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "module_parts"):
             value = getattr(self, name)
-            allowed_str = name != "modules_to_save"
+            allowed_str = name not in ("modules_to_save", "module_parts")
             if value is None or (allowed_str and isinstance(value, str)):
                 continue
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -273,6 +307,11 @@ class RequestMaskConfig(PeftConfig):
                 f"encoder must be a registered name, found {type(self.encoder).__name__}. Pass an encoder object to "
                 "inject_request_masks(…, encoder=…) instead: a configuration holds only JSON values."
             )
+        self._check_default_request()
+        if self.encoder_tuning not in ("none", "last", "all"):
+            raise ConfigError(f"encoder_tuning must be 'none', 'last' or 'all', found {self.encoder_tuning!r}.")
+        if self.encoder_tuning != "none" and self.encoder is None:
+            raise ConfigError("encoder_tuning without encoder: name the encoder, or leave it at 'none'.")
         if self.encoder_options is None:
             return
         if self.encoder is None:
@@ -283,6 +322,22 @@ class RequestMaskConfig(PeftConfig):
             raise ConfigError(f"encoder_options must hold JSON values only: {error}.") from error
         if not isinstance(self.encoder_options, dict) or round_trip != self.encoder_options:
             raise ConfigError("encoder_options must be a dict of JSON values with text keys (no tuples).")
+
+    def _check_default_request(self) -> None:
+        request = self.default_request
+        if request is None:
+            return
+        if isinstance(request, str):
+            if self.encoder is None:
+                raise ConfigError("default_request as a text needs an encoder: name it, or give a vector of numbers.")
+            if not request.strip():
+                raise ConfigError("default_request is blank, which asks nothing: leave it out.")
+        elif not isinstance(request, list) or not request or not all(_is_finite_number(value) for value in request):
+            raise ConfigError(f"default_request must be a text or a list of finite numbers, found {request!r}.")
+        elif self.request_dim is not None and len(request) != self.request_dim:
+            raise ConfigError(
+                f"default_request must hold request_dim={self.request_dim} numbers, found {len(request)}."
+            )
 
 
 def _is_int(value: object) -> bool:
@@ -299,7 +354,7 @@ def _is_layout(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str)
         and isinstance(shape, list)
-        and len(shape) == 2
+        and len(shape) in (1, 2)
         and all(_is_int(n) and n > 0 for n in shape)
         for name, shape in value.items()
     )

@@ -37,6 +37,10 @@ class BaseModelMismatchError(AdapterFileError):
     """A file was made for a base model whose masked weights differ from this one's."""
 
 
+class MergeError(CramerError, ValueError):
+    """A request cannot be merged into a weight, or the model's state does not allow what was asked of a merged one."""
+
+
 class CheckpointingError(CramerError, RuntimeError):
     """A masked layer was run again inside backward, after its request had ended."""
 

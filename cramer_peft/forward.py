@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from cramer_peft.active import GatesInForce
+from cramer_peft.carrier import NO_GATES, RequestCarrier
+from cramer_peft.errors import RequestError
+from cramer_peft.sources import default_gates_by_row
 
 if TYPE_CHECKING:
     from cramer_peft.model import RequestMaskModel
 
 _UNSET: Any = object()
 
+# PEFT takes adapter_names= out of a call before the model sees it, and announces it around the call instead.
+_NAMES: ContextVar[Mapping[RequestCarrier, Sequence[str]]] = ContextVar(
+    "cramer_peft_adapter_names", default=MappingProxyType({})
+)
+
 
 class RequestForward:
-    """The root's forward, with the keywords ``request`` and ``request_strength``.
+    """The root's forward, with the keywords ``request``, ``request_strength`` and ``adapter_names``.
 
     It is set on the instance, not by hooks: a hook is not called when a KeyboardInterrupt ends the
     forward, and the request would stay in force. A model whose own forward has a parameter named
@@ -28,26 +41,73 @@ class RequestForward:
         functools.update_wrapper(self, forward)  # inspect.signature keeps giving the model's own
         self._tuner = tuner
         self._forward = forward
-        self._own_keyword = "request" in inspect.signature(forward).parameters
+        parameters = inspect.signature(forward).parameters
+        self._own_keyword = "request" in parameters
+        self._takes_names = "adapter_names" not in parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tuner = self._tuner
-        if self._own_keyword:
-            request, strength = _UNSET, None
-        else:
+        request, strength, names = _UNSET, None, None
+        if not self._own_keyword:
             request, strength = kwargs.pop("request", _UNSET), kwargs.pop("request_strength", None)
-        source = tuner.carrier.current() if request is _UNSET else tuner.gate_source(request, strength)
+            names = kwargs.pop("adapter_names", None) if self._takes_names else None
+        names = names if names is not None else _names_in_force(tuner.carrier)
+        if names is not None:
+            _check_row_names(names, args, kwargs, tuner)
+        source = self._source(request, strength, names if tuner.adapters_enabled else None)
         if source is None and request is _UNSET:
             return self._forward(*args, **kwargs)
         gates = source.for_forward() if source is not None and tuner.adapters_enabled else None
         if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
-            outer = tuner.carrier.swap_local(gates)
+            outer = tuner.carrier.swap_local(NO_GATES if gates is None else gates)
             try:
                 return self._forward(*args, **kwargs)
             finally:
                 tuner.carrier.swap_local(outer)
         with tuner.carrier.carrying(gates):
             return self._forward(*args, **kwargs)
+
+    def _source(self, request: Any, strength: Any, names: Sequence[str] | None) -> GatesInForce | None:
+        tuner = self._tuner
+        if names is None:
+            return tuner.carrier.current() if request is _UNSET else tuner.gate_source(request, strength)
+        if request is not _UNSET:
+            return tuner.gate_source(request, strength, names)
+        said = tuner.carrier.said()
+        if said is NO_GATES:
+            return None
+        if said is not None:
+            asked = getattr(said, "asked", None)
+            if asked is None:
+                return said  # pinned by an outer call of the model, which has read the names
+            return tuner.gate_source(*asked, names)
+        return default_gates_by_row(tuner, names)
+
+
+@contextmanager
+def row_adapters(carrier: RequestCarrier, names: Sequence[str]) -> Iterator[None]:
+    """Let each row of the calls inside the block have its own adapter."""
+    token = _NAMES.set({**_NAMES.get(), carrier: tuple(names)})
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
+def _check_row_names(names: Sequence[str], args: Any, kwargs: Any, tuner: RequestMaskModel) -> None:
+    config = next(iter(tuner.peft_config.values()), None)
+    inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if config is None or config.batch_folding is not None or inputs is None or inputs.dim() <= config.batch_dim:
+        return
+    if inputs.shape[config.batch_dim] != len(names):
+        raise RequestError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
+        )
+
+
+def _names_in_force(carrier: RequestCarrier) -> Sequence[str] | None:
+    return None if torch.compiler.is_compiling() else _NAMES.get().get(carrier)
 
 
 def intercept(tuner: RequestMaskModel, model: nn.Module) -> None:

@@ -10,28 +10,47 @@ builds one :class:`LayerGate` per layer, which applies itself to that layer's in
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import Self
 
 LayerTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The widths of one masked layer."""
+    """The widths of one masked weight."""
 
     out_features: int
     in_features: int
 
 
-class MaskableLayer(Protocol):
-    """What a gate needs of the layer it is applied to."""
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The number of features that are gated by themselves: a diagonal mask, beside any weight."""
+
+    features: int
+
+
+Spec = Union[LayerSpec, FeatureSpec]
+
+
+class Projection(Protocol):
+    """What a gate needs of the weight it is applied to.
+
+    Attributes:
+        feature_dim: Dimension that holds the features in input and output, counted from the end.
+    """
+
+    feature_dim: int
 
     def base_forward(self, x: Tensor) -> Tensor:
         """The frozen layer, bias included: (…, in) → (…, out)."""
@@ -48,25 +67,115 @@ class MaskableLayer(Protocol):
         """The frozen bias, (out,), or None."""
 
 
-def spread(gate: Tensor, x: Tensor, batch_dim: int) -> Tensor:
+@dataclass(frozen=True)
+class WeightProjection:
+    """A projection by tensors at hand, for layers that hold several weights.
+
+    Attributes:
+        weight_matrix: (out, in)
+        base_bias: (out,), or None.
+    """
+
+    weight_matrix: Tensor
+    base_bias: Tensor | None = None
+    feature_dim: int = -1
+
+    def base_forward(self, x: Tensor) -> Tensor:
+        """The weight and the bias on ``x``."""
+        return functional.linear(x, self.weight_matrix, self.base_bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The weight alone on ``x``."""
+        return functional.linear(x, self.weight_matrix)
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """A projection that is masked already, for another gate around it."""
+
+    projection: Projection
+    gate: LayerGate
+    batch_dim: int
+
+    @property
+    def feature_dim(self) -> int:
+        return self.projection.feature_dim
+
+    @property
+    def base_bias(self) -> Tensor | None:
+        return self.projection.base_bias
+
+    def base_forward(self, x: Tensor) -> Tensor:
+        return self.gate.apply(self.projection, x, self.batch_dim)
+
+    @property
+    def weight_matrix(self) -> Tensor:
+        raise NotImplementedError  # only low_rank asks for it, which is always the innermost
+
+    def project(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def spread(gate: Tensor, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Tensor:
     """View a gate of shape (rows, …, features) so that it broadcasts over ``x``.
 
-    The rows go to ``batch_dim`` of ``x`` and the features to its last dimension; a dimension between
-    them (the terms of ``low_rank``) stays next to the features.
+    The rows go to ``batch_dim`` of ``x`` and the features to ``feature_dim``; a dimension between them
+    (the terms of ``low_rank``, with the features last) stays next to the features.
     """
-    batch_dim = batch_dim % x.dim()
     inner = gate.shape[1:]
     shape = [1] * (x.dim() - 1 + len(inner))
-    shape[batch_dim] = gate.shape[0]
-    shape[-len(inner) :] = inner
+    if gate.shape[0] != 1:
+        shape[batch_dim % x.dim()] = gate.shape[0]
+    if len(inner) == 1:
+        shape[feature_dim] = inner[0]
+    else:
+        shape[-len(inner) :] = inner
     return gate.reshape(shape).to(x.dtype)
 
 
-class LayerGate(ABC):
-    """The gates of one layer for the rows of one batch."""
+@dataclass(frozen=True)
+class RowGates(ABC):
+    """Gates of one part of a layer, for the rows of one batch.
+
+    Attributes:
+        shared: Whether the one row stands for a batch of any size.
+    """
+
+    shared: bool = field(default=False, kw_only=True)
+
+    @property
+    def rows(self) -> int:
+        """Number of requests."""
+        return max(value.shape[0] for value in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that holds one row per request, or one row for all."""
+        found: list[Tensor] = []
+        self._map(lambda value: found.append(value) or value)  # type: ignore[func-returns-value]
+        return found
+
+    def map_rows(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same gates with ``function`` applied to each tensor that has a row for each request."""
+        rows = self.rows
+        return self._map(lambda value: function(value) if value.shape[0] == rows else value)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                changed[item.name] = function(value)
+            elif isinstance(value, tuple):
+                changed[item.name] = tuple(gate._map(function) for gate in value)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class LayerGate(RowGates):
+    """The gates of one weight."""
 
     @abstractmethod
-    def apply(self, layer: MaskableLayer, x: Tensor, batch_dim: int) -> Tensor:
+    def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         """Run ``layer`` on ``x`` with its weight masked, a mask for each row along ``batch_dim``."""
 
     @abstractmethod
@@ -76,6 +185,21 @@ class LayerGate(ABC):
     @abstractmethod
     def fold(self, weight: Tensor, bias: Tensor | None, row: int) -> tuple[Tensor, Tensor | None]:
         """New (out, in) weight and bias that do what :meth:`apply` does for one row."""
+
+
+@dataclass(frozen=True)
+class FeatureGate(RowGates):
+    """Gates on features, (rows, features): a product with the activations and nothing else."""
+
+    values: Tensor
+
+    def multiply(self, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Tensor:
+        """``x`` times the gates; a gate of exactly 1 leaves its bits."""
+        return x * spread(self.values, x, batch_dim, feature_dim)
+
+    def row(self, row: int) -> Tensor:
+        """The gates of one row, (features,)."""
+        return self.values[row if self.values.shape[0] > 1 else 0]
 
 
 @dataclass(frozen=True)
@@ -90,13 +214,14 @@ class RowColumnGate(LayerGate):
     column: Tensor
     gate_bias: bool
 
-    def apply(self, layer: MaskableLayer, x: Tensor, batch_dim: int) -> Tensor:
-        output = layer.base_forward(x * spread(self.column, x, batch_dim))
-        row = spread(self.row, output, batch_dim)
+    def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        output = layer.base_forward(x * spread(self.column, x, batch_dim, layer.feature_dim))
+        row = spread(self.row, output, batch_dim, layer.feature_dim)
         bias = layer.base_bias
         if self.gate_bias or bias is None:
             return row * output
-        return row * output + (1 - row) * bias  # exact where row == 1, unlike row * (output - bias) + bias
+        # Exact where row == 1, unlike row * (output - bias) + bias.
+        return row * output + (1 - row) * spread(bias[None], output, batch_dim, layer.feature_dim)
 
     def weight_mask(self) -> Tensor:
         return self.row.unsqueeze(-1) * self.column.unsqueeze(-2)
@@ -120,9 +245,11 @@ class LowRankGate(LayerGate):
     b: Tensor
     active: Tensor | None
 
-    def apply(self, layer: MaskableLayer, x: Tensor, batch_dim: int) -> Tensor:
+    def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         frozen = layer.base_forward(x)
-        if self._fold_is_smaller(x):
+        if layer.feature_dim != -1:
+            change = self._term_by_term(layer, x, batch_dim)
+        elif self._fold_is_smaller(x):
             change = self._by_folding(layer, x, batch_dim)
         else:
             projected = layer.project(x.unsqueeze(-2) * spread(self.b, x, batch_dim))
@@ -131,6 +258,14 @@ class LowRankGate(LayerGate):
         if self.active is None:
             return output
         return torch.where(spread(self.active[:, None].float(), frozen, batch_dim) > 0, output, frozen)
+
+    def _term_by_term(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        where = (batch_dim, layer.feature_dim)
+        terms = [
+            layer.project(x * spread(self.b[:, k], x, *where)) * spread(self.a[:, k], x, *where)
+            for k in range(self.a.shape[1])
+        ]
+        return torch.stack(terms).sum(0)
 
     def _fold_is_smaller(self, x: Tensor) -> bool:
         """Whether each row's change of the weight takes less room than the terms at each position.
@@ -143,7 +278,7 @@ class LowRankGate(LayerGate):
         positions = x.numel() // max(x.shape[-1] * self.a.shape[0], 1)
         return 2 * in_features * out_features <= positions * terms * (in_features + out_features)
 
-    def _by_folding(self, layer: MaskableLayer, x: Tensor, batch_dim: int) -> Tensor:
+    def _by_folding(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         change = (self.a.transpose(1, 2) @ self.b).to(x.dtype) * layer.weight_matrix.to(x.dtype)
         if change.shape[0] == 1:
             batch_dim = 0  # one request for all: x may have the rows anywhere, or none
@@ -159,6 +294,56 @@ class LowRankGate(LayerGate):
         return weight * self.weight_mask()[row].to(weight.dtype), bias
 
 
+@dataclass(frozen=True)
+class ProductGate(LayerGate):
+    """The entrywise product of several masks; the first is the innermost."""
+
+    gates: tuple[LayerGate, ...]
+
+    def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        *inner, last = self.gates
+        for gate in inner:
+            layer = _Masked(layer, gate, batch_dim)
+        return last.apply(layer, x, batch_dim)
+
+    def weight_mask(self) -> Tensor:
+        return functools.reduce(torch.mul, (gate.weight_mask() for gate in self.gates))
+
+    def fold(self, weight: Tensor, bias: Tensor | None, row: int) -> tuple[Tensor, Tensor | None]:
+        for gate in self.gates:
+            weight, bias = gate.fold(weight, bias, row if gate.rows > 1 else 0)
+        return weight, bias
+
+
+@dataclass(frozen=True)
+class OwnedGate(LayerGate):
+    """Each row masked by one of several gates: ``owner`` (rows,) says by which, -1 by none."""
+
+    owner: Tensor
+    gates: tuple[LayerGate, ...]
+
+    def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        output = layer.base_forward(x)
+        for index, gate in enumerate(self.gates):
+            owned = spread((self.owner == index)[:, None].float(), output, batch_dim, layer.feature_dim) > 0
+            output = torch.where(owned, gate.apply(layer, x, batch_dim), output)
+        return output
+
+    def weight_mask(self) -> Tensor:
+        masks = [gate.weight_mask() for gate in self.gates]
+        mask = torch.ones_like(masks[0])
+        for index, other in enumerate(masks):
+            mask = torch.where((self.owner == index)[:, None, None], other, mask)
+        return mask
+
+    def fold(self, weight: Tensor, bias: Tensor | None, row: int) -> tuple[Tensor, Tensor | None]:
+        owner = int(self.owner[row])
+        return (weight * 1, bias) if owner < 0 else self.gates[owner].fold(weight, bias, row)
+
+
+PartGate = Union[LayerGate, FeatureGate]
+
+
 class Gate(ABC):
     """One form of mask: what the generator makes for a layer, and what becomes of it."""
 
@@ -166,11 +351,11 @@ class Gate(ABC):
     has_strength: ClassVar[bool] = True
 
     @abstractmethod
-    def parts(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
         """Names and shapes (without the rows) of the generator outputs that one layer needs."""
 
     @abstractmethod
-    def init_head(self, head: nn.Linear, specs: Mapping[str, LayerSpec], identity: bool) -> None:
+    def init_head(self, head: nn.Linear, specs: Mapping[str, Spec], identity: bool) -> None:
         """Initialise the generator's last layer; with ``identity`` so that every mask starts at 1."""
 
     @abstractmethod
@@ -180,7 +365,7 @@ class Gate(ABC):
         scale: Tensor | None,
         active: Tensor | None,
         training: bool,
-    ) -> dict[str, LayerGate]:
+    ) -> dict[str, PartGate]:
         """Gates of every layer.
 
         Args:
@@ -190,11 +375,11 @@ class Gate(ABC):
             training: Whether to draw noise, where the form has any.
         """
 
-    def layer_size(self, spec: LayerSpec) -> int:
+    def layer_size(self, spec: Spec) -> int:
         """Number of generator outputs for one layer."""
         return sum(math.prod(shape) for shape in self.parts(spec).values())
 
-    def split(self, flat: Tensor, specs: Mapping[str, LayerSpec]) -> dict[str, LayerTensors]:
+    def split(self, flat: Tensor, specs: Mapping[str, Spec]) -> dict[str, LayerTensors]:
         """Cut the generator's output (rows, total) into named tensors per layer."""
         shapes = [(name, part, shape) for name, spec in specs.items() for part, shape in self.parts(spec).items()]
         pieces = flat.split([math.prod(shape) for _, _, shape in shapes], dim=-1)
@@ -212,15 +397,15 @@ class ScaleGate(Gate):
     def __init__(self, gate_bias: bool = True) -> None:
         self.gate_bias = gate_bias
 
-    def parts(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-        return {"row_logits": (spec.out_features,), "column_logits": (spec.in_features,)}
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        return _logit_parts(spec)
 
-    def init_head(self, head: nn.Linear, specs: Mapping[str, LayerSpec], identity: bool) -> None:
+    def init_head(self, head: nn.Linear, specs: Mapping[str, Spec], identity: bool) -> None:
         _init_zero_or_random(head, identity)
 
     def build(
         self, tensors: Mapping[str, LayerTensors], scale: Tensor | None, active: Tensor | None, training: bool
-    ) -> dict[str, LayerGate]:
+    ) -> dict[str, PartGate]:
         def gate(logits: Tensor) -> Tensor:
             value = 2 * torch.sigmoid(logits)
             if scale is None:
@@ -230,7 +415,7 @@ class ScaleGate(Gate):
             return torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * (value - 1))
 
         return {
-            name: RowColumnGate(gate(parts["row_logits"]), gate(parts["column_logits"]), self.gate_bias)
+            name: _row_column({part: gate(value) for part, value in parts.items()}, self.gate_bias)
             for name, parts in tensors.items()
         }
 
@@ -243,10 +428,12 @@ class LowRankMaskGate(Gate):
     def __init__(self, rank: int = 4) -> None:
         self.rank = rank
 
-    def parts(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        if isinstance(spec, FeatureSpec):
+            return {"a": (spec.features,)}  # a diagonal needs no second factor
         return {"a": (self.rank, spec.out_features), "b": (self.rank, spec.in_features)}
 
-    def init_head(self, head: nn.Linear, specs: Mapping[str, LayerSpec], identity: bool) -> None:
+    def init_head(self, head: nn.Linear, specs: Mapping[str, Spec], identity: bool) -> None:
         """a starts at 0 (the identity); b at distinct random signs.
 
         Both at zero would have no gradient, and equal b would keep all terms equal for ever.
@@ -255,6 +442,9 @@ class LowRankMaskGate(Gate):
         with torch.no_grad():
             start = 0
             for spec in specs.values():
+                if isinstance(spec, FeatureSpec):
+                    start += spec.features
+                    continue
                 start += self.rank * spec.out_features  # past a
                 signs = head.bias[start : start + self.rank * spec.in_features]
                 signs.bernoulli_(0.5).mul_(2).sub_(1)
@@ -262,13 +452,17 @@ class LowRankMaskGate(Gate):
 
     def build(
         self, tensors: Mapping[str, LayerTensors], scale: Tensor | None, active: Tensor | None, training: bool
-    ) -> dict[str, LayerGate]:
-        gates: dict[str, LayerGate] = {}
+    ) -> dict[str, PartGate]:
+        gates: dict[str, PartGate] = {}
         for name, parts in tensors.items():
-            a, b = parts["a"], parts["b"]
+            a = parts["a"]
             if scale is not None:
-                a = a * scale[:, None, None]
-            gates[name] = LowRankGate(a, b, active)
+                a = a * scale.reshape(-1, *[1] * (a.dim() - 1))
+            if "b" in parts:
+                gates[name] = LowRankGate(a, parts["b"], active)
+            else:
+                values = 1 + a
+                gates[name] = FeatureGate(values if active is None else torch.where(active[:, None], values, 1.0))
         return gates
 
 
@@ -288,10 +482,10 @@ class TopKGate(Gate):
         self.temperature = temperature
         self.gate_bias = gate_bias
 
-    def parts(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-        return {"row_logits": (spec.out_features,), "column_logits": (spec.in_features,)}
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        return _logit_parts(spec)
 
-    def init_head(self, head: nn.Linear, specs: Mapping[str, LayerSpec], identity: bool) -> None:
+    def init_head(self, head: nn.Linear, specs: Mapping[str, Spec], identity: bool) -> None:
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
 
@@ -301,7 +495,7 @@ class TopKGate(Gate):
 
     def build(
         self, tensors: Mapping[str, LayerTensors], scale: Tensor | None, active: Tensor | None, training: bool
-    ) -> dict[str, LayerGate]:
+    ) -> dict[str, PartGate]:
         shapes = [(name, part, value.shape[-1]) for name, parts in tensors.items() for part, value in parts.items()]
         logits = torch.cat([value for parts in tensors.values() for value in parts.values()], dim=-1)
         gates = self._binary(logits, training)
@@ -310,10 +504,7 @@ class TopKGate(Gate):
         values: dict[str, LayerTensors] = {name: {} for name in tensors}
         for (name, part, _), value in zip(shapes, gates.split([n for *_, n in shapes], dim=-1), strict=True):
             values[name][part] = value
-        return {
-            name: RowColumnGate(parts["row_logits"], parts["column_logits"], self.gate_bias)
-            for name, parts in values.items()
-        }
+        return {name: _row_column(parts, self.gate_bias) for name, parts in values.items()}
 
     def _binary(self, logits: Tensor, training: bool) -> Tensor:
         noisy = logits
@@ -324,6 +515,97 @@ class TopKGate(Gate):
         hard = torch.zeros_like(logits).scatter(-1, keep, 1.0)
         soft = torch.softmax(noisy / self.temperature, dim=-1)
         return hard + (soft - soft.detach())  # the bracket is exactly 0, so the gates stay binary
+
+
+def _logit_parts(spec: Spec) -> dict[str, tuple[int, ...]]:
+    if isinstance(spec, FeatureSpec):
+        return {"row_logits": (spec.features,)}
+    return {"row_logits": (spec.out_features,), "column_logits": (spec.in_features,)}
+
+
+def _row_column(values: LayerTensors, gate_bias: bool) -> PartGate:
+    if "column_logits" not in values:
+        return FeatureGate(values["row_logits"])
+    return RowColumnGate(values["row_logits"], values["column_logits"], gate_bias)
+
+
+def compose(gates: list[PartGate]) -> PartGate:
+    """One gate for a part that several adapters mask.
+
+    Masks multiply entrywise, and deviations of ``low_rank`` add up within one mask: the product of the
+    ``scale`` and ``topk`` masks with 1 + the sum of all low-rank terms.
+    """
+    if len(gates) == 1:
+        return gates[0]
+    rows = max(gate.rows for gate in gates)
+    shared = all(gate.shared for gate in gates)
+    features = [gate for gate in gates if isinstance(gate, FeatureGate)]
+    if features:
+        return FeatureGate(functools.reduce(torch.mul, (gate.values for gate in features)), shared=shared)
+    layers = [gate for gate in gates if isinstance(gate, LayerGate)]
+    low_rank = [gate for gate in layers if isinstance(gate, LowRankGate)]
+    others = [gate for gate in layers if not isinstance(gate, LowRankGate)]
+    if len(low_rank) > 1:
+        low_rank = [_concatenated(low_rank, rows)]
+    parts = (*low_rank, *others)
+    return parts[0] if len(parts) == 1 else ProductGate(parts, shared=shared)
+
+
+def _concatenated(gates: list[LowRankGate], rows: int) -> LowRankGate:
+    def every_row(value: Tensor) -> Tensor:
+        return value.expand(rows, *value.shape[1:])
+
+    masked = [gate.a if gate.active is None else torch.where(gate.active[:, None, None], gate.a, 0.0) for gate in gates]
+    active = [
+        torch.ones(rows, dtype=torch.bool, device=gate.a.device) if gate.active is None else every_row(gate.active)
+        for gate in gates
+    ]
+    return LowRankGate(
+        torch.cat([every_row(a) for a in masked], dim=1),
+        torch.cat([every_row(gate.b) for gate in gates], dim=1),
+        None if any(gate.active is None for gate in gates) else functools.reduce(torch.logical_or, active),
+        shared=all(gate.shared for gate in gates),
+    )
+
+
+def by_owner(gates: dict[int, PartGate], owner: Tensor) -> PartGate:
+    """One gate for a part whose rows belong to different adapters.
+
+    Args:
+        gates: Adapter's number → its gates, with a row for each of the batch.
+        owner: Number of each row's adapter, (rows,); rows of none of ``gates`` are left frozen.
+
+    Returns:
+        Gates of the same form where all have the same, so that a row's bits are those it has alone.
+    """
+    kinds = {(type(gate), tuple(value.shape[1:] for value in gate.tensors())) for gate in gates.values()}
+    bias_rules = {gate.gate_bias for gate in gates.values() if isinstance(gate, RowColumnGate)}
+    if len(kinds) > 1 or len(bias_rules) > 1:
+        numbers = {number: index for index, number in enumerate(gates)}
+        local = torch.full_like(owner, -1)
+        for number, index in numbers.items():
+            local = torch.where(owner == number, index, local)
+        return OwnedGate(local, tuple(gates.values()))  # type: ignore[arg-type]
+    (number, result), *others = gates.items()
+    if isinstance(result, LowRankGate):
+        result = replace(result, active=_owned(owner, gates))
+        others = [(n, replace(g, active=result.active)) for n, g in others]  # type: ignore[type-var]
+    for number, gate in others:
+        rows = iter(gate.tensors())
+        result = result._map(lambda value: _pick(owner == number, next(rows), value))  # noqa: B023 (used at once)
+    return result
+
+
+def _owned(owner: Tensor, gates: dict[int, PartGate]) -> Tensor:
+    owned = torch.zeros_like(owner, dtype=torch.bool)
+    for number, gate in gates.items():
+        active = gate.active if isinstance(gate, LowRankGate) else None
+        owned = owned | ((owner == number) if active is None else (owner == number) & active)
+    return owned
+
+
+def _pick(where: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(where.reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _init_zero_or_random(head: nn.Linear, identity: bool) -> None:

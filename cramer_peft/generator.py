@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cramer_peft.gates import Gate, LayerSpec
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.gates import Gate, Spec, make_gate
 
 
 class RequestMaskGenerator(nn.Module):
@@ -25,10 +27,12 @@ class RequestMaskGenerator(nn.Module):
         normalize: Whether to scale each request vector to length sqrt(request_dim) first.
     """
 
+    default_request: Tensor | None
+
     def __init__(
         self,
         request_dim: int,
-        specs: Mapping[str, LayerSpec],
+        specs: Mapping[str, Spec],
         gate: Gate,
         width: int | None,
         identity: bool = True,
@@ -42,6 +46,8 @@ class RequestMaskGenerator(nn.Module):
         self.trunk = nn.Identity() if width is None else nn.Sequential(nn.Linear(request_dim, width), nn.GELU())
         total = sum(gate.layer_size(spec) for spec in self.specs.values())
         self.head = nn.Linear(request_dim if width is None else width, total)
+        # The request of calls that give none; a buffer, so that it moves and is saved with the adapter.
+        self.register_buffer("default_request", None)
         gate.init_head(self.head, self.specs, identity)
 
     def forward(self, vectors: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -50,3 +56,22 @@ class RequestMaskGenerator(nn.Module):
         if self.normalize:
             vectors = functional.normalize(vectors, dim=-1) * self.request_dim**0.5
         return self.gate.split(self.head(self.trunk(vectors)), self.specs)
+
+
+def make_generator(config: RequestMaskConfig, specs: Mapping[str, Spec]) -> RequestMaskGenerator:
+    """The generator that a configuration describes, on torch's default device."""
+    assert config.request_dim is not None  # filled in at injection
+    generator = RequestMaskGenerator(
+        config.request_dim,
+        specs,
+        make_gate(config),
+        config.generator_width,
+        identity=config.init_weights,
+        normalize=config.normalize_requests,
+    )
+    if config.default_request is not None:
+        request = config.default_request
+        generator.default_request = (
+            torch.zeros(config.request_dim) if isinstance(request, str) else torch.tensor(request)
+        )
+    return generator

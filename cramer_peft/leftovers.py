@@ -72,6 +72,14 @@ class ModelRecord:
         for layer in masked_layers(model):
             layer.request_mask_specs.pop(adapter_name, None)
 
+    def trained_modules(self, model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+        """Parent, name and trained copy of each module of ``modules_to_save``, of the active adapter."""
+        return [
+            (owner, name, wrapper.modules_to_save[wrapper.active_adapters[0]])
+            for owner, name, wrapper in _auxiliary(model)
+            if getattr(wrapper, "modules_to_save", None) and wrapper.active_adapters
+        ]
+
     def restore(self, model: nn.Module) -> None:
         """Make ``model`` what it was: modules, flags, training mode, attributes, PEFT's own hooks."""
         for owner, name, wrapper in list(_auxiliary(model)):

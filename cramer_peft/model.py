@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from cramer_peft import adapter_files
-from cramer_peft.active import GateInputs, GateSource
+from cramer_peft.active import Gates, GateSource, PinnedGates, SeveralAdapters
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder
-from cramer_peft.errors import BaseModelMismatchError, ConfigError, EncoderError, RequestError, UnsupportedError
-from cramer_peft.forward import intercept
-from cramer_peft.gates import LayerGate, LayerTensors, make_gate
-from cramer_peft.generator import RequestMaskGenerator
-from cramer_peft.layers.base import RequestMaskLayer
+from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestError, UnsupportedError
+from cramer_peft.forward import intercept, row_adapters
+from cramer_peft.gates import PartGate
+from cramer_peft.generator import RequestMaskGenerator, make_generator
+from cramer_peft.layers.base import RequestMaskLayer, RowLayout
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
+from cramer_peft.merging import Merged, plan_merge
 from cramer_peft.registration import PREFIX
-from cramer_peft.requests import Requests, Strength, batch_requests, batch_strength
+from cramer_peft.requests import Requests, Strength, batch_strength
+from cramer_peft.sources import AllRequests, adapter_source, default_gates, gates_in_force, request_vectors
 from cramer_peft.state import MaskState
 from cramer_peft.targets import DEFAULT_TARGET_MODULES, InjectionPlan, plan_injection
 
+if TYPE_CHECKING:
+    from cramer_peft.encoders.tuned import TunedEncoder
+
 # Adapter names that would collide with parts of the keys under which PEFT files an adapter's tensors.
-_RESERVED_NAMES = {"head", "trunk", "model", "base_model", "base_layer", "original_module", "modules_to_save"}
+_RESERVED_NAMES = {
+    "head",
+    "trunk",
+    "default_request",
+    "model",
+    "base_model",
+    "base_layer",
+    "original_module",
+    "modules_to_save",
+}
 
 
 class RequestMaskModel(BaseTuner):
@@ -75,7 +90,7 @@ class RequestMaskModel(BaseTuner):
         self._encoders: dict[str, CachedEncoder] = {}
         self._record: ModelRecord | None = None
         self._plan: InjectionPlan | None = None
-        self._enabled = True
+        self._merged: Merged | None = None
         self.carrier = RequestCarrier()
         if encoder is not None:
             self._encoders[adapter_name] = CachedEncoder(encoder)
@@ -84,41 +99,49 @@ class RequestMaskModel(BaseTuner):
     # ---------------------------------------------------------------- requests
 
     @contextmanager
-    def request(self, requests: Requests | MaskState, strength: Strength = None) -> Iterator[RequestMaskModel]:
+    def request(
+        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
+    ) -> Iterator[RequestMaskModel]:
         """Put requests in force for everything that runs inside the block, by whatever method.
 
         Args:
-            requests: One text, vector or mask state for the whole batch; or one per row: a sequence of
+            requests: One text, vector or mask state for the whole batch; or, one per row, a sequence of
                 texts, vectors and None, a (rows, request_dim) tensor, or a :class:`MaskState` of several
-                rows. None and blank texts leave a row to the frozen model.
+                rows. None and blank texts leave a row to the frozen model. Where several adapters are
+                active, all of them get the requests; a dictionary gives each its own, by adapter name.
             strength: Scales the masks' deviation from the identity: one number, or one per row. None: the
                 configuration's, or the mask state's own.
+            adapter_names: Name of each row's adapter, ``"__base__"`` for the frozen model; None: the active
+                adapters.
 
         Raises:
             RequestError: If a request or strength is unusable; or, in a masked layer, if there are not as
                 many requests as rows.
+            ConfigError: If ``adapter_names`` names an adapter that is not there.
         """
-        with self.carrier.carrying(self.gate_source(requests, strength)):
+        with self.carrier.carrying(self.gate_source(requests, strength, adapter_names)):
             yield self
 
-    def mask_state(self, requests: Requests, strength: Strength = None) -> MaskState:
-        """What the gates of ``requests`` are made from, to keep, save or look at.
+    def mask_state(self, requests: Requests, strength: Strength = None, adapter_name: str | None = None) -> MaskState:
+        """What the gates of ``requests`` are made from, to keep, save, add up or look at.
 
         With gradients on, the tensors carry the graph back to the generator.
 
         Args:
             requests: As for :meth:`request`; one row each.
             strength: As for :meth:`request`.
+            adapter_name: Whose; None: the active one's.
         """
-        name, generator, config = self._active()
-        batch = batch_requests(requests, generator.request_dim, self.encode)
+        name = self._named(adapter_name)
+        generator, config = self.request_mask_generator[name], self.peft_config[name]
+        batch, make_vectors = request_vectors(self, name, requests)
         rows = len(batch.texts) if batch else _rows_of(requests)
         device = generator.head.weight.device
-        vectors = batch.vectors if batch else torch.zeros(rows, generator.request_dim)
+        vectors = make_vectors() if batch else torch.zeros(rows, generator.request_dim, device=device)
         given = batch_strength(strength, config.strength, rows, shared=False)
         active = torch.ones(rows, dtype=torch.bool) if batch else torch.zeros(rows, dtype=torch.bool)
         return MaskState(
-            tensors=generator(vectors.to(device)),
+            tensors=generator(vectors),
             active=(active if batch is None or batch.active is None else batch.active).to(device),
             strength=(torch.ones(rows) if given is None else given).to(device),
             gate=config.gate,
@@ -128,10 +151,70 @@ class RequestMaskModel(BaseTuner):
             base_fingerprint=config.base_fingerprint,
         )
 
-    def gates(self, requests: Requests | MaskState, strength: Strength = None) -> dict[str, LayerGate]:
-        """The gates that ``requests`` give each masked layer, by module name; empty without a request."""
+    def gates(self, requests: AllRequests, strength: Strength = None) -> dict[str, PartGate]:
+        """The gates that ``requests`` give each masked module or part, by name; empty without a request."""
         source = self.gate_source(requests, strength)
         return source.make() if source is not None else {}
+
+    def gate_source(
+        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
+    ) -> GateSource | SeveralAdapters | None:
+        """The gates of some requests, not made yet; None where there is nothing to mask."""
+        self._check_alive()
+        if self._merged is not None:
+            raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
+        return gates_in_force(self, requests, strength, adapter_names)
+
+    def set_default_request(self, request: str | Tensor | None, adapter_name: str | None = None) -> None:
+        """Store the request of every call that gives none; it is saved with the adapter.
+
+        Args:
+            request: A text, a (request_dim,) vector, or None to have none again.
+            adapter_name: Whose; None: the active one's.
+
+        Raises:
+            ConfigError: If the text is blank or the vector is not of request_dim finite numbers.
+        """
+        name = self._named(adapter_name)
+        stored = request.detach().float().tolist() if isinstance(request, Tensor) else request
+        self.peft_config[name] = replace(self.peft_config[name], default_request=stored)
+        self._fill_default_request(name)
+
+    def _layers_activated(self, names: list[str]) -> None:
+        """PEFT sets active adapters on the layers too, one by one; the handle goes by what they say."""
+        self.active_adapter = names
+        self._sync_default()
+
+    def _fill_default_request(self, name: str) -> None:
+        config, generator = self.peft_config[name], self.request_mask_generator[name]
+        request, device = config.default_request, generator.head.weight.device
+        if request is None:
+            generator.default_request = None
+        elif device.type != "meta":
+            vector = self.encoder(name).encode([request])[0] if isinstance(request, str) else torch.tensor(request)
+            generator.default_request = vector.to(device, torch.float32)
+        self._sync_default()
+
+    def _sync_default(self) -> None:
+        stored = any(self.request_mask_generator[name].default_request is not None for name in self.active_adapters)
+        self.carrier.default = self._default_source if stored else None
+
+    def _default_source(self) -> GateSource | SeveralAdapters | None:
+        return None if self._merged is not None else default_gates(self)
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The ``context_fn`` of non-reentrant checkpoints: brings the request back for the recompute.
+
+        ``model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": masks.checkpoint_contexts})``,
+        or ``torch.utils.checkpoint.checkpoint(…, use_reentrant=False, context_fn=masks.checkpoint_contexts)``.
+        """
+        said = self.carrier.current()
+        source = said.for_forward() if said is not None else None
+        first = self.carrier.carrying(source) if source is not None else nullcontext()
+        again = PinnedGates(source.gates, for_recompute=True) if source is not None else None
+        return first, self.carrier.carrying(again) if again is not None else nullcontext()
+
+    # ---------------------------------------------------------------- encoders
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors of ``texts`` by the active adapter's encoder, (texts, request_dim) float32, on the CPU.
@@ -143,7 +226,7 @@ class RequestMaskModel(BaseTuner):
 
     def encoder(self, adapter_name: str | None = None) -> CachedEncoder:
         """The encoder of an adapter (None: of the active one), behind its cache."""
-        name = adapter_name or self._active()[0]
+        name = self._named(adapter_name)
         if name not in self._encoders:
             config = self.peft_config[name]
             if config.encoder is None:
@@ -162,14 +245,25 @@ class RequestMaskModel(BaseTuner):
         Raises:
             EncoderError: If its vectors are not as wide as the adapter expects.
         """
-        name = adapter_name or self._active()[0]
+        name = self._named(adapter_name)
+        if self.tuned_encoder(name) is not None:
+            raise EncoderError(f"adapter {name!r} has tuned its encoder: another one cannot take its place.")
         self._encoders[name] = self._checked(CachedEncoder(encoder), self.peft_config[name])
         self.peft_config[name].encoder = encoder.name
+
+    def encoder_of(self, adapter_name: str) -> Callable[[Sequence[str]], Tensor]:
+        """What encodes an adapter's texts; the encoder itself is made when there is a text."""
+        return lambda texts: self.encoder(adapter_name).encode(texts)
+
+    def tuned_encoder(self, adapter_name: str) -> TunedEncoder | None:
+        """The adapter's tuned copy of its encoder's parameters, or None where the encoder is frozen."""
+        return self.request_mask_encoder[adapter_name] if adapter_name in self.request_mask_encoder else None
 
     @property
     def generator(self) -> RequestMaskGenerator:
         """The active adapter's generator, the trained part."""
-        return self._active()[1]
+        generator: RequestMaskGenerator = self.request_mask_generator[self._named(None)]
+        return generator
 
     @property
     def accepts_loss_kwargs(self) -> bool:
@@ -183,56 +277,7 @@ class RequestMaskModel(BaseTuner):
     @property
     def adapters_enabled(self) -> bool:
         """Whether masks are on at all; False inside :meth:`disable_adapter`."""
-        return self._enabled
-
-    def gate_source(self, requests: Requests | MaskState, strength: Strength = None) -> GateSource | None:
-        """The gates of some requests, not made yet; None where there is nothing to mask."""
-        _, generator, config = self._active()
-        if isinstance(requests, MaskState):
-            return self._source_of_state(requests, strength)
-        batch = batch_requests(requests, generator.request_dim, self.encode)
-        if batch is None:
-            return None
-        rows = batch.vectors.shape[0]
-        scale = batch_strength(strength, config.strength, rows, batch.shared)
-        if _is_zero(strength if strength is not None else config.strength):
-            return None
-        shared = batch.shared and (scale is None or scale.shape[0] == rows)
-        vectors = batch.vectors.to(generator.head.weight.device)
-        return self._source(lambda: generator(vectors), rows, shared, scale, batch.active)
-
-    def _source_of_state(self, state: MaskState, strength: Strength) -> GateSource | None:
-        _, generator, config = self._active()
-        _check_state(state, generator, config)
-        rows, shared = len(state), len(state) == 1
-        scale = state.strength if strength is None else batch_strength(strength, 1.0, rows, shared)
-        if _is_zero(strength):
-            return None
-        return self._source(lambda: state.tensors, rows, shared, scale, state.active)
-
-    def _source(
-        self, make_tensors: Any, rows: int, shared: bool, scale: Tensor | None, active: Tensor | None
-    ) -> GateSource:
-        _, generator, _ = self._active()
-        device = generator.head.weight.device
-        scale = None if scale is None else scale.to(device)
-        active = None if active is None else active.to(device)
-        if scale is not None:
-            if (
-                not generator.gate.has_strength
-                and not torch.compiler.is_compiling()
-                and not bool(((scale == 0) | (scale == 1)).all())
-            ):
-                raise RequestError(f"gate={generator.gate.name!r} has no strength: only 0 and 1 can be given.")
-            active = scale != 0 if active is None else active & (scale != 0)
-            scale = scale * active
-            rows = max(rows, scale.shape[0])
-        elif active is not None:
-            scale = active.to(torch.float32)
-        if torch.is_grad_enabled():
-            self.carrier.used_with_gradients = True
-        inputs = GateInputs(rows, shared and rows == 1, scale, active)
-        return GateSource(make_tensors, generator.gate, inputs, generator, self.model)
+        return self.carrier.enabled
 
     # ---------------------------------------------------------------- PEFT
 
@@ -252,29 +297,31 @@ class RequestMaskModel(BaseTuner):
             ConfigError: If the adapter's name cannot be used.
         """
         _check_adapter_name(adapter_name)
-        plan = plan_injection(model, self.peft_config[adapter_name])
+        if self._merged is not None:
+            raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
+        given = self.peft_config[adapter_name]
+        plan = plan_injection(model, given)
         config = self._with_encoder(plan.config, adapter_name)
-        device = plan.targets[0].module.weight.device
-        with torch.device("meta") if low_cpu_mem_usage else torch.device(device):  # type: ignore[arg-type]
-            assert config.request_dim is not None
-            generator = RequestMaskGenerator(
-                config.request_dim,
-                plan.specs,
-                make_gate(config),
-                config.generator_width,
-                identity=config.init_weights,
-                normalize=config.normalize_requests,
-            )
+        if config == given:  # one that is complete already, as from a file, stays the caller's object
+            config = given
+        device = next(iter(model.parameters())).device
+        with torch.device("meta") if low_cpu_mem_usage else device:
+            generator = make_generator(config, plan.specs)
+        tuned = self._make_tuned_encoder(config, adapter_name)
         generator.train(model.training)
         first = self._record is None
         kept = 0 if self._record is None else len(self._record.replaced)
         flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
         if self._record is None:
             self.request_mask_generator = nn.ModuleDict()
+            self.request_mask_encoder = nn.ModuleDict()
             self._record = ModelRecord.of(model)
             self.training = model.training
+            self.carrier.activated = self._layers_activated
         self.peft_config[adapter_name] = config
         self.request_mask_generator[adapter_name] = generator
+        if tuned is not None:
+            self.request_mask_encoder[adapter_name] = tuned.to(device)
         self._plan = plan
         self._places = locations(model)
         try:
@@ -283,6 +330,7 @@ class RequestMaskModel(BaseTuner):
             )
             if first:
                 intercept(self, model)
+            self._fill_default_request(adapter_name)
         except BaseException:
             self._roll_back(adapter_name, first, kept)
             for parameter, flag in flags:
@@ -300,6 +348,8 @@ class RequestMaskModel(BaseTuner):
         else:
             self._record.undo(self.model, adapter_name, kept)
             del self.request_mask_generator[adapter_name]
+            if adapter_name in self.request_mask_encoder:
+                del self.request_mask_encoder[adapter_name]
             del self.peft_config[adapter_name]
         self._encoders.pop(adapter_name, None)
 
@@ -315,13 +365,14 @@ class RequestMaskModel(BaseTuner):
     ) -> None:
         assert self._plan is not None
         assert self._record is not None
+        layout = RowLayout(peft_config.batch_dim, peft_config.batch_folding)
         if isinstance(target, RequestMaskLayer):
-            target.update_layer(adapter_name, self._plan.specs[current_key], peft_config.batch_dim)
+            target.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
             return
         wrapper = wrapper_for(target)
         assert wrapper is not None  # the plan has refused every module without one
         layer = wrapper(target, current_key, self.carrier)
-        layer.update_layer(adapter_name, self._plan.specs[current_key], peft_config.batch_dim)
+        layer.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
         # Everywhere, because a module that the model uses in two places must be masked in both.
         self._record.replace(self._places[id(target)], layer)
 
@@ -329,21 +380,29 @@ class RequestMaskModel(BaseTuner):
         return peft_config  # the plan has filled in everything
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter the active one; its generator alone is trainable.
+        """Make one adapter, or several, the active ones; their generators alone are trainable.
+
+        Where several mask the same weight, their masks multiply entrywise and the deviations of
+        ``low_rank`` add up: W * M_1 * M_2 * (1 + D_3 + D_4).
 
         Raises:
-            ConfigError: If there is no such adapter.
-            UnsupportedError: If several are named.
+            ConfigError: If there is no such adapter, or several expect the rows of one module in different
+                dimensions.
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        if len(names) > 1:
-            raise UnsupportedError(f"one adapter can be active at a time, found {names}. Switch by set_adapter(name).")
         for name in names:
             if name not in self.peft_config:
                 raise ConfigError(f"there is no adapter {name!r}; there are {sorted(self.peft_config)}.")
+        layouts = {(self.peft_config[name].batch_dim, self.peft_config[name].batch_folding) for name in names}
+        if len(layouts) > 1:
+            raise ConfigError(
+                f"the adapters {names} differ in batch_dim or batch_folding: they cannot be active at once."
+            )
         super().set_adapter(names, inference_mode=inference_mode)
-        for name, generator in self.request_mask_generator.items():
-            generator.requires_grad_(name in names and not inference_mode)
+        for own in (self.request_mask_generator, self.request_mask_encoder):
+            for name, module in own.items():
+                module.requires_grad_(name in names and not inference_mode)
+        self._sync_default()
 
     def add_adapter(self, adapter_name: str, config: RequestMaskConfig, encoder: RequestEncoder | None = None) -> None:
         """Add another adapter, inactive; it may mask other modules and have another encoder.
@@ -372,22 +431,29 @@ class RequestMaskModel(BaseTuner):
         was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         del self.request_mask_generator[adapter_name]
+        if adapter_name in self.request_mask_encoder:
+            del self.request_mask_encoder[adapter_name]
         if was_active and self.peft_config:
             name, config = next(iter(self.peft_config.items()))
             self.set_adapter(name, inference_mode=config.inference_mode)
         self._encoders.pop(adapter_name, None)
+        self._sync_default()
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Turn gradients of the adapters' generators on or off."""
         super().set_requires_grad(adapter_names, requires_grad)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name in self.request_mask_generator:
-                self.request_mask_generator[name].requires_grad_(requires_grad)
+            for own in (self.request_mask_generator, self.request_mask_encoder):
+                if name in own:
+                    own[name].requires_grad_(requires_grad)
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        flags = [(p, p.requires_grad) for p in self.request_mask_generator.parameters()]
+        own = (self.request_mask_generator, self.request_mask_encoder)
+        flags = [(p, p.requires_grad) for module in own for p in module.parameters()]
         super()._enable_adapter_layers(enabled)
-        self._enabled = enabled
+        if self._merged is not None and enabled != self.carrier.enabled:
+            (self._merged.put if enabled else self._merged.take_out)()
+        self.carrier.enabled = enabled
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
@@ -403,17 +469,27 @@ class RequestMaskModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise UnsupportedError(
-                "adapter_names= is not supported: give each row its own request instead, as request=[…]."
+        names = kwargs.get("adapter_names")
+        if names is None or not self.adapters_enabled:
+            yield
+            return
+        if self.training:
+            raise RequestError("Cannot pass `adapter_names` when the model is in training mode.")
+        if self._merged is not None:
+            raise MergeError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        yield
+        with row_adapters(self.carrier, names):
+            yield
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        if autocast_adapter_dtype:  # gates in half precision would be coarse; the generator is small
-            for parameter in self.request_mask_generator[adapter_name].parameters():
-                if parameter.dtype in (torch.float16, torch.bfloat16):
-                    parameter.data = parameter.data.float()
+        half = (torch.float16, torch.bfloat16)
+        base = _float_dtype(self.model)
+        for parameter in self.request_mask_generator[adapter_name].parameters():
+            if autocast_adapter_dtype and parameter.dtype in half:
+                parameter.data = parameter.data.float()  # gates in half precision would be coarse
+            elif not autocast_adapter_dtype and base in half:
+                parameter.data = parameter.data.to(base)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -429,13 +505,123 @@ class RequestMaskModel(BaseTuner):
         adapter_files.check_remapped(model, adapter_name, remapped)
         return remapped
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Not offered: masks differ from request to request."""
-        raise UnsupportedError("request masks differ from request to request: there is no one mask to merge.")
+    # ---------------------------------------------------------------- merging
 
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Not offered: masks differ from request to request."""
-        self.merge_and_unload()
+    @property
+    def merged(self) -> bool:
+        """Whether a request is merged into the weights."""
+        return self._merged is not None
+
+    def merge_request(self, requests: AllRequests, strength: Strength = None, safe_merge: bool = False) -> None:
+        """Fold one request into the weights: every call then follows it, at the frozen model's cost.
+
+        New tensors take the originals' places; :meth:`unmerge` puts the originals back, the very objects.
+
+        Args:
+            requests: One text, vector or mask state of one row; a dictionary of these for several adapters.
+            strength: One number; None: the configuration's, or the mask state's own.
+            safe_merge: Whether to refuse weights that would hold NaN or infinity.
+
+        Raises:
+            MergeError: If a request is merged already, a weight is shared with another module, or the module
+                has no plain weight. Nothing was touched.
+            RequestError: If there are several requests, or none.
+        """
+        self._check_merge_allowed()
+        source = self.gate_source(requests, strength)
+        if source is None:
+            raise RequestError("there is nothing to merge: the request is None, blank or of strength 0.")
+        self._merge(source.make(), self.active_names(), safe_merge)
+
+    def _merge(self, gates: Gates, adapters: list[str], safe: bool) -> None:
+        rows = {gate.rows for gate in gates.values()}
+        if rows != {1}:
+            raise RequestError(f"one request can be merged, found {max(rows)} rows.")
+        merged = plan_merge(self.model, gates, adapters, safe)
+        merged.put()
+        self._merged = merged
+        for layer in masked_layers(self.model):
+            layer.merged_adapters = [name for name in adapters if name in layer.request_mask_specs]
+
+    def unmerge(self) -> None:
+        """Put back the parameters that :meth:`merge_request` replaced; nothing happens where none is merged."""
+        if self._merged is None:
+            return
+        if self.carrier.enabled:
+            self._merged.take_out()
+        self._merged = None
+        for layer in masked_layers(self.model):
+            layer.merged_adapters = []
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge the stored default request of some adapters (None: of the active ones).
+
+        Raises:
+            UnsupportedError: If they have none: masks differ from request to request.
+            MergeError: As for :meth:`merge_request`.
+        """
+        self._check_alive()
+        self._check_merge_allowed()
+        before = [] if self._merged is None else self._merged.adapters
+        names = self.active_names() if adapter_names is None else list(adapter_names)
+        names = [*before, *(name for name in names if name not in before)]
+        if before and names == before:
+            warnings.warn("All adapters are already merged, nothing to do.", stacklevel=2)
+            return
+        unknown = sorted(set(names) - set(self.peft_config))
+        if unknown:
+            raise ConfigError(f"there is no adapter {unknown[0]!r}; there are {sorted(self.peft_config)}.")
+        stored = {name: self.request_mask_generator[name].default_request for name in names}
+        missing = sorted(name for name, vector in stored.items() if vector is None)
+        if missing:
+            raise UnsupportedError(
+                f"adapters {missing} have no stored default request, and masks differ from request to request: merge "
+                "one by merge_request(request), or store one by set_default_request(request)."
+            )
+        if names:
+            made = [adapter_source(self, name, vector, None) for name, vector in stored.items()]
+            sources = [source for source in made if source is not None]
+            self.unmerge()
+            self._merge(SeveralAdapters(sources).make(), names, safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """The same as :meth:`unmerge`, by PEFT's name."""
+        self.unmerge()
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Take the masks off and leave one request in the weights for good; returns the model.
+
+        It is the request that is merged already, or else the stored default request.
+
+        Raises:
+            UnsupportedError: If there is neither.
+            MergeError: If a masked part has no place in a weight (the output gates of recurrent layers).
+        """
+        if self._merged is None:
+            self.merge_adapter(adapter_names, safe_merge=safe_merge)
+        assert self._merged is not None
+        if self._merged.kept:
+            layer = self._merged.kept[0][0]
+            raise MergeError(
+                f"module {layer.module_name!r}: its gates on {', '.join(layer.unfoldable_parts())} have no place in a "
+                "weight, so the masks cannot be taken off it. Keep the adapter, or leave the part out by module_parts."
+            )
+        self._merged = None  # for good: what was replaced is not put back
+        trained = self._record.trained_modules(self.model) if self._record is not None else []
+        model = self.unload()
+        for owner, name, module in trained:
+            setattr(owner, name, module)
+        return model
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not offered, and why: see the error."""
+        raise UnsupportedError(
+            "add_weighted_adapter mixes weights, and a generator's gates are not linear in its weights (hidden layer, "
+            "sigmoid, products of factors): the mix would follow neither adapter. Make several adapters active by "
+            "set_adapter([…]), or add up mask states."
+        )
 
     def unload(self) -> nn.Module:
         """Take everything off the model, and return it.
@@ -445,6 +631,7 @@ class RequestMaskModel(BaseTuner):
         """
         self._check_alive()
         assert self._record is not None
+        self.unmerge()
         self._record.restore(self.model)
         self._record = None
         return self.model
@@ -459,7 +646,7 @@ class RequestMaskModel(BaseTuner):
             adapter_name: Which adapter; None: the active one.
         """
         self._check_alive()
-        adapter_files.save_adapter(self, Path(save_directory), adapter_name or self._active()[0])
+        adapter_files.save_adapter(self, Path(save_directory), self._named(adapter_name))
 
     def load_adapter(
         self,
@@ -481,14 +668,20 @@ class RequestMaskModel(BaseTuner):
 
     # ---------------------------------------------------------------- inside
 
-    def _active(self) -> tuple[str, RequestMaskGenerator, RequestMaskConfig]:
+    def active_names(self) -> list[str]:
+        """Names of the active adapters, at least one."""
         self._check_alive()
-        names = self.active_adapters
+        names = list(self.active_adapters)
         if not names:
             raise ConfigError("no adapter is active: call set_adapter(name).")
-        generator = self.request_mask_generator[names[0]]
-        assert isinstance(generator, RequestMaskGenerator)
-        return names[0], generator, self.peft_config[names[0]]
+        return names
+
+    def _named(self, adapter_name: str | None) -> str:
+        """An adapter by name; None: the active one, the first where several are."""
+        name = self.active_names()[0] if adapter_name is None else adapter_name
+        if name not in self.peft_config:
+            raise ConfigError(f"there is no adapter {name!r}; there are {sorted(self.peft_config)}.")
+        return name
 
     def _check_alive(self) -> None:
         if self._record is None:
@@ -509,6 +702,15 @@ class RequestMaskModel(BaseTuner):
         self._encoders[adapter_name] = encoder
         return replace(config, request_dim=encoder.dim)
 
+    def _make_tuned_encoder(self, config: RequestMaskConfig, adapter_name: str) -> TunedEncoder | None:
+        if config.encoder_tuning == "none":
+            return None
+        from cramer_peft.encoders.tuned import TunedEncoder
+
+        if adapter_name not in self._encoders:
+            self._encoders[adapter_name] = CachedEncoder(make_encoder(str(config.encoder), config.encoder_options))
+        return TunedEncoder(self._encoders[adapter_name].encoder, config.encoder_tuning)
+
     @staticmethod
     def _checked(encoder: CachedEncoder, config: RequestMaskConfig) -> CachedEncoder:
         if config.request_dim is not None and encoder.dim != config.request_dim:
@@ -523,10 +725,6 @@ def _rows_of(requests: Requests) -> int:
     return 1 if requests is None or isinstance(requests, str) else len(requests)
 
 
-def _is_zero(strength: Strength) -> bool:
-    return isinstance(strength, (int, float)) and strength == 0
-
-
 def _check_adapter_name(name: str) -> None:
     if not name or "." in name or name.isdigit() or name in _RESERVED_NAMES or hasattr(nn.ModuleDict(), name):
         raise ConfigError(
@@ -535,31 +733,6 @@ def _check_adapter_name(name: str) -> None:
         )
 
 
-def _check_state(state: MaskState, generator: RequestMaskGenerator, config: RequestMaskConfig) -> None:
-    if state.gate != config.gate:
-        raise RequestError(f"the mask state has gate={state.gate!r}, the adapter {config.gate!r}.")
-    expected = {
-        f"{name}.{part}": shape
-        for name, spec in generator.specs.items()
-        for part, shape in generator.gate.parts(spec).items()
-    }
-    found = _shapes(state.tensors)
-    if found != expected:
-        differing = sorted(set(expected.items()) ^ set(found.items()))
-        key = differing[0][0]
-        raise RequestError(
-            f"the mask state does not fit the adapter: {len(differing)} tensors differ, for example "
-            f"{key!r} (the adapter has {expected.get(key)}, the state {found.get(key)})."
-        )
-    known = state.base_fingerprint, config.base_fingerprint
-    if None not in known and known[0] != known[1]:
-        raise BaseModelMismatchError(
-            f"the mask state was made for another base model: it expects {known[0]}, the masked weights are "
-            f"{known[1]}. dataclasses.replace(state, base_fingerprint=None) overrides this."
-        )
-
-
-def _shapes(tensors: dict[str, LayerTensors]) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{name}.{part}": tuple(value.shape[1:]) for name, parts in tensors.items() for part, value in parts.items()
-    }
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
-from cramer_peft.gates import LayerSpec
-from cramer_peft.layers.base import RequestMaskLayer
+from cramer_peft.gates import LayerSpec, Spec
+from cramer_peft.layers.base import RequestMaskLayer, entry_name
 from cramer_peft.layers.registry import registered_classes, wrapper_for
 
 _BERT = ["attention.output.dense", "intermediate.dense", "output.dense"]
@@ -59,7 +59,7 @@ class Target:
 
     name: str
     module: nn.Module
-    spec: LayerSpec
+    parts: dict[str, Spec]
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,13 @@ class InjectionPlan:
     targets: tuple[Target, ...]
 
     @property
-    def specs(self) -> dict[str, LayerSpec]:
-        """Widths of the masked layers, by name, in the model's order."""
-        return {target.name: target.spec for target in self.targets}
+    def specs(self) -> dict[str, Spec]:
+        """Widths of all that is gated, by the name under which its gates are kept."""
+        return {entry_name(target.name, part): spec for target in self.targets for part, spec in target.parts.items()}
+
+    def parts_of(self, name: str) -> dict[str, Spec]:
+        """What is gated of one module."""
+        return next(target.parts for target in self.targets if target.name == name)
 
 
 def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
@@ -97,16 +101,40 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
             + "\nLeave them out of target_modules, or name "
             "them in exclude_modules."
         )
-    targets = []
+    targets = _gated_parts(matches, resolved)
+    plan = InjectionPlan(resolved, tuple(targets))
+    layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
+    digest = fingerprint(targets)
+    _check_base(config, layout, digest)
+    return dataclasses.replace(
+        plan, config=dataclasses.replace(resolved, masked_modules=layout, base_fingerprint=digest)
+    )
+
+
+def _gated_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> list[Target]:
+    wanted = config.module_parts
+    targets, known = [], set()
     # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
     for name, module in sorted(matches.items()):
         wrapper = wrapper_for(module)
         assert wrapper is not None  # _refusal has named every module without one
-        targets.append(Target(name, module, wrapper.spec(module)))
-    layout = {target.name: [target.spec.out_features, target.spec.in_features] for target in targets}
-    digest = fingerprint(targets)
-    _check_base(config, layout, digest)
-    return InjectionPlan(dataclasses.replace(resolved, masked_modules=layout, base_fingerprint=digest), tuple(targets))
+        parts = dict(wrapper.part_specs(module))
+        known.update(parts)
+        if wanted is not None and "" not in parts:
+            parts = {part: spec for part, spec in parts.items() if part in wanted}
+        if not parts:
+            raise TargetModuleError(f"module_parts={wanted} leaves nothing of {name!r} ({type(module).__name__}).")
+        targets.append(Target(name, module, parts))
+    unknown = sorted(set(wanted or []) - known)
+    if unknown:
+        raise TargetModuleError(
+            f"module_parts={unknown} are parts of no module to mask; the parts there are {sorted(known - {''})}."
+        )
+    return targets
+
+
+def _widths(spec: Spec) -> list[int]:
+    return [spec.out_features, spec.in_features] if isinstance(spec, LayerSpec) else [spec.features]
 
 
 def fingerprint(targets: list[Target]) -> str | None:
@@ -115,11 +143,11 @@ def fingerprint(targets: list[Target]) -> str | None:
     for target in targets:
         wrapper = wrapper_for(target.module)
         assert wrapper is not None
-        weight = wrapper.masked_weight(target.module).detach()
-        if weight.is_meta:
-            return None
-        digest.update(f"{target.name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        digest.update(_sample(weight).view(torch.uint8).numpy().tobytes())
+        for weight in wrapper.fingerprint_weights(target.module):
+            if weight.is_meta:
+                return None
+            digest.update(f"{target.name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+            digest.update(_sample(weight.detach()).view(torch.uint8).numpy().tobytes())
     return "sha256:" + digest.hexdigest()
 
 
@@ -169,7 +197,11 @@ def _default_targets(model: nn.Module, modules: dict[str, nn.Module]) -> list[st
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     head = get_output() if callable(get_output) else None
-    names = [name for name, module in modules.items() if name and _is_linear(module) and module is not head]
+    names = [
+        name
+        for name, module in modules.items()
+        if name and _is_linear(module) and module is not head and not _inside_attention(name, modules)
+    ]
     if not names:
         raise TargetModuleError(
             f"{type(model).__name__} has no module that can be masked ({', '.join(registered_classes())})."
@@ -178,7 +210,12 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or wrapper_for(module) is not None
+    wrapper = wrapper_for(module)
+    return isinstance(module, nn.Linear) or (wrapper is not None and wrapper.linear)
+
+
+def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
+    return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
@@ -206,17 +243,12 @@ def _refusal(name: str, modules: dict[str, nn.Module]) -> str | None:
             f"{name!r} is a {type(module).__name__}; supported are {', '.join(registered_classes())} and what is "
             "registered by cramer_peft.register_mask_layer."
         )
-    parent_name = name.rpartition(".")[0]
-    parent = modules.get(parent_name)
-    if isinstance(parent, nn.MultiheadAttention):
+    if _inside_attention(name, modules):
+        parent = name.rpartition(".")[0]
         return (
-            f"{name!r} is read directly by its parent nn.MultiheadAttention {parent_name!r}: a mask would have no "
-            "effect."
-        )
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        return (
-            f"{name!r} is read directly by its parent nn.TransformerEncoderLayer {parent_name!r} on its fused path in "
-            "eval mode: a mask would have no effect there."
+            f"{name!r} is read directly by its parent nn.MultiheadAttention {parent!r}: a mask would have no "
+            f"effect. Name the attention module, {parent!r}, which is masked whole (module_parts=['out'] for its output "
+            "projection alone)."
         )
     return None
 

@@ -241,7 +241,7 @@ def test_tensors_that_do_not_fit_are_listed(saved, model, snapshot, change, name
         ({"target_modules": 3}, "target_modules"),
         ({"target_modules": None}, "target_modules"),
         ({"masked_modules": None}, "masked_modules"),
-        ({"masked_modules": {"up": [16]}}, "masked_modules"),
+        ({"masked_modules": {"up": [16, 8, 1]}}, "masked_modules"),
         ({"request_dim": None}, "request_dim"),
         ({"encoder_options": [1]}, "encoder_options"),
         ({"inference_mode": "yes"}, "inference_mode"),

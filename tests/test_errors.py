@@ -13,6 +13,7 @@ BUILT_IN: dict[str, type[Exception]] = {
     "MissingExtraError": ImportError,
     "AdapterFileError": ValueError,
     "BaseModelMismatchError": ValueError,
+    "MergeError": ValueError,
     "CheckpointingError": RuntimeError,
     "UnsupportedError": NotImplementedError,
     "DataError": ValueError,

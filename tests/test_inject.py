@@ -7,7 +7,7 @@ from cramer_peft.errors import ConfigError, EncoderError, TargetModuleError
 
 BAD_CONFIGS = [
     (lambda: RequestMaskConfig(target_modules=["nope"], request_dim=4), TargetModuleError),
-    (lambda: RequestMaskConfig(target_modules=["embedding"], request_dim=4), TargetModuleError),
+    (lambda: RequestMaskConfig(target_modules=["up"], module_parts=["q"], request_dim=4), TargetModuleError),
     (lambda: RequestMaskConfig(target_modules=["up"], encoder="nope"), EncoderError),
     (lambda: RequestMaskConfig(target_modules=["up"], encoder="hashing", encoder_options={"dim": 0}), EncoderError),
     (lambda: RequestMaskConfig(target_modules=["up"], encoder="hashing", encoder_options={"no": 0}), EncoderError),

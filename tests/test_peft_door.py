@@ -108,18 +108,31 @@ def test_two_adapters_through_files(wrapped, make_model, make_config, x, tmp_pat
     assert torch.equal(ours(x, request=REQUESTS), second)
 
 
-def test_adapter_names_are_refused_rather_than_ignored(wrapped, x) -> None:
-    with pytest.raises(UnsupportedError, match="adapter_names="):
-        wrapped(x, adapter_names=["default", "__base__", "default"])
-    assert wrapped(x).shape == (3, 20)
+def test_adapter_names(wrapped, make_config, x) -> None:
+    wrapped.add_adapter("other", make_config("scale"))
+    frozen, first = wrapped(x), wrapped(x, request=REQUESTS)
+    wrapped.set_adapter("other")
+    second = wrapped(x, request=REQUESTS)
+    mixed = wrapped(x, adapter_names=["default", "__base__", "other"], request=REQUESTS)
+    assert torch.equal(mixed[1], frozen[1])
+    assert torch.allclose(mixed[0], first[0], atol=1e-6)
+    assert torch.allclose(mixed[2], second[2], atol=1e-6)
+    with wrapped.request(REQUESTS):
+        assert torch.equal(wrapped(x, adapter_names=["default", "__base__", "other"]), mixed)
+    assert torch.equal(wrapped(x, request=REQUESTS), second)
+    with pytest.raises(RequestError, match="Length of `adapter_names`"):
+        wrapped(x, adapter_names=["default"], request=REQUESTS)
+    with pytest.raises(ConfigError, match="nope"):
+        wrapped(x, adapter_names=["default", "nope", "other"], request=REQUESTS)
+    assert torch.equal(wrapped(x), frozen)
 
 
 def test_what_is_not_offered_is_refused(wrapped, model, make_config, x) -> None:
     for use in (wrapped.merge_and_unload, wrapped.merge_adapter):
         with pytest.raises(UnsupportedError):
             use()
-    with pytest.raises((UnsupportedError, ConfigError)):
-        wrapped.base_model.set_adapter(["default", "other"])
+    with pytest.raises(UnsupportedError, match="set_adapter"):
+        wrapped.base_model.add_weighted_adapter(["default"], [1.0], "mixed")
 
 
 def test_inject_adapter_in_model_is_refused(model, make_config, snapshot) -> None:

@@ -125,15 +125,9 @@ class OwnAttention(nn.MultiheadAttention):
             ["out_proj"],
             r"'attention\.out_proj'.*nn\.MultiheadAttention 'attention'",
         ),
-        (Block(OwnAttention(8, 2)), "all-linear", r"'attention\.out_proj'.*MultiheadAttention"),
+        (Block(OwnAttention(8, 2)), ["out_proj"], r"'attention\.out_proj'.*MultiheadAttention"),
         (nn.MultiheadAttention(8, 2), ["out_proj"], "'out_proj'.*MultiheadAttention"),
-        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), ["linear1"], "'linear1'.*nn.TransformerEncoderLayer"),
-        (
-            nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2),
-            ["linear2"],
-            r"'layers\.0\.linear2'.*'layers\.1\.linear2'",
-        ),
-        (Block(nn.Embedding(3, 3)), ["attention", "ff"], "'attention' is a Embedding"),
+        (Block(nn.Softmax(-1)), ["attention", "ff"], "'attention' is a Softmax"),
     ],
 )
 def test_what_its_parent_reads_directly_is_refused_by_name(model, wanted, named: str, snapshot) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -11,14 +12,34 @@ from torch import Tensor, nn
 
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.errors import CheckpointingError, RequestError, UnsupportedError
-from cramer_peft.gates import LayerGate, LayerSpec
+from cramer_peft.gates import LayerGate, LayerSpec, PartGate, RowGates, Spec
+
+AnyGate = TypeVar("AnyGate", bound=RowGates)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where the rows of the batch are in a layer's input.
+
+    Attributes:
+        batch_dim: Dimension that holds them.
+        folding: What to do where it is several times as long as there are requests: None refuses,
+            ``"rows_first"`` repeats each request for neighbours, ``"rows_last"`` repeats all in turn.
+    """
+
+    batch_dim: int = 0
+    folding: str | None = None
 
 
 class RequestMaskLayer(nn.Module, BaseTunerLayer):
-    """A frozen module whose weight is masked while a request is in force.
+    """A frozen module whose weights or features are masked while a request is in force.
 
     It holds no parameters of its own: the gates come from the adapter's generator, by way of the
     carrier. Without a request, or with adapters disabled, the call goes straight to the frozen module.
+
+    A module has one or more gated *parts*; the part ``""`` is the whole of a module with one. A subclass
+    for a module with one weight gives :meth:`spec` and :meth:`project`; one with several parts gives
+    :meth:`part_specs`, :meth:`masked_forward` and :meth:`fold_parts`.
 
     Args:
         base_layer: The frozen module.
@@ -28,33 +49,73 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ()
     other_param_names = ("request_mask_specs",)
+    linear: ClassVar[bool] = True  # whether target_modules="all-linear" takes it in
+    feature_dim: int = -1
 
     def __init__(self, base_layer: nn.Module, module_name: str, carrier: RequestCarrier) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.module_name = module_name
         self.carrier = carrier
-        self.request_mask_specs: dict[str, tuple[LayerSpec, int]] = {}
+        self.request_mask_specs: dict[str, tuple[dict[str, Spec], RowLayout]] = {}
         self.merged_adapters: list[str] = []
+        self.merged_gates: dict[str, PartGate] = {}
         self._disable_adapters = False
-        spec = self.spec(base_layer)
-        self.in_features, self.out_features = spec.in_features, spec.out_features
+        whole = self.part_specs(base_layer).get("")
+        if isinstance(whole, LayerSpec):
+            self.in_features, self.out_features = whole.in_features, whole.out_features
         self.train(base_layer.training)
 
-    @classmethod
-    @abstractmethod
-    def spec(cls, base_layer: nn.Module) -> LayerSpec:
-        """Widths of ``base_layer``."""
+    # ---------------------------------------------------------------- what subclasses say
 
-    @abstractmethod
-    def project(self, x: Tensor) -> Tensor:
-        """The frozen weight alone, without the bias: (…, in) → (…, out)."""
+    @classmethod
+    def spec(cls, base_layer: nn.Module) -> LayerSpec:
+        """Widths of ``base_layer``'s weight, for a module with one."""
+        raise NotImplementedError(f"{cls.__name__} must define spec, or part_specs.")
+
+    @classmethod
+    def part_specs(cls, base_layer: nn.Module) -> Mapping[str, Spec]:
+        """What is gated, by part; ``""`` is the whole of a module with one part."""
+        return {"": cls.spec(base_layer)}
+
+    @classmethod
+    def unfoldable_parts(cls) -> tuple[str, ...]:
+        """Parts whose gates have no place in a weight: a merged layer goes on multiplying by them."""
+        return ()
 
     @classmethod
     def masked_weight(cls, base_layer: nn.Module) -> Tensor:
         """The frozen weight as (out_features, in_features), however ``base_layer`` stores it."""
         weight: Tensor = base_layer.weight  # type: ignore[assignment]
         return weight
+
+    @classmethod
+    def fingerprint_weights(cls, base_layer: nn.Module) -> Sequence[Tensor]:
+        """The frozen tensors that tell one base model from another."""
+        return [cls.masked_weight(base_layer)]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The frozen weight alone, without the bias: (…, in) → (…, out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define project, or masked_forward.")
+
+    def masked_forward(self, gates: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The module under ``gates`` (part → gates); a part that is not there stays frozen."""
+        x = args[0] if args else kwargs.pop("input", None)
+        return self.fitted(gates[""], x, self.batch_dim).apply(self, x, self.batch_dim)
+
+    def fold_parts(self, gates: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+        """New tensors for the parameters of ``base_layer`` (by name) that hold one row's gates."""
+        weight, bias = self.fold(gates[""], row)
+        changed = {"weight": self.stored_weight(weight)}
+        if bias is not None and bias is not self.base_bias:
+            changed["bias"] = bias
+        return changed
+
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        """An (out_features, in_features) weight in the form in which ``base_layer`` stores it."""
+        return weight
+
+    # ---------------------------------------------------------------- what all share
 
     @property
     def weight_matrix(self) -> Tensor:
@@ -71,64 +132,108 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
         output: Tensor = self.base_layer(x)
         return output
 
-    def update_layer(self, adapter_name: str, spec: LayerSpec, batch_dim: int) -> None:
-        """Let the adapter ``adapter_name`` mask this layer."""
-        self.request_mask_specs[adapter_name] = (spec, batch_dim)
+    def update_layer(self, adapter_name: str, specs: Mapping[str, Spec], layout: RowLayout) -> None:
+        """Let the adapter ``adapter_name`` mask this layer's parts ``specs``."""
+        self.request_mask_specs[adapter_name] = (dict(specs), layout)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        adapter = self._adapter_in_force()
-        source = self.carrier.current() if adapter is not None else None
-        self._refuse_recompute(has_request=source is not None)
-        gates = source.gates_of(self.module_name) if source is not None else None
-        if gates is None or source is None or adapter is None:
-            return self.base_layer(x, *args, **kwargs)
-        _, batch_dim = self.request_mask_specs[adapter]
-        if not source.inputs.shared:
-            self._check_rows(x, source.inputs.rows, batch_dim)
-        return gates.apply(self, x, batch_dim)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        source = None if self._disable_adapters else self.carrier.current()
+        self._refuse_recompute(source)
+        if source is None:
+            if self.merged_gates:
+                return self.masked_forward(self.merged_gates, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+        gates = {}
+        for part in self.gated_parts():
+            gate = source.gates_of(self.entry(part))
+            if gate is not None:
+                gates[part] = gate
+        if not gates:
+            return self.base_layer(*args, **kwargs)
+        return self.masked_forward(gates, *args, **kwargs)
+
+    def entry(self, part: str) -> str:
+        """Under which name the gates of a part are found."""
+        return entry_name(self.module_name, part)
+
+    def gated_parts(self) -> list[str]:
+        """The parts that some adapter masks."""
+        return list(dict.fromkeys(part for specs, _ in self.request_mask_specs.values() for part in specs))
+
+    @property
+    def layout(self) -> RowLayout:
+        """Where the active adapters expect the rows."""
+        for name in self.active_adapters:
+            if name in self.request_mask_specs:
+                return self.request_mask_specs[name][1]
+        return next((layout for _, layout in self.request_mask_specs.values()), RowLayout())
+
+    @property
+    def batch_dim(self) -> int:
+        """Dimension of the input that holds the rows."""
+        return self.layout.batch_dim
 
     def fold(self, gates: LayerGate, row: int) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in) and bias with one row's gates folded in, as new tensors."""
         return gates.fold(self.weight_matrix, self.base_bias, row)
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        if self.carrier.activated is not None:
+            self.carrier.activated(list(self.active_adapters))
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise UnsupportedError("request masks differ from request to request: there is no one mask to merge.")
+        raise UnsupportedError("merge by the handle's merge_request or merge_adapter, which see the whole model.")
 
     def unmerge(self) -> None:
-        return None
+        raise UnsupportedError("unmerge by the handle's unmerge, which sees the whole model.")
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.request_mask_specs)
 
-    def _adapter_in_force(self) -> str | None:
-        if self._disable_adapters:
-            return None
-        names: list[str] = self.active_adapters  # type: ignore[assignment]
-        for name in names:
-            if name in self.request_mask_specs:
-                return name
-        return None
+    def fitted(self, gate: AnyGate, x: Tensor, batch_dim: int) -> AnyGate:
+        """``gate`` with as many rows as ``x`` has along ``batch_dim``.
 
-    def _check_rows(self, x: Tensor, rows: int, batch_dim: int) -> None:
-        if not -x.dim() <= batch_dim < x.dim() - 1:
+        Raises:
+            RequestError: If there are not as many requests as rows, and the configuration says of no folding.
+        """
+        if gate.shared:
+            return gate
+        if not -x.dim() <= batch_dim < x.dim() - (1 if x.is_floating_point() else 0):
             raise RequestError(
                 f"module {self.module_name!r}: its input of shape {tuple(x.shape)} has no batch dimension {batch_dim} "
                 "beside the features. Set batch_dim in RequestMaskConfig, or give one request for the whole batch."
             )
-        if x.shape[batch_dim] != rows:
-            raise RequestError(
-                f"module {self.module_name!r}: found {x.shape[batch_dim]} rows in dimension {batch_dim} of its input "
-                f"of shape {tuple(x.shape)}, but {rows} requests were given. Give one request for each row, or one for "
-                "the whole batch; if the rows are in another dimension, set batch_dim in RequestMaskConfig."
-            )
+        found, rows = x.shape[batch_dim], gate.rows
+        if found == rows:
+            return gate
+        folding = self.layout.folding
+        if folding is not None and found % rows == 0:
+            times = found // rows
+            if folding == "rows_first":
+                return gate.map_rows(lambda value: value.repeat_interleave(times, 0))
+            return gate.map_rows(lambda value: value.repeat(times, *[1] * (value.dim() - 1)))
+        raise RequestError(
+            f"module {self.module_name!r}: found {found} rows in dimension {batch_dim} of its input "
+            f"of shape {tuple(x.shape)}, but {rows} requests were given. Give one request for each row, or one for "
+            "the whole batch; if the rows are in another dimension, set batch_dim in RequestMaskConfig; if the model "
+            "folds beams or positions into that dimension, set batch_folding."
+        )
 
-    def _refuse_recompute(self, has_request: bool) -> None:
+    def _refuse_recompute(self, source: Any) -> None:
         """Refuse to run inside backward, where a checkpoint would silently use other gates."""
-        if torch.compiler.is_compiling() or not (has_request or self.carrier.used_with_gradients):
+        if torch.compiler.is_compiling() or not (source is not None or self.carrier.used_with_gradients):
             return
-        if torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1 and not (source is not None and source.for_recompute):
             raise CheckpointingError(
                 f"module {self.module_name!r} was run again inside backward: gradient checkpointing recomputes it when "
-                "its request has ended. Turn gradient checkpointing off while training request masks "
+                "its request has ended. Give non-reentrant checkpoints the context that brings it back "
+                "(model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': "
+                "masks.checkpoint_contexts})), or turn gradient checkpointing off while training request masks "
                 "(model.gradient_checkpointing_disable(), TrainingArguments(gradient_checkpointing=False))."
             )
+
+
+def entry_name(module_name: str, part: str) -> str:
+    """Under which name a part's gates are kept: the module's, and the part's where it has several."""
+    return f"{module_name}.{part}" if part else module_name

@@ -42,3 +42,6 @@ class MaskedConv1D(RequestMaskLayer):
     def project(self, x: Tensor) -> Tensor:
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         return x @ weight
+
+    def stored_weight(self, weight: Tensor) -> Tensor:
+        return weight.T.contiguous()
