@@ -6,11 +6,12 @@ Our reader is strict: it checks everything against the model before it touches i
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
@@ -19,18 +20,27 @@ from torch import Tensor, nn
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders.base import RequestEncoder, is_registered
-from cramer_peft.errors import AdapterFileError, EncoderError
+from cramer_peft.errors import AdapterFileError, ConfigError, EncoderError
 from cramer_peft.generator import make_generator
 from cramer_peft.io import (
     CONFIG_NAME,
     WEIGHTS_NAME,
+    TensorInfo,
     check_finite,
     read_json,
+    read_layout,
     read_safetensors,
     write_json,
     write_safetensors,
 )
-from cramer_peft.registration import RequestMaskPeftType
+from cramer_peft.stored_config import (
+    check_encoder_options,
+    check_inside,
+    config_digest,
+    match_by_list,
+    parse_config,
+    short,
+)
 from cramer_peft.targets import own_modules, plan_injection
 
 if TYPE_CHECKING:
@@ -42,11 +52,29 @@ _GENERATOR = "request_mask_generator."
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter as read from its files, not yet attached to a model."""
+    """An adapter as read from its files, not yet attached to a model.
+
+    Attributes:
+        folder: Where the files are.
+        config: The configuration.
+        layout: What the header of the file of weights says, by key.
+        config_digest: Digest of the configuration's file.
+    """
 
     folder: Path
     config: RequestMaskConfig
-    tensors: dict[str, Tensor]
+    layout: dict[str, TensorInfo]
+    config_digest: str
+
+    @cached_property
+    def weights(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The file of weights, read when first asked for: after its layout was found to be what is expected."""
+        return read_safetensors(self.folder / WEIGHTS_NAME)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, by key."""
+        return self.weights[0]
 
 
 def without_adapter_name(key: str, adapter_name: str) -> str:
@@ -56,12 +84,23 @@ def without_adapter_name(key: str, adapter_name: str) -> str:
 
 
 def save_adapter(masks: RequestMaskModel, folder: Path, adapter_name: str) -> None:
-    """Write one adapter's files, each atomically."""
+    """Write one adapter's files, each atomically.
+
+    Raises:
+        ConfigError: If there is no adapter of that name.
+    """
+    if adapter_name not in masks.peft_config:
+        raise ConfigError(f"there is no adapter {adapter_name!r}; there are {sorted(masks.peft_config)}.")
     config = masks.peft_config[adapter_name]
+    values = {**config.to_dict(), "inference_mode": True}
     tensors = get_peft_model_state_dict(masks, adapter_name=adapter_name, save_embedding_layers=False)
-    metadata = {"adapter": adapter_name, "base_fingerprint": config.base_fingerprint or ""}
+    metadata = {
+        "adapter": adapter_name,
+        "base_fingerprint": config.base_fingerprint or "",
+        "config_digest": config_digest(values),
+    }
     write_safetensors(folder / WEIGHTS_NAME, {_ROOT + key: value for key, value in tensors.items()}, metadata)
-    write_json(folder / CONFIG_NAME, {**config.to_dict(), "inference_mode": True})
+    write_json(folder / CONFIG_NAME, values)
 
 
 def read_adapter(folder: Path, check_base: bool, is_trainable: bool) -> StoredAdapter:
@@ -70,46 +109,54 @@ def read_adapter(folder: Path, check_base: bool, is_trainable: bool) -> StoredAd
     Raises:
         AdapterFileError: If a file is missing, corrupt, or holds an unknown or impossible field.
     """
-    path = folder / CONFIG_NAME
+    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    check_inside(folder, path)
     values = read_json(path)
-    if values.get("peft_type") != RequestMaskPeftType.REQUEST_MASK.value:
-        raise AdapterFileError(f"{path}: expected peft_type 'REQUEST_MASK', found {values.get('peft_type')!r}.")
-    known = {field.name for field in dataclasses.fields(RequestMaskConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise AdapterFileError(f"{path}: unknown fields {unknown}; was it written by a newer version?")
-    try:
-        config = RequestMaskConfig(**values)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path}: {error}") from error
-    missing = [name for name in ("request_dim", "masked_modules", "target_modules") if getattr(config, name) is None]
-    if missing:
-        raise AdapterFileError(f"{path}: {missing} must be set in a saved adapter.")
+    config = parse_config(path, values)
     fingerprint = config.base_fingerprint if check_base else None
     config = replace(config, base_fingerprint=fingerprint)
     config.inference_mode = not is_trainable
-    tensors, _ = read_safetensors(folder / WEIGHTS_NAME)
-    return StoredAdapter(folder, config, tensors)
+    check_inside(folder, weights)
+    return StoredAdapter(folder, config, read_layout(weights)[0], config_digest(values))
 
 
 def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder | None) -> None:
     """Check a stored adapter against a model and an encoder, without touching either.
 
     Raises:
-        AdapterFileError: If keys are missing or unexpected, or shapes differ; it lists which.
+        AdapterFileError: If keys are missing or unexpected, or shapes differ; it lists which. Also if the
+            two files are of different saves.
         BaseModelMismatchError: If it was made for other modules or weights.
         EncoderError: If it was made with another encoder.
     """
     config = stored.config
     _check_encoder(config, encoder)
+    match_by_list(config, model)
     plan = plan_injection(model, config)
-    with torch.device("meta"):
-        generator = make_generator(config, plan.specs)
-    expected = {f"{_ROOT}{_GENERATOR}{key}": value.shape for key, value in generator.state_dict().items()}
+    try:
+        with torch.device("meta"):
+            generator = make_generator(config, plan.specs)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        where = stored.folder / CONFIG_NAME
+        raise AdapterFileError(f"{where}: no generator can be as large as it says: {short(error)}.") from error
+    expected: dict[str, Tensor] = {f"{_ROOT}{_GENERATOR}{key}": v for key, v in generator.state_dict().items()}
     expected.update(_saved_modules(model, config))
-    problems = _differences(expected, stored.tensors)
+    _check_weights(stored, expected)
+
+
+def _check_weights(stored: StoredAdapter, expected: dict[str, Tensor]) -> None:
+    path = stored.folder / WEIGHTS_NAME
+    # The header first, so that nothing larger than what is expected is read.
+    problems = _differences(expected, stored.layout) or _differences(expected, stored.tensors)
     if problems:
-        raise AdapterFileError(f"{stored.folder / WEIGHTS_NAME} does not fit its configuration: {problems}.")
+        raise AdapterFileError(f"{path} does not fit its configuration: {problems}.")
+    check_finite({key: value.to(expected[key].dtype) for key, value in stored.tensors.items()}, str(path))
+    # Files that PEFT wrote have no digest.
+    if stored.weights[1].get("config_digest") not in (None, stored.config_digest):
+        raise AdapterFileError(
+            f"{path} and {CONFIG_NAME} beside it are of different saves: one was changed, or a save was interrupted "
+            "between the two. Save the adapter again; to change a field, load the adapter, set it and save."
+        )
 
 
 def check_remapped(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
@@ -125,7 +172,7 @@ def check_remapped(model: nn.Module, adapter_name: str, tensors: dict[str, Tenso
             NaN or infinity.
     """
     prefix = f"{_GENERATOR}{adapter_name}."
-    expected = {key: value.shape for key, value in model.state_dict().items() if prefix in key}
+    expected = {key: value for key, value in model.state_dict().items() if prefix in key}
     problems = _differences(expected, {key: value for key, value in tensors.items() if _GENERATOR in key})
     if problems:
         raise AdapterFileError(f"the file does not fit the adapter {adapter_name!r}: {problems}.")
@@ -146,15 +193,15 @@ def fill_adapter(masks: RequestMaskModel, adapter_name: str, stored: StoredAdapt
         masks.set_requires_grad(adapter_name, requires_grad=False)
 
 
-def _differences(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -> str:
-    """What is missing, unexpected or of another shape, in words; empty where nothing is."""
-    problems = [f"missing {key}" for key in sorted(expected.keys() - tensors.keys())]
-    problems += [f"unexpected {key}" for key in sorted(tensors.keys() - expected.keys())]
-    problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(expected[key])}"
-        for key in sorted(expected.keys() & tensors.keys())
-        if tensors[key].shape != expected[key]
-    ]
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, TensorInfo | Tensor]) -> str:
+    """What is missing, unexpected, of another shape or kind of number, in words; empty where nothing is."""
+    problems = [f"missing {key}" for key in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {short(key, 200)}" for key in sorted(found.keys() - expected.keys())]
+    for key in sorted(expected.keys() & found.keys()):
+        if tuple(found[key].shape) != tuple(expected[key].shape):
+            problems.append(f"{key} has shape {tuple(found[key].shape)}, expected {tuple(expected[key].shape)}")
+        elif found[key].dtype.is_floating_point != expected[key].dtype.is_floating_point:
+            problems.append(f"{key} has dtype {found[key].dtype}, expected {expected[key].dtype}")
     return "; ".join(problems[:10])
 
 
@@ -167,15 +214,16 @@ def _check_encoder(config: RequestMaskConfig, encoder: RequestEncoder | None) ->
                 f"the adapter was made with the request encoder {config.encoder!r}, which is not registered: register "
                 "it by cramer_peft.register_request_encoder, or pass the encoder object as encoder=…"
             )
+        check_encoder_options(config)
     elif encoder.name != config.encoder:
         raise EncoderError(f"the adapter was made with the request encoder {config.encoder!r}, found {encoder.name!r}.")
 
 
-def _saved_modules(model: nn.Module, config: RequestMaskConfig) -> dict[str, Any]:
-    shapes: dict[str, Any] = {}
+def _saved_modules(model: nn.Module, config: RequestMaskConfig) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for name, module in own_modules(model):
         if isinstance(module, ModulesToSaveWrapper):
             module = module.original_module
         if any(name.endswith(wanted) for wanted in config.modules_to_save or []):  # as PEFT matches them
-            shapes.update({f"{_ROOT}model.{name}.{key}": value.shape for key, value in module.state_dict().items()})
-    return shapes
+            tensors.update({f"{_ROOT}model.{name}.{key}": value for key, value in module.state_dict().items()})
+    return tensors

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from cramer_peft.errors import AdapterFileError
 from cramer_peft.gates import LayerTensors
-from cramer_peft.io import read_safetensors, write_safetensors
+from cramer_peft.io import parse_json, read_safetensors, write_safetensors
+
+MAX_STATE_BYTES = 2 * 2**30
 
 _FORMAT = "cramer-peft mask state 1"
 _ACTIVE, _STRENGTH = "__active__", "__strength__"
@@ -76,13 +78,17 @@ class MaskState:
         write_safetensors(Path(path), {**flat, _ACTIVE: self.active, _STRENGTH: self.strength}, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> MaskState:
-        """Read a file that :meth:`save` wrote.
+    def load(cls, path: str | Path, max_bytes: int = MAX_STATE_BYTES) -> MaskState:
+        """Read a file that :meth:`save` wrote; safe for files from strangers.
+
+        Args:
+            path: The file.
+            max_bytes: Size above which it is refused before it is read.
 
         Raises:
-            AdapterFileError: If the file is missing, corrupt, or not a mask state.
+            AdapterFileError: If the file is missing, too large, corrupt, or not a mask state.
         """
-        flat, metadata = read_safetensors(Path(path))
+        flat, metadata = read_safetensors(Path(path), max_bytes)
         if metadata.get("format") != _FORMAT:
             raise AdapterFileError(f"{path}: expected a mask state ({_FORMAT!r}), found {metadata.get('format')!r}.")
         active, strength = flat.pop(_ACTIVE, None), flat.pop(_STRENGTH, None)
@@ -92,12 +98,15 @@ class MaskState:
             )
         if active.dtype != torch.bool or active.dim() != 1 or strength.shape != active.shape or not len(active):
             raise AdapterFileError(f"{path}: {_ACTIVE} must be (rows,) bool and {_STRENGTH} (rows,).")
+        if not strength.is_floating_point():
+            raise AdapterFileError(f"{path}: {_STRENGTH} must hold floating-point numbers, found {strength.dtype}.")
         tensors: dict[str, LayerTensors] = {}
         for key, value in flat.items():
             name, _, part = key.rpartition(".")
-            if value.dim() < 2 or value.shape[0] != len(active) or not value.dtype.is_floating_point:
+            if not part or value.dim() < 2 or value.shape[0] != len(active) or not value.dtype.is_floating_point:
                 raise AdapterFileError(
-                    f"{path}: {key!r} must hold one row of numbers for each of {len(active)} requests."
+                    f"{path}: {key[:200]!r} must be MODULE.PART and hold one row of numbers for each of "
+                    f"{len(active)} requests."
                 )
             tensors.setdefault(name, {})[part] = value
         return cls(tensors=tensors, active=active, strength=strength.float(), **_metadata(path, metadata, len(active)))
@@ -105,10 +114,9 @@ class MaskState:
 
 def _metadata(path: str | Path, metadata: dict[str, str], rows: int) -> dict[str, Any]:
     try:
-        texts = json.loads(metadata["texts"])
-        encoder, base = json.loads(metadata["encoder"]), json.loads(metadata["base_fingerprint"])
+        texts, encoder, base = (parse_json(metadata[key].encode()) for key in ("texts", "encoder", "base_fingerprint"))
         gate, adapter = metadata["gate"], metadata["adapter"]
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise AdapterFileError(f"{path}: its metadata is incomplete or not JSON: {error!r}.") from error
     optional_texts = (str, type(None))
     if (

@@ -311,6 +311,7 @@ def test_an_encoder_that_is_not_registered_here_is_named(saved, model, monkeypat
 
 def test_an_encoder_of_another_width_in_the_file_is_refused(saved, model, edit_json, x) -> None:
     edit_json(saved / "adapter_config.json", encoder_options={"dim": 8})
+    save_file(read_safetensors(saved / "adapter_model.safetensors")[0], saved / "adapter_model.safetensors")
     masks = load_request_masks(model, saved)  # the encoder is made when the first text comes
     frozen = masks(x)
     with pytest.raises(EncoderError, match=r"width 8.*request_dim=16"):

@@ -28,7 +28,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -
     assert os.listdir(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize("call", ["replace", "chmod"])
+@pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_failing_rename_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch, call: str) -> None:
     path = tmp_path / "file.safetensors"
     write_safetensors(path, {"a": torch.ones(2)}, {})

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cramer_peft._extras import require
-from cramer_peft.errors import DataError
+from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.io import open_regular
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
+MAX_ATOMIC_BYTES = 4 * 2**30
+MAX_FIELDS = 4096
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq", "str")
 
 _MISSING_FLOATS = frozenset({"", "nan"})
@@ -34,9 +37,10 @@ def read_atomic(path: str | os.PathLike[str]) -> pd.DataFrame:
         is NaN; all other fields (also ``float_seq``) are ``str`` and not split.
 
     Raises:
-        DataError: If ``path`` is not a file, is empty or not UTF-8, its header is not made of
-            ``name:type`` with a known type and distinct names, a line has another number of fields
-            than the header, or a ``float`` field holds no number.
+        DataError: If ``path`` is not a file, is larger than ``MAX_ATOMIC_BYTES``, empty or not UTF-8, its
+            header is not made of ``name:type`` with a known type and distinct names (at most
+            ``MAX_FIELDS``), a line has another number of fields than the header, or a ``float`` field
+            holds no number.
         MissingExtraError: If pandas is not installed.
     """
     return read_typed(Path(path))[0]
@@ -57,9 +61,11 @@ def read_typed(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path}: not a file. Expected a RecBole atomic file (.inter or .item).")
-    data = path.read_bytes()
+    try:
+        with open_regular(path, "a RecBole atomic file (.inter or .item)", MAX_ATOMIC_BYTES) as (file, _):
+            data = file.read(MAX_ATOMIC_BYTES)
+    except AdapterFileError as error:
+        raise DataError(str(error)) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,6 +84,8 @@ def _read_lines(path: Path) -> list[str]:
 
 def _parse_header(path: Path, header: str) -> dict[str, str]:
     types: dict[str, str] = {}
+    if header.count("\t") >= MAX_FIELDS:
+        raise DataError(f"{path}, line 1: more than {MAX_FIELDS} fields. Expected tab-separated name:type fields.")
     for field in header.split("\t"):
         name, colon, kind = field.rpartition(":")
         if not colon or not name:

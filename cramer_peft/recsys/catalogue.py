@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramer_peft.errors import DataError
-from cramer_peft.io import write_bytes
+from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.io import open_regular, parse_json, write_bytes
 from cramer_peft.recsys.atomic import listed
 
 MAX_CATALOGUE_BYTES = 64 * 2**20
@@ -234,15 +234,14 @@ def _nearest(text: str, among: Sequence[str]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: not a file. Expected a catalogue written by Catalogue.save.")
-    with path.open("rb") as file:
-        data = file.read(MAX_CATALOGUE_BYTES + 1)
-    if len(data) > MAX_CATALOGUE_BYTES:
-        raise DataError(f"{path}: larger than the {MAX_CATALOGUE_BYTES} bytes a catalogue may have.")
     try:
-        document = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
+        with open_regular(path, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES) as (file, _):
+            data = file.read(MAX_CATALOGUE_BYTES)
+    except AdapterFileError as error:
+        raise DataError(str(error)) from error
+    try:
+        document = parse_json(data)
+    except ValueError as error:
         raise DataError(f"{path}: not a JSON file in UTF-8 ({error}). Save it again.") from error
     if not isinstance(document, dict):
         raise DataError(f"{path}: found a JSON {type(document).__name__}, expected an object.")
