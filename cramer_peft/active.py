@@ -26,7 +26,7 @@ class GatesInForce(Protocol):
     def gates_of(self, entry: str) -> PartGate | None:
         """The gates of one part of a layer, or None where it is not masked."""
 
-    def for_forward(self) -> GatesInForce:
+    def for_forward(self) -> Any:
         """The same, made once for one call of the root module."""
 
 

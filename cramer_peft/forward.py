@@ -78,9 +78,10 @@ class RequestForward:
             return None
         if said is not None:
             asked = getattr(said, "asked", None)
-            if asked is None:
-                return said  # pinned by an outer call of the model, which has read the names
-            return tuner.gate_source(*asked, names)
+            if asked is None:  # pinned by an outer call of the model, which has read the names
+                return said  # type: ignore[no-any-return]
+            requests, its_strength = asked
+            return tuner.gate_source(requests, its_strength, names)
         return default_gates_by_row(tuner, names)
 
 

@@ -44,13 +44,11 @@ Spec = Union[LayerSpec, FeatureSpec]
 
 
 class Projection(Protocol):
-    """What a gate needs of the weight it is applied to.
+    """What a gate needs of the weight it is applied to."""
 
-    Attributes:
-        feature_dim: Dimension that holds the features in input and output, counted from the end.
-    """
-
-    feature_dim: int
+    @property
+    def feature_dim(self) -> int:
+        """Dimension that holds the features in input and output, counted from the end."""
 
     def base_forward(self, x: Tensor) -> Tensor:
         """The frozen layer, bias included: (…, in) → (…, out)."""
@@ -134,7 +132,7 @@ def spread(gate: Tensor, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Te
 
 
 @dataclass(frozen=True)
-class RowGates(ABC):
+class RowGates:
     """Gates of one part of a layer, for the rows of one batch.
 
     Attributes:
@@ -171,7 +169,7 @@ class RowGates(ABC):
 
 
 @dataclass(frozen=True)
-class LayerGate(RowGates):
+class LayerGate(RowGates, ABC):
     """The gates of one weight."""
 
     @abstractmethod
@@ -302,9 +300,10 @@ class ProductGate(LayerGate):
 
     def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         *inner, last = self.gates
+        projection = layer
         for gate in inner:
-            layer = _Masked(layer, gate, batch_dim)
-        return last.apply(layer, x, batch_dim)
+            projection = _Masked(projection, gate, batch_dim)
+        return last.apply(projection, x, batch_dim)
 
     def weight_mask(self) -> Tensor:
         return functools.reduce(torch.mul, (gate.weight_mask() for gate in self.gates))
@@ -589,7 +588,7 @@ def by_owner(gates: dict[int, PartGate], owner: Tensor) -> PartGate:
     (number, result), *others = gates.items()
     if isinstance(result, LowRankGate):
         result = replace(result, active=_owned(owner, gates))
-        others = [(n, replace(g, active=result.active)) for n, g in others]  # type: ignore[type-var]
+        others = [(n, replace(g, active=result.active)) for n, g in others if isinstance(g, LowRankGate)]
     for number, gate in others:
         rows = iter(gate.tensors())
         result = result._map(lambda value: _pick(owner == number, next(rows), value))  # noqa: B023 (used at once)

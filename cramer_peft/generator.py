@@ -27,6 +27,7 @@ class RequestMaskGenerator(nn.Module):
         normalize: Whether to scale each request vector to length sqrt(request_dim) first.
     """
 
+    head: nn.Linear
     default_request: Tensor | None
 
     def __init__(

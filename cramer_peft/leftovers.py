@@ -10,6 +10,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from cramer_peft.layers import fastpath
 from cramer_peft.layers.base import RequestMaskLayer
 
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -35,6 +36,7 @@ class ModelRecord:
     attributes: dict[str, Any]
     hooks: set[int]
     replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    unfused: list[nn.Module] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelRecord:
@@ -82,6 +84,8 @@ class ModelRecord:
 
     def restore(self, model: nn.Module) -> None:
         """Make ``model`` what it was: modules, flags, training mode, attributes, PEFT's own hooks."""
+        fastpath.remove(self.unfused)
+        self.unfused.clear()
         for owner, name, wrapper in list(_auxiliary(model)):
             setattr(owner, name, wrapper.original_module)
         for owner, name, module in reversed(self.replaced):

@@ -106,8 +106,8 @@ def _swaps(
             )
         if safe_for is not None and not bool(torch.isfinite(tensor).all()):
             raise MergeError(
-                f"NaNs detected in the merged weights. The adapter {safe_for[0]} seems to be broken: {where} would hold "
-                "NaN or infinity."
+                f"NaNs detected in the merged weights. The adapter {safe_for[0]} seems to be broken: {where} "
+                "would hold NaN or infinity."
             )
         tensor = tensor.detach().to(original.dtype).contiguous()
         swaps.append(Swap(owner, name, original, nn.Parameter(tensor, requires_grad=False)))

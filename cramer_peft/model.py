@@ -23,6 +23,7 @@ from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestErr
 from cramer_peft.forward import intercept, row_adapters
 from cramer_peft.gates import PartGate
 from cramer_peft.generator import RequestMaskGenerator, make_generator
+from cramer_peft.layers import fastpath
 from cramer_peft.layers.base import RequestMaskLayer, RowLayout
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
@@ -133,7 +134,7 @@ class RequestMaskModel(BaseTuner):
             adapter_name: Whose; None: the active one's.
         """
         name = self._named(adapter_name)
-        generator, config = self.request_mask_generator[name], self.peft_config[name]
+        generator, config = self.generator_of(name), self.peft_config[name]
         batch, make_vectors = request_vectors(self, name, requests)
         rows = len(batch.texts) if batch else _rows_of(requests)
         device = generator.head.weight.device
@@ -186,7 +187,7 @@ class RequestMaskModel(BaseTuner):
         self._sync_default()
 
     def _fill_default_request(self, name: str) -> None:
-        config, generator = self.peft_config[name], self.request_mask_generator[name]
+        config, generator = self.peft_config[name], self.generator_of(name)
         request, device = config.default_request, generator.head.weight.device
         if request is None:
             generator.default_request = None
@@ -196,7 +197,7 @@ class RequestMaskModel(BaseTuner):
         self._sync_default()
 
     def _sync_default(self) -> None:
-        stored = any(self.request_mask_generator[name].default_request is not None for name in self.active_adapters)
+        stored = any(self.generator_of(name).default_request is not None for name in self.active_adapters)
         self.carrier.default = self._default_source if stored else None
 
     def _default_source(self) -> GateSource | SeveralAdapters | None:
@@ -257,12 +258,18 @@ class RequestMaskModel(BaseTuner):
 
     def tuned_encoder(self, adapter_name: str) -> TunedEncoder | None:
         """The adapter's tuned copy of its encoder's parameters, or None where the encoder is frozen."""
-        return self.request_mask_encoder[adapter_name] if adapter_name in self.request_mask_encoder else None
+        tuned = self.request_mask_encoder
+        return tuned[adapter_name] if adapter_name in tuned else None  # type: ignore[return-value]  # noqa: SIM401
 
     @property
     def generator(self) -> RequestMaskGenerator:
         """The active adapter's generator, the trained part."""
-        generator: RequestMaskGenerator = self.request_mask_generator[self._named(None)]
+        return self.generator_of(self._named(None))
+
+    def generator_of(self, adapter_name: str) -> RequestMaskGenerator:
+        """An adapter's generator."""
+        generator = self.request_mask_generator[adapter_name]
+        assert isinstance(generator, RequestMaskGenerator)
         return generator
 
     @property
@@ -330,6 +337,7 @@ class RequestMaskModel(BaseTuner):
             )
             if first:
                 intercept(self, model)
+            self._record.unfused += fastpath.install(model, self.carrier)
             self._fill_default_request(adapter_name)
         except BaseException:
             self._roll_back(adapter_name, first, kept)
@@ -571,7 +579,7 @@ class RequestMaskModel(BaseTuner):
         unknown = sorted(set(names) - set(self.peft_config))
         if unknown:
             raise ConfigError(f"there is no adapter {unknown[0]!r}; there are {sorted(self.peft_config)}.")
-        stored = {name: self.request_mask_generator[name].default_request for name in names}
+        stored = {name: self.generator_of(name).default_request for name in names}
         missing = sorted(name for name, vector in stored.items() if vector is None)
         if missing:
             raise UnsupportedError(

@@ -68,7 +68,7 @@ def default_gates(masks: RequestMaskModel) -> GateSource | SeveralAdapters | Non
     """The gates of the active adapters' stored default requests; None where there are none."""
     sources = []
     for name in masks.active_adapters:
-        vector = masks.request_mask_generator[name].default_request
+        vector = masks.generator_of(name).default_request
         source = None if vector is None else adapter_source(masks, name, vector, None)
         if source is not None:
             sources.append(source)
@@ -80,8 +80,7 @@ def default_gates(masks: RequestMaskModel) -> GateSource | SeveralAdapters | Non
 def default_gates_by_row(masks: RequestMaskModel, names: Sequence[str]) -> SeveralAdapters | None:
     """The gates of each row's adapter's stored default request; None where there are none."""
     _check_names(masks, names)
-    generators = masks.request_mask_generator
-    rows = [None if name == BASE else generators[name].default_request for name in names]
+    rows = [None if name == BASE else masks.generator_of(name).default_request for name in names]
     return _by_row(masks, rows, None, list(names))
 
 
@@ -94,7 +93,7 @@ def adapter_source(
     batch, vectors = request_vectors(masks, name, requests)
     if batch is None:
         return None
-    generator, config = masks.request_mask_generator[name], masks.peft_config[name]
+    generator, config = masks.generator_of(name), masks.peft_config[name]
     rows = batch.vectors.shape[0]
     scale = batch_strength(strength, config.strength, rows, batch.shared)
     if _is_zero(strength if strength is not None else config.strength):
@@ -110,7 +109,7 @@ def request_vectors(
 
     The vectors of a tuned encoder are made anew each time, since they carry its graph.
     """
-    generator = masks.request_mask_generator[name]
+    generator = masks.generator_of(name)
     device = generator.head.weight.device
     tuned = masks.tuned_encoder(name)
     if tuned is None:
@@ -157,7 +156,8 @@ def _by_row(
     _check_names(masks, names)
     rows = _row_requests(requests, len(names))
     distinct = [name for name in dict.fromkeys(names) if name != BASE]
-    sources, owners = [], {BASE: -1}
+    sources: list[GateSource] = []
+    owners = {BASE: -1}
     for name in distinct:
         own = [row if owner == name else None for row, owner in zip(rows, names, strict=True)]
         source = adapter_source(masks, name, own, strength)
@@ -208,7 +208,7 @@ def _source(
     scale: Tensor | None,
     active: Tensor | None,
 ) -> GateSource:
-    generator = masks.request_mask_generator[name]
+    generator = masks.generator_of(name)
     device = generator.head.weight.device
     scale = None if scale is None else scale.to(device)
     active = None if active is None else active.to(device)
@@ -243,7 +243,7 @@ def check_state(masks: RequestMaskModel, name: str, state: MaskState) -> None:
         RequestError: If it has another form or other layers.
         BaseModelMismatchError: If it was made for another base model.
     """
-    generator, config = masks.request_mask_generator[name], masks.peft_config[name]
+    generator, config = masks.generator_of(name), masks.peft_config[name]
     if state.gate != config.gate:
         raise RequestError(f"the mask state has gate={state.gate!r}, the adapter {config.gate!r}.")
     expected = {

@@ -93,7 +93,7 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
     if not matches:
         raise TargetModuleError(_nothing_matches(modules, resolved))
-    problems = [problem for name in matches if (problem := _refusal(name, modules))]
+    problems = [problem for name in matches if (problem := _refusal(name, modules) or _nested(name, matches))]
     if problems:
         raise TargetModuleError(
             "these modules cannot be masked:\n  "
@@ -113,7 +113,8 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
 
 def _gated_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> list[Target]:
     wanted = config.module_parts
-    targets, known = [], set()
+    targets: list[Target] = []
+    known: set[str] = set()
     # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
     for name, module in sorted(matches.items()):
         wrapper = wrapper_for(module)
@@ -247,10 +248,16 @@ def _refusal(name: str, modules: dict[str, nn.Module]) -> str | None:
         parent = name.rpartition(".")[0]
         return (
             f"{name!r} is read directly by its parent nn.MultiheadAttention {parent!r}: a mask would have no "
-            f"effect. Name the attention module, {parent!r}, which is masked whole (module_parts=['out'] for its output "
-            "projection alone)."
+            f"effect. Name the attention module, {parent!r}, which is masked whole (module_parts=['out'] for its "
+            "output projection alone)."
         )
     return None
+
+
+def _nested(name: str, matches: dict[str, nn.Module]) -> str | None:
+    """Why the module cannot be masked beside the others, or None."""
+    outer = next((other for other in matches if name.startswith(other + ".")), None)
+    return None if outer is None else f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
 
 
 def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:

@@ -386,7 +386,7 @@ def test_loading_a_second_adapter(make_model, make_config, x, tmp_path) -> None:
 
 def test_without_a_stored_request_there_is_nothing_to_merge(masks) -> None:
     for merge in (masks.merge_and_unload, masks.merge_adapter):
-        with pytest.raises(UnsupportedError, match="no stored default request.*merge_request"):
+        with pytest.raises(UnsupportedError, match=r"no stored default request.*merge_request"):
             merge()
 
 

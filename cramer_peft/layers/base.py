@@ -163,7 +163,8 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     @property
     def layout(self) -> RowLayout:
         """Where the active adapters expect the rows."""
-        for name in self.active_adapters:
+        names: list[str] = self.active_adapters  # type: ignore[assignment]
+        for name in names:
             if name in self.request_mask_specs:
                 return self.request_mask_specs[name][1]
         return next((layout for _, layout in self.request_mask_specs.values()), RowLayout())
@@ -180,7 +181,8 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         if self.carrier.activated is not None:
-            self.carrier.activated(list(self.active_adapters))
+            names: list[str] = self.active_adapters  # type: ignore[assignment]
+            self.carrier.activated(list(names))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise UnsupportedError("merge by the handle's merge_request or merge_adapter, which see the whole model.")
