@@ -9,6 +9,7 @@ code, otherwise whatever torch chooses. It holds no state: each call decides for
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ class UnfusedForward:
         # The same attributes under another class: what one writes, the other sees.
         self._unfused = object.__new__(_unfused_class(type(layer)))  # type: ignore[arg-type]
         object.__setattr__(self._unfused, "__dict__", layer.__dict__)
-        functools.update_wrapper(self, type(layer).forward)  # inspect.signature keeps giving the layer's own
+        functools.update_wrapper(
+            self, types.MethodType(type(layer).forward, layer)
+        )  # inspect.signature keeps giving the layer's own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_masked():
