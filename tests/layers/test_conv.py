@@ -222,3 +222,17 @@ def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, batch_dim: int)
     assert torch.equal(masks(x), frozen)
     masks.unload()
     assert before.differences(model) == []
+
+
+def test_merging(make_config, gate: str, snapshot, x: Tensor) -> None:
+    model = Convolutional().eval().requires_grad_(False)
+    before, frozen = snapshot(model), model(x)
+    masks = inject_request_masks(model, make_config(gate, target_modules=["conv", "image"], gate_bias=None))
+    expected = masks(x, request="a")
+    masks.merge_request("a")
+    assert torch.allclose(masks(x), expected, atol=1e-5)
+    assert not torch.allclose(masks(x), frozen, atol=1e-4)
+    masks.unmerge()
+    assert torch.equal(masks(x), frozen)
+    masks.unload()
+    assert before.differences(model) == []

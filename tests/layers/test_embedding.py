@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -6,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cramer_peft import inject_request_masks
+from cramer_peft import RequestMaskModel, inject_request_masks
 from cramer_peft.carrier import RequestCarrier
-from cramer_peft.errors import RequestError, UnsupportedError
+from cramer_peft.errors import MergeError, RequestError, UnsupportedError
 from cramer_peft.gates import FeatureGate, FeatureSpec
 from cramer_peft.layers.base import RowLayout
 from cramer_peft.layers.embedding import MaskedEmbedding
@@ -111,30 +113,70 @@ def test_gradients_of_a_sparse_table_stay_sparse() -> None:
     assert gate.values.grad is not None
 
 
-@pytest.mark.parametrize("scored", ["by the table", "by a layer"])
-def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, scored: str) -> None:
-    class Scorer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.items = nn.Embedding(20, 4, padding_idx=0)
-            self.out = nn.Linear(4, 20, bias=False)
-            if scored == "by the table":
-                self.out.weight = self.items.weight  # tied: what the layer multiplies is not masked
+class Scorer(nn.Module):
+    """Item scores from histories of ids, (rows, length)."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.items(input=x).mean(1))
+    def __init__(self, tied: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.items = nn.Embedding(20, 4, padding_idx=0, **options)
+        self.out = nn.Linear(4, 20, bias=False)
+        if tied:
+            self.out.weight = self.items.weight
 
-    model = Scorer().eval().requires_grad_(False)
-    before, frozen = snapshot(model), model(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.items(input=x).mean(1))
+
+
+def masked(make_config: Callable[..., Any], gate: str, model: nn.Module) -> RequestMaskModel:
     options = {"drop_ratio": 0.5} if gate == "topk" else {}  # of so few gates, the default would keep all
-    masks = inject_request_masks(model, make_config(gate, target_modules=["items"], **options))
+    return inject_request_masks(model, make_config(gate, target_modules=["items"], **options))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, tied: bool) -> None:
+    model = Scorer(tied).eval().requires_grad_(False)
+    before, frozen = snapshot(model), model(x)
+    masks = masked(make_config, gate, model)
     output = masks(x, request=["a", None, "b"])
     assert torch.equal(output[1], frozen[1])
-    values = masks.gates(["a", None, "b"])["items"].values
-    table = model.out.weight
-    items = before.parameters["items.weight"][x]
-    assert torch.allclose(output, (items * values[:, None]).mean(1) @ table.T, atol=1e-5)
     assert not torch.allclose(output[0], frozen[0], atol=1e-3)
+    values = masks.gates(["a", None, "b"])["items"].values
+    items = before.parameters["items.weight"][x]
+    # The layer that shares the table multiplies by the frozen one.
+    assert torch.allclose(output, (items * values[:, None]).mean(1) @ before.parameters["out.weight"].T, atol=1e-5)
     assert torch.equal(masks(x), frozen)
     masks.unload()
+    assert before.differences(model) == []
+
+
+def test_merging(make_config, gate: str, snapshot, x: Tensor) -> None:
+    model = Scorer().eval().requires_grad_(False)
+    before, frozen = snapshot(model), model(x)
+    masks = masked(make_config, gate, model)
+    expected = masks(x, request="a")
+    masks.merge_request("a")
+    assert torch.allclose(masks(x), expected, atol=1e-6)
+    assert not torch.allclose(masks(x), frozen, atol=1e-3)
+    masks.unmerge()
+    assert torch.equal(masks(x), frozen)
+    masks.unload()
+    assert before.differences(model) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (Scorer(tied=True), MergeError, r"'items'.*tied weights"),
+        (Scorer(max_norm=1.0), UnsupportedError, r"'items'.*max_norm=1.0"),
+    ],
+)
+def test_merging_is_refused_before_anything_is_touched(
+    make_config, snapshot, x: Tensor, model: Scorer, error: type[Exception], message: str
+) -> None:
+    model.eval().requires_grad_(False)(x)
+    masks = masked(make_config, "scale", model)
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        masks.merge_request("a")
+    assert not masks.merged
     assert before.differences(model) == []

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from cramer_peft import inject_request_masks
 from cramer_peft.carrier import RequestCarrier
-from cramer_peft.errors import RequestError
+from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.gates import FeatureGate, FeatureSpec
 from cramer_peft.layers.recurrent import MaskedRecurrent, element_rows
 from cramer_peft.layers.registry import wrapper_for
@@ -307,7 +307,7 @@ def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, kind: type[nn.R
     before, frozen = snapshot(model), model(x, *lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        masks = inject_request_masks(model, make_config(gate, target_modules=["rnn"], gate_bias=None))
+        masks = inject_request_masks(model, make_config(gate, target_modules=["rnn"]))
         output = masks(x, *lengths, request=["a", None, "b"])
     assert torch.equal(output[1], frozen[1])
     assert not torch.allclose(output[0], frozen[0], atol=1e-4)
@@ -317,3 +317,43 @@ def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, kind: type[nn.R
     assert set(masks.gates("a")) == {"rnn.input", "rnn.output"}
     masks.unload()
     assert before.differences(model) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_merging_keeps_the_gates_on_the_output(
+    make_config, gate: str, snapshot, x: Tensor, kind: type[nn.RNNBase], packed: bool
+) -> None:
+    model = Recurrent(kind, num_layers=2, bidirectional=True).eval().requires_grad_(False)
+    lengths = (torch.tensor([3, 5, 1]),) if packed else ()
+    before, frozen = snapshot(model), model(x, *lengths)
+    masks = inject_request_masks(model, make_config(gate, target_modules=["rnn"]))
+    expected = masks(x, *lengths, request="a")
+    names = ("weight_ih_l0", "weight_ih_l0_reverse")
+    originals = {name: getattr(model.rnn, name) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks.merge_request("a")
+        assert all(getattr(model.rnn, name) is not original for name, original in originals.items())
+        assert torch.allclose(masks(x, *lengths), expected, atol=1e-5)
+    with pytest.raises(MergeError, match=r"'rnn'.*output.*module_parts"):
+        masks.merge_and_unload()
+    masks.unmerge()
+    assert all(getattr(model.rnn, name) is original for name, original in originals.items())
+    assert torch.equal(masks(x, *lengths), frozen)
+    masks.unload()
+    assert before.differences(model) == []
+
+
+def test_gates_on_the_input_alone_can_be_merged_for_good(make_config, gate: str, x: Tensor) -> None:
+    model = Recurrent(nn.GRU).eval()
+    options = {"drop_ratio": 0.5} if gate == "topk" else {}  # of so few gates, the default would keep all
+    config = make_config(gate, target_modules=["rnn"], module_parts=["input"], **options)
+    masks = inject_request_masks(model, config)
+    frozen, expected = masks(x), masks(x, request="a")
+    masks.merge_request("a")
+    merged = masks.merge_and_unload()
+    assert merged is model
+    assert type(model.rnn) is nn.GRU
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    assert not torch.allclose(model(x), frozen, atol=1e-4)
