@@ -8,15 +8,19 @@ from cramer_peft.encoders import (
     WordLlamaEncoder,
     register_request_encoder,
 )
+from cramer_peft.findings import Finding, FindingKind
 from cramer_peft.inject import inject_request_masks, load_request_masks
 from cramer_peft.layers import RequestMaskLayer, register_mask_layer
 from cramer_peft.model import RequestMaskModel
 from cramer_peft.registration import register
 from cramer_peft.state import MaskState
+from cramer_peft.validate import validate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Finding",
+    "FindingKind",
     "HashingEncoder",
     "MaskState",
     "PrecomputedEncoder",
@@ -29,6 +33,7 @@ __all__ = [
     "load_request_masks",
     "register_mask_layer",
     "register_request_encoder",
+    "validate",
 ]
 
 register(RequestMaskConfig, RequestMaskModel)

@@ -4,9 +4,24 @@ Each class also derives from the built-in error that callers would expect withou
 (``ValueError``, ``ImportError`` …). What each one means and what to do is in ``docs/errors.md``.
 """
 
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cramer_peft.findings import Finding
+
+_PLACE = re.compile(r" \(docs/errors\.md#\w+\)")
+
 
 class CramerError(Exception):
-    """Base class of every error raised on purpose by this library."""
+    """Base class of every error raised on purpose by this library.
+
+    Its text ends in the place of the documentation that explains the class.
+    """
+
+    def __str__(self) -> str:
+        message = _PLACE.sub("", super().__str__())  # an error that quotes another names its own place alone
+        return f"{message} (docs/errors.md#{type(self).__name__})"
 
 
 class ConfigError(CramerError, ValueError):
@@ -14,7 +29,19 @@ class ConfigError(CramerError, ValueError):
 
 
 class TargetModuleError(CramerError, ValueError):
-    """The target modules do not exist in this model, or cannot be masked."""
+    """The target modules do not exist in this model, or cannot be masked.
+
+    ``findings`` lists what was found, one :class:`~cramer_peft.Finding` each.
+    """
+
+    findings: tuple["Finding", ...] = ()
+
+    @classmethod
+    def of(cls, message: str, *findings: "Finding") -> "TargetModuleError":
+        """An error that carries its findings."""
+        error = cls(message)
+        error.findings = findings
+        return error
 
 
 class RequestError(CramerError, ValueError):
@@ -35,6 +62,10 @@ class AdapterFileError(CramerError, ValueError):
 
 class BaseModelMismatchError(AdapterFileError):
     """A file was made for a base model whose masked weights differ from this one's."""
+
+
+class EffectError(CramerError, RuntimeError):
+    """A masked layer is not called, or does not move the output."""
 
 
 class MergeError(CramerError, ValueError):

@@ -18,6 +18,7 @@ from cramer_peft import adapter_files
 from cramer_peft.active import Gates, GateSource, PinnedGates, SeveralAdapters
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.config import RequestMaskConfig
+from cramer_peft.effect import LayerEffect, check_effect
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder
 from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestError, UnsupportedError
 from cramer_peft.forward import intercept, row_adapters
@@ -215,6 +216,23 @@ class RequestMaskModel(BaseTuner):
         again = PinnedGates(source.gates, for_recompute=True) if source is not None else None
         return first, self.carrier.carrying(again) if again is not None else nullcontext()
 
+    def check_effect(self, *example: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> list[LayerEffect]:
+        """Assert that every masked layer is really called and moves the output, in train and in eval mode.
+
+        Args:
+            *example: Positional inputs of one call.
+            call: What to call; None: the model itself.
+            **kwargs: Keyword inputs.
+
+        Returns:
+            What each layer did, in each mode.
+
+        Raises:
+            EffectError: If a layer is not called or does not move the output; it names each.
+        """
+        self._check_alive()
+        return check_effect(self, self.model if call is None else call, example, kwargs)
+
     # ---------------------------------------------------------------- encoders
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -335,9 +353,9 @@ class RequestMaskModel(BaseTuner):
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage
             )
+            self._record.unfused += fastpath.install(model, self.carrier)  # first: the root may be such a layer
             if first:
                 intercept(self, model)
-            self._record.unfused += fastpath.install(model, self.carrier)
             self._fill_default_request(adapter_name)
         except BaseException:
             self._roll_back(adapter_name, first, kept)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
+from cramer_peft.findings import Finding, FindingKind
 from cramer_peft.gates import LayerSpec, Spec
 from cramer_peft.layers.base import RequestMaskLayer, entry_name
 from cramer_peft.layers.registry import registered_classes, wrapper_for
@@ -92,14 +93,15 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
     resolved = dataclasses.replace(config, target_modules=_resolve_targets(model, modules, config))
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
     if not matches:
-        raise TargetModuleError(_nothing_matches(modules, resolved))
-    problems = [problem for name in matches if (problem := _refusal(name, modules) or _nested(name, matches))]
+        raise _whole(_nothing_matches(modules, resolved))
+    problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
     if problems:
-        raise TargetModuleError(
+        raise TargetModuleError.of(
             "these modules cannot be masked:\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(finding.message for finding in problems)
             + "\nLeave them out of target_modules, or name "
-            "them in exclude_modules."
+            "them in exclude_modules.",
+            *problems,
         )
     targets = _gated_parts(matches, resolved)
     plan = InjectionPlan(resolved, tuple(targets))
@@ -124,13 +126,13 @@ def _gated_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> li
         if wanted is not None and "" not in parts:
             parts = {part: spec for part, spec in parts.items() if part in wanted}
         if not parts:
-            raise TargetModuleError(f"module_parts={wanted} leaves nothing of {name!r} ({type(module).__name__}).")
+            message = f"module_parts={wanted} leaves nothing of {name!r} ({type(module).__name__})."
+            raise TargetModuleError.of(message, Finding(FindingKind.UNKNOWN_PART, message, name))
         targets.append(Target(name, module, parts))
     unknown = sorted(set(wanted or []) - known)
     if unknown:
-        raise TargetModuleError(
-            f"module_parts={unknown} are parts of no module to mask; the parts there are {sorted(known - {''})}."
-        )
+        message = f"module_parts={unknown} are parts of no module to mask; the parts there are {sorted(known - {''})}."
+        raise TargetModuleError.of(message, Finding(FindingKind.UNKNOWN_PART, message))
     return targets
 
 
@@ -188,7 +190,7 @@ def _default_targets(model: nn.Module, modules: dict[str, nn.Module]) -> list[st
     if found:
         return found
     candidates = _all_linear(model, modules)
-    raise TargetModuleError(
+    raise _whole(
         f"target_modules is not set and the architecture of {type(model).__name__} is not known. Name the modules to "
         f"mask, usually the feed-forward and attention-output projections, or 'all-linear'. Candidates: "
         f"{_listed(candidates)}."
@@ -204,9 +206,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
         if name and _is_linear(module) and module is not head and not _inside_attention(name, modules)
     ]
     if not names:
-        raise TargetModuleError(
-            f"{type(model).__name__} has no module that can be masked ({', '.join(registered_classes())})."
-        )
+        raise _whole(f"{type(model).__name__} has no module that can be masked ({', '.join(registered_classes())}).")
     return names
 
 
@@ -220,7 +220,11 @@ def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
 
 
 def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
-    linear = [name for name, module in modules.items() if name and _is_linear(module)]
+    linear = [
+        name
+        for name, module in modules.items()
+        if name and _is_linear(module) and not _inside_attention(name, modules)
+    ]
     wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules or [])
     endings = {name.rsplit(".", 1)[-1] for name in linear} | {".".join(name.split(".")[-2:]) for name in linear}
     near = [close for name in wanted for close in difflib.get_close_matches(name, sorted(endings), n=3, cutoff=0.5)]
@@ -236,28 +240,37 @@ def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -
     return f"{message}. Modules that can be masked: {_listed(linear)}."
 
 
-def _refusal(name: str, modules: dict[str, nn.Module]) -> str | None:
+def _whole(message: str) -> TargetModuleError:
+    return TargetModuleError.of(message, Finding(FindingKind.NOTHING_MATCHES, message))
+
+
+def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     """Why the module cannot be masked, or None."""
     module = modules[name]
     if wrapper_for(module) is None:
-        return (
+        message = (
             f"{name!r} is a {type(module).__name__}; supported are {', '.join(registered_classes())} and what is "
             "registered by cramer_peft.register_mask_layer."
         )
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
     if _inside_attention(name, modules):
         parent = name.rpartition(".")[0]
-        return (
+        message = (
             f"{name!r} is read directly by its parent nn.MultiheadAttention {parent!r}: a mask would have no "
             f"effect. Name the attention module, {parent!r}, which is masked whole (module_parts=['out'] for its "
             "output projection alone)."
         )
+        return Finding(FindingKind.READ_BY_PARENT, message, name)
     return None
 
 
-def _nested(name: str, matches: dict[str, nn.Module]) -> str | None:
+def _nested(name: str, matches: dict[str, nn.Module]) -> Finding | None:
     """Why the module cannot be masked beside the others, or None."""
     outer = next((other for other in matches if name.startswith(other + ".")), None)
-    return None if outer is None else f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
+    if outer is None:
+        return None
+    message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
+    return Finding(FindingKind.NESTED_TARGET, message, name)
 
 
 def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:

@@ -1,4 +1,6 @@
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ BUILT_IN: dict[str, type[Exception]] = {
     "MissingExtraError": ImportError,
     "AdapterFileError": ValueError,
     "BaseModelMismatchError": ValueError,
+    "EffectError": RuntimeError,
     "MergeError": ValueError,
     "CheckpointingError": RuntimeError,
     "UnsupportedError": NotImplementedError,
@@ -41,10 +44,22 @@ def test_it_is_ours_and_a_built_in(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_its_message_survives(name: str) -> None:
     error = CLASSES[name]("what happened")
-    assert str(error) == "what happened"
+    assert error.args == ("what happened",)
+    assert str(error) == f"what happened (docs/errors.md#{name})"
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
-    assert str(again) == "what happened"
+    assert str(again) == str(error)
+
+
+def test_an_error_that_quotes_another_names_its_own_place_alone() -> None:
+    inner = errors.ConfigError("no")
+    assert str(AdapterFileError(f"a.json: {inner}")) == "a.json: no (docs/errors.md#AdapterFileError)"
+
+
+def test_every_class_has_its_place_in_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
+    places = re.findall(r"^## (\w+) \{ #(\w+) \}$", page, re.MULTILINE)
+    assert sorted(places) == sorted((name, name) for name in CLASSES)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -1,0 +1,107 @@
+"""A look at what injecting a configuration into a model would meet; nothing is touched."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.encoders import RequestEncoder, make_encoder
+from cramer_peft.errors import BaseModelMismatchError, CramerError, TargetModuleError
+from cramer_peft.findings import Finding, FindingKind
+from cramer_peft.layers.registry import wrapper_for
+from cramer_peft.leftovers import masked_layers
+from cramer_peft.targets import InjectionPlan, Target, plan_injection
+
+
+def validate(model: nn.Module, config: RequestMaskConfig, encoder: RequestEncoder | None = None) -> list[Finding]:
+    """Say what :func:`cramer_peft.inject_request_masks` would meet, without touching anything.
+
+    Args:
+        model: The model to mask.
+        config: What to mask and how.
+        encoder: An encoder object, in place of the one that ``config`` names.
+
+    Returns:
+        The findings, the fatal ones first; injection raises if and only if one is fatal. An empty list is
+        a model and a configuration of which there is nothing to say.
+    """
+    if any(True for _ in masked_layers(model)):
+        return [
+            Finding(
+                FindingKind.ALREADY_MASKED,
+                f"{type(model).__name__} has request masks already: add_adapter on its handle, or unload() first.",
+            )
+        ]
+    findings = _encoder_findings(config, encoder)
+    try:
+        plan = plan_injection(model, config)
+    except TargetModuleError as error:
+        return [*error.findings, *findings]
+    except BaseModelMismatchError as error:
+        return [Finding(FindingKind.OTHER_BASE_MODEL, str(error)), *findings]
+    return findings + _notes(model, plan)
+
+
+def _encoder_findings(config: RequestMaskConfig, encoder: RequestEncoder | None) -> list[Finding]:
+    try:
+        if encoder is None and config.encoder is not None:
+            encoder = make_encoder(config.encoder, config.encoder_options)
+    except CramerError as error:
+        return [Finding(FindingKind.ENCODER, str(error))]
+    if encoder is None or config.request_dim in (None, encoder.dim):
+        return []
+    message = f"request encoder {encoder.name!r} makes vectors of width {encoder.dim}, not {config.request_dim}."
+    return [Finding(FindingKind.ENCODER, message)]
+
+
+def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:
+    modules = dict(model.named_modules())
+    shared = _shared_storages(model)
+    notes: list[Finding] = []
+    for target in plan.targets:
+        notes += _tied(target, shared)
+        notes += _rows(target, plan.config)
+        wrapper = wrapper_for(target.module)
+        kept = [part for part in target.parts if wrapper is not None and part in wrapper.unfoldable_parts()]
+        if kept:
+            message = f"the gates of {kept} have no place in a weight: merging leaves them to be multiplied."
+            notes.append(Finding(FindingKind.NOT_MERGEABLE, message, target.name))
+        if any(isinstance(modules.get(name), nn.TransformerEncoderLayer) for name in _ancestors(target.name)):
+            message = "calls with a request take torch's unfused path here; the two differ by float rounding."
+            notes.append(Finding(FindingKind.FUSED_PATH, message, target.name))
+    if getattr(model, "is_gradient_checkpointing", False):
+        message = "training needs use_reentrant=False and context_fn=masks.checkpoint_contexts, or is refused."
+        notes.append(Finding(FindingKind.GRADIENT_CHECKPOINTING, message))
+    return notes
+
+
+def _ancestors(name: str) -> list[str]:
+    pieces = name.split(".")
+    return [".".join(pieces[:end]) for end in range(len(pieces))]
+
+
+def _shared_storages(model: nn.Module) -> set[int]:
+    holders: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                holders[parameter.untyped_storage().data_ptr()].add(id(module))
+    return {storage for storage, modules in holders.items() if len(modules) > 1}
+
+
+def _tied(target: Target, shared: set[int]) -> list[Finding]:
+    storages = {p.untyped_storage().data_ptr() for p in target.module.parameters() if not p.is_meta}
+    if not storages & shared:
+        return []
+    message = "shares a weight with another module: masks act on this one alone, and merging is refused."
+    return [Finding(FindingKind.TIED_WEIGHTS, message, target.name)]
+
+
+def _rows(target: Target, config: RequestMaskConfig) -> list[Finding]:
+    batch_first = getattr(target.module, "batch_first", None)
+    if batch_first is None or config.batch_dim == (0 if batch_first else 1):
+        return []
+    message = f"its rows are in dimension {0 if batch_first else 1}, by its own batch_first={batch_first}."
+    return [Finding(FindingKind.ROWS_ELSEWHERE, message, target.name)]

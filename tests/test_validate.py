@@ -1,0 +1,115 @@
+"""What a look at a model finds, and that injection then does what was found."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cramer_peft import FindingKind, HashingEncoder, RequestMaskConfig, inject_request_masks, validate
+from cramer_peft.errors import CramerError
+
+PAGE = Path(__file__).parent.parent / "docs" / "validation.md"
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 4, batch_first=False)
+
+
+class Checkpointed(nn.Module):
+    is_gradient_checkpointing = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+
+def encoder_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+
+def masked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2))
+    inject_request_masks(model, config(["0"]))
+    return model
+
+
+def config(target_modules, **options) -> RequestMaskConfig:
+    return RequestMaskConfig(**{"target_modules": target_modules, "request_dim": 3, **options})
+
+
+CASES = {
+    FindingKind.ALREADY_MASKED: (masked, config(["0"]), None),
+    FindingKind.NOTHING_MATCHES: (encoder_layer, config(["nope"]), None),
+    FindingKind.UNSUPPORTED_MODULE: (encoder_layer, config(["norm1"]), "norm1"),
+    FindingKind.READ_BY_PARENT: (encoder_layer, config(["out_proj"]), "self_attn.out_proj"),
+    FindingKind.NESTED_TARGET: (encoder_layer, config(r"self_attn(\.out_proj)?"), "self_attn.out_proj"),
+    FindingKind.UNKNOWN_PART: (encoder_layer, config(["self_attn"], module_parts=["queries"]), "self_attn"),
+    FindingKind.OTHER_BASE_MODEL: (encoder_layer, config(["linear1"], base_fingerprint="sha256:0"), None),
+    FindingKind.ENCODER: (encoder_layer, config(["linear1"], encoder="nobody knows it"), None),
+    FindingKind.TIED_WEIGHTS: (Tied, config(["head"]), "head"),
+    FindingKind.FUSED_PATH: (encoder_layer, config(["linear1"]), "linear1"),
+    FindingKind.ROWS_ELSEWHERE: (Recurrent, config(["rnn"]), "rnn"),
+    FindingKind.NOT_MERGEABLE: (Recurrent, config(["rnn"]), "rnn"),
+    FindingKind.GRADIENT_CHECKPOINTING: (Checkpointed, config(["linear"]), None),
+}
+
+
+def test_every_kind_has_a_case_and_a_place_in_the_documentation() -> None:
+    assert set(CASES) == set(FindingKind)
+    places = re.findall(r"^## .* \{ #([a-z-]+) \}$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(places) == sorted(kind.value for kind in FindingKind)
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.value)
+def test_it_is_found_and_injection_agrees(kind: FindingKind, snapshot) -> None:
+    make, options, module = CASES[kind]
+    model = make()
+    before = snapshot(model)
+    findings = {finding.kind: finding for finding in validate(model, options)}
+    assert before.differences(model) == []
+    found = findings[kind]
+    assert found.module == module
+    assert found.docs == f"validation.md#{kind.value}"
+    assert kind.value in str(found)
+    if any(finding.fatal for finding in findings.values()):
+        assert found.fatal
+        with pytest.raises(CramerError):
+            masks = inject_request_masks(model, options)
+            masks.encode(["more horror"])  # an unknown encoder is first needed here
+        if kind is not FindingKind.ENCODER:
+            assert before.differences(model) == []
+    else:
+        inject_request_masks(model, options).unload()
+
+
+def test_nothing_to_say_of_a_plain_model(model, make_config) -> None:
+    assert validate(model, make_config()) == []
+
+
+def test_an_encoder_object_of_another_width(model) -> None:
+    (finding,) = validate(model, RequestMaskConfig(target_modules=["up"], request_dim=8), HashingEncoder(7))
+    assert finding.kind is FindingKind.ENCODER
+    assert "width 7" in finding.message
+
+
+def test_all_fatal_findings_of_a_model_are_listed() -> None:
+    findings = validate(encoder_layer(), config(["norm1", "norm2", "linear1"]))
+    assert [finding.module for finding in findings if finding.fatal] == ["norm1", "norm2"]
+
+
+def test_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 3))
+    assert validate(model, config(["0"])) == []
