@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from cramer_peft.errors import AdapterFileError
 from cramer_peft.gates import LayerTensors
 from cramer_peft.io import parse_json, read_safetensors, write_safetensors
+from cramer_peft.state_arithmetic import added, scaled
 
 MAX_STATE_BYTES = 2 * 2**30
 
@@ -24,6 +26,12 @@ _ACTIVE, _STRENGTH = "__active__", "__strength__"
 @dataclass(frozen=True)
 class MaskState:
     """The generator's outputs for some requests.
+
+    States of one adapter can be added, subtracted, negated and multiplied by numbers: ``a + b`` composes,
+    ``-a`` turns each deviation from the identity round, ``2 * a`` strengthens it. For ``scale`` the logits are
+    added and multiplied, for ``low_rank`` only the factors ``a`` are, and a sum holds the terms of both. A state
+    of one row is added to every row of the other; rows without a request count as nothing. ``topk`` has no
+    arithmetic.
 
     Attributes:
         tensors: Per masked module and part, a tensor with one row per request: ``row_logits`` and
@@ -49,6 +57,24 @@ class MaskState:
 
     def __len__(self) -> int:
         return int(self.active.shape[0])
+
+    def __add__(self, other: MaskState) -> MaskState:
+        return added(self, other) if isinstance(other, MaskState) else NotImplemented
+
+    def __radd__(self, other: object) -> MaskState:
+        # sum() starts at 0.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: MaskState) -> MaskState:
+        return added(self, -other) if isinstance(other, MaskState) else NotImplemented
+
+    def __neg__(self) -> MaskState:
+        return scaled(self, -1)
+
+    def __mul__(self, factor: float) -> MaskState:
+        return scaled(self, float(factor)) if _is_number(factor) else NotImplemented
+
+    __rmul__ = __mul__
 
     def to(self, *args: Any, **kwargs: Any) -> MaskState:
         """A copy with its tensors moved or cast, as ``torch.Tensor.to`` does."""
@@ -110,6 +136,10 @@ class MaskState:
                 )
             tensors.setdefault(name, {})[part] = value
         return cls(tensors=tensors, active=active, strength=strength.float(), **_metadata(path, metadata, len(active)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _metadata(path: str | Path, metadata: dict[str, str], rows: int) -> dict[str, Any]:
