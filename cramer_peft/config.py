@@ -205,6 +205,27 @@ class RequestMaskConfig(PeftConfig):
             **{"gate": "topk", "drop_ratio": 0.1, "generator_width": None, "normalize_requests": False, **overrides}
         )
 
+    def copy(self) -> "RequestMaskConfig":
+        """A copy, without what an injection has filled in."""
+        return dataclasses.replace(self.as_given())
+
+    def as_given(self) -> "RequestMaskConfig":
+        """As it was before an injection filled anything in, so that it can be used for another model."""
+        given = self.__dict__.get("_given")
+        return self if given is None else dataclasses.replace(self, **given)
+
+    def fill_in(self, filled: "RequestMaskConfig") -> None:
+        """Take over what an injection has filled in; :meth:`as_given` still tells it apart."""
+        before = self.as_given()
+        changed = {
+            item.name: getattr(before, item.name)
+            for item in dataclasses.fields(self)
+            if getattr(before, item.name) != getattr(filled, item.name)
+        }
+        for item in dataclasses.fields(self):
+            setattr(self, item.name, getattr(filled, item.name))
+        self._given = changed
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         values = dataclasses.asdict(self)

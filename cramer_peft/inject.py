@@ -41,7 +41,7 @@ def inject_request_masks(
         raise ConfigError("this is a handle already: call its add_adapter(name, config).")
     if not isinstance(config, RequestMaskConfig):
         raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
-    return RequestMaskModel(model, config, adapter_name, encoder=encoder)
+    return RequestMaskModel(model, config.copy(), adapter_name, encoder=encoder)
 
 
 def load_request_masks(

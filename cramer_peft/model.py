@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cramer_peft import adapter_files
 from cramer_peft.active import Gates, GateSource, PinnedGates, SeveralAdapters
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.carrier import NO_GATES_AGAIN, RequestCarrier
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.effect import LayerEffect, check_effect
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder
@@ -24,18 +24,23 @@ from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestErr
 from cramer_peft.forward import intercept, row_adapters
 from cramer_peft.gates import PartGate
 from cramer_peft.generator import RequestMaskGenerator, make_generator
+from cramer_peft.hotswap import hotswap
 from cramer_peft.layers import fastpath
 from cramer_peft.layers.base import RequestMaskLayer, RowLayout
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
 from cramer_peft.merging import Merged, plan_merge
+from cramer_peft.model_card import model_card, write_model_card
 from cramer_peft.registration import PREFIX
 from cramer_peft.requests import Requests, Strength, batch_strength
 from cramer_peft.sources import AllRequests, adapter_source, default_gates, gates_in_force, request_vectors
 from cramer_peft.state import MaskState
+from cramer_peft.status import count_parameters, describe_parameters, layer_status, model_status
 from cramer_peft.targets import DEFAULT_TARGET_MODULES, InjectionPlan, plan_injection
 
 if TYPE_CHECKING:
+    from peft.peft_model import TunerLayerStatus, TunerModelStatus
+
     from cramer_peft.encoders.tuned import TunedEncoder
 
 # Adapter names that would collide with parts of the keys under which PEFT files an adapter's tensors.
@@ -59,7 +64,8 @@ class RequestMaskModel(BaseTuner):
 
     Args:
         model: The model to adapt, in place.
-        peft_config: A :class:`RequestMaskConfig`, or adapter name → configuration. It is copied.
+        peft_config: A :class:`RequestMaskConfig`, or adapter name → configuration. What depends on the model
+            is filled in.
         adapter_name: Name of the adapter.
         low_cpu_mem_usage: Whether to create the generator on the meta device, to be loaded later.
         state_dict: Accepted for PEFT; the configuration alone decides what is masked.
@@ -163,7 +169,7 @@ class RequestMaskModel(BaseTuner):
     ) -> GateSource | SeveralAdapters | None:
         """The gates of some requests, not made yet; None where there is nothing to mask."""
         self._check_alive()
-        if self._merged is not None:
+        if self._merged is not None and requests is not None:
             raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
         return gates_in_force(self, requests, strength, adapter_names)
 
@@ -179,7 +185,8 @@ class RequestMaskModel(BaseTuner):
         """
         name = self._named(adapter_name)
         stored = request.detach().float().tolist() if isinstance(request, Tensor) else request
-        self.peft_config[name] = replace(self.peft_config[name], default_request=stored)
+        replace(self.peft_config[name], default_request=stored)  # raises where it is impossible
+        self.peft_config[name].default_request = stored
         self._fill_default_request(name)
 
     def _layers_activated(self, names: list[str]) -> None:
@@ -210,11 +217,12 @@ class RequestMaskModel(BaseTuner):
         ``model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": masks.checkpoint_contexts})``,
         or ``torch.utils.checkpoint.checkpoint(…, use_reentrant=False, context_fn=masks.checkpoint_contexts)``.
         """
-        said = self.carrier.current()
-        source = said.for_forward() if said is not None else None
-        first = self.carrier.carrying(source) if source is not None else nullcontext()
-        again = PinnedGates(source.gates, for_recompute=True) if source is not None else None
-        return first, self.carrier.carrying(again) if again is not None else nullcontext()
+        current = self.carrier.current() if self.adapters_enabled else None
+        if current is None:
+            return nullcontext(), self.carrier.carrying(NO_GATES_AGAIN, note=False)
+        pinned = current.for_forward()
+        again = PinnedGates(pinned.gates, for_recompute=True)
+        return self.carrier.carrying(pinned, note=False), self.carrier.carrying(again, note=False)
 
     def check_effect(self, *example: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> list[LayerEffect]:
         """Assert that every masked layer is really called and moves the output, in train and in eval mode.
@@ -325,10 +333,8 @@ class RequestMaskModel(BaseTuner):
         if self._merged is not None:
             raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
         given = self.peft_config[adapter_name]
-        plan = plan_injection(model, given)
+        plan = plan_injection(model, given.as_given())
         config = self._with_encoder(plan.config, adapter_name)
-        if config == given:  # one that is complete already, as from a file, stays the caller's object
-            config = given
         device = next(iter(model.parameters())).device
         with torch.device("meta") if low_cpu_mem_usage else device:
             generator = make_generator(config, plan.specs)
@@ -343,6 +349,7 @@ class RequestMaskModel(BaseTuner):
             self._record = ModelRecord.of(model)
             self.training = model.training
             self.carrier.activated = self._layers_activated
+            self.carrier.generators = self.request_mask_generator
         self.peft_config[adapter_name] = config
         self.request_mask_generator[adapter_name] = generator
         if tuned is not None:
@@ -357,6 +364,8 @@ class RequestMaskModel(BaseTuner):
             if first:
                 intercept(self, model)
             self._fill_default_request(adapter_name)
+            given.fill_in(config)  # as PEFT's methods do, the object that was passed becomes the adapter's own
+            self.peft_config[adapter_name] = given
         except BaseException:
             self._roll_back(adapter_name, first, kept)
             for parameter, flag in flags:
@@ -444,7 +453,7 @@ class RequestMaskModel(BaseTuner):
             )
         if encoder is not None:
             self._encoders[adapter_name] = CachedEncoder(encoder)
-        self.peft_config[adapter_name] = config
+        self.peft_config[adapter_name] = config.copy()
         try:
             self.inject_adapter(self.model, adapter_name)
         except BaseException:
@@ -453,15 +462,15 @@ class RequestMaskModel(BaseTuner):
             raise
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and its generator; if it was active, the oldest of the others takes its place."""
-        was_active = adapter_name in self.active_adapters
+        """Remove an adapter and its generator; if it alone was active, the oldest of the others takes its place."""
+        active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
         del self.request_mask_generator[adapter_name]
         if adapter_name in self.request_mask_encoder:
             del self.request_mask_encoder[adapter_name]
-        if was_active and self.peft_config:
-            name, config = next(iter(self.peft_config.items()))
-            self.set_adapter(name, inference_mode=config.inference_mode)
+        if adapter_name in active and self.peft_config:
+            names = [name for name in active if name != adapter_name] or [next(iter(self.peft_config))]
+            self.set_adapter(names, inference_mode=all(self.peft_config[name].inference_mode for name in names))
         self._encoders.pop(adapter_name, None)
         self._sync_default()
 
@@ -477,6 +486,8 @@ class RequestMaskModel(BaseTuner):
         own = (self.request_mask_generator, self.request_mask_encoder)
         flags = [(p, p.requires_grad) for module in own for p in module.parameters()]
         super()._enable_adapter_layers(enabled)
+        if not enabled:
+            self.carrier.note(None)
         if self._merged is not None and enabled != self.carrier.enabled:
             (self._merged.put if enabled else self._merged.take_out)()
         self.carrier.enabled = enabled
@@ -665,14 +676,22 @@ class RequestMaskModel(BaseTuner):
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, each atomically.
+        """Write ``adapter_config.json``, ``adapter_model.safetensors`` and a model card, each atomically.
+
+        A ``README.md`` that is there and not a card of ours stays.
 
         Args:
             save_directory: Folder to write to; made if it does not exist.
             adapter_name: Which adapter; None: the active one.
         """
         self._check_alive()
-        adapter_files.save_adapter(self, Path(save_directory), self._named(adapter_name))
+        folder, name = Path(save_directory), self._named(adapter_name)
+        adapter_files.save_adapter(self, folder, name)
+        write_model_card(self, folder, name)
+
+    def model_card(self, adapter_name: str | None = None) -> str:
+        """The model card that :meth:`save_pretrained` writes, as Markdown."""
+        return model_card(self, self._named(adapter_name))
 
     def load_adapter(
         self,
@@ -691,6 +710,43 @@ class RequestMaskModel(BaseTuner):
         except BaseException:
             self.delete_adapter(adapter_name)
             raise
+
+    def hotswap_adapter(self, folder: str | Path, adapter_name: str | None = None, check_base: bool = True) -> None:
+        """Fill an adapter with the values of another one's files, in place: a compiled model is not compiled again.
+
+        The files must be of an adapter of the same form: gate, layers, widths and encoder. Its default strength
+        and its stored default request are taken over.
+
+        Args:
+            folder: Where ``save_pretrained`` wrote the files.
+            adapter_name: Which adapter to fill; None: the active one.
+            check_base: Whether the fingerprint of the masked weights must match.
+
+        Raises:
+            AdapterFileError: If a file is missing or corrupt, or is of an adapter of another form; it lists what
+                differs. Nothing was touched.
+            BaseModelMismatchError: If it was made for other weights.
+            MergeError: If a request is merged into the weights.
+        """
+        hotswap(self, self._named(adapter_name), Path(folder), check_base)
+
+    # ---------------------------------------------------------------- status
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Numbers of trainable parameters and of all."""
+        return count_parameters(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print both numbers and their ratio."""
+        print(describe_parameters(self))
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """The state of each masked layer, as PEFT reports it."""
+        return layer_status(self)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """The state of all masked layers together, as PEFT reports it."""
+        return model_status(self)
 
     # ---------------------------------------------------------------- inside
 

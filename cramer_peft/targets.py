@@ -32,17 +32,21 @@ DEFAULT_TARGET_MODULES: dict[str, list[str]] = {
     "xlm-roberta": _BERT,
     "electra": _BERT,
     "camembert": _BERT,
+    "deberta": _BERT,
+    "deberta-v2": _BERT,
     "distilbert": ["out_lin", "lin1", "lin2"],
     "modernbert": ["attn.Wo", "mlp.Wi", "mlp.Wo"],
     "gpt2": ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
     "gpt_neo": ["attention.out_proj", "mlp.c_fc", "mlp.c_proj"],
     "gpt_neox": ["attention.dense", "dense_h_to_4h", "dense_4h_to_h"],
     "opt": ["out_proj", "fc1", "fc2"],
+    "gptj": ["out_proj", "fc_in", "fc_out"],
     "bart": ["out_proj", "fc1", "fc2"],
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "phi3": ["o_proj", "gate_up_proj", "down_proj"],
@@ -221,9 +225,7 @@ def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
 
 def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
     linear = [
-        name
-        for name, module in modules.items()
-        if name and _is_linear(module) and not _inside_attention(name, modules)
+        name for name, module in modules.items() if name and _is_linear(module) and not _inside_attention(name, modules)
     ]
     wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules or [])
     endings = {name.rsplit(".", 1)[-1] for name in linear} | {".".join(name.split(".")[-2:]) for name in linear}

@@ -4,13 +4,68 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import get_peft_model
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import inject_request_masks
-from cramer_peft.errors import RequestError
+from cramer_peft.errors import MergeError, RequestError
+from cramer_peft.layers import RequestMaskLayer
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
 
 REQUESTS = ["more horror", None, "nothing sad"]
+
+
+class Recommender(nn.Module):
+    """Scores items from ids (rows, length) through a layer of some kind; ``predict`` bypasses the root's call."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.norm = nn.LayerNorm(8)
+        self.layer = LAYERS[kind][0]()
+        self.out = nn.Linear(8, 20)
+
+    def predict(self, x: Tensor, fail: BaseException | None = None) -> Tensor:
+        hidden = self.norm(self.embedding(x))
+        if isinstance(self.layer, nn.ModuleList):
+            pass
+        elif isinstance(self.attention, nn.MultiheadAttention):
+            hidden = self.layer(hidden, hidden, hidden)[0]
+        elif isinstance(self.attention, nn.Conv1d):
+            hidden = self.layer(hidden.transpose(1, 2)).transpose(1, 2)
+        elif isinstance(self.attention, nn.TransformerEncoder):
+            hidden = self.layer(hidden, src_key_padding_mask=x == 0)
+        else:
+            hidden = self.layer(hidden)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if fail is not None:
+            raise fail
+        return self.out(hidden.mean(1))
+
+    @property
+    def attention(self) -> nn.Module:
+        return self.layer.base_layer if isinstance(self.layer, RequestMaskLayer) else self.layer
+
+    def forward(self, x: Tensor, fail: BaseException | None = None) -> Tensor:
+        return self.predict(x, fail)
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+
+# What the layer is, and which modules are masked.
+LAYERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "Linear": (lambda: nn.Linear(8, 8), ["layer"]),
+    "Conv1D": (lambda: Conv1D(8, 8), ["layer"]),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), ["layer"]),
+    "TransformerEncoder": (encoder, ["self_attn", "linear1", "linear2"]),
+    "GRU": (lambda: nn.GRU(8, 8, batch_first=True), ["layer"]),
+    "LSTM": (lambda: nn.LSTM(8, 8, batch_first=True), ["layer"]),
+    "RNN": (lambda: nn.RNN(8, 8, batch_first=True), ["layer"]),
+    "Conv1d": (lambda: nn.Conv1d(8, 8, 3, padding=1), ["layer"]),
+    "Embedding": (nn.ModuleList, ["embedding"]),
+}
 
 
 def nothing(masks, model, x) -> None:
@@ -39,7 +94,7 @@ def raising(error: type[BaseException]) -> Callable:
         with pytest.raises(error), masks.request(REQUESTS):
             model(x, fail=error())
         assert masks.carrier.current() is None
-        handle = model.down.base_layer.register_forward_pre_hook(interrupt(error))
+        handle = next(masked_layers(model)).register_forward_pre_hook(interrupt(error))
         with pytest.raises(error), masks.request(REQUESTS):
             model.predict(x)
         handle.remove()
@@ -64,10 +119,12 @@ def training(masks, model, x) -> None:
 
 def two_adapters(masks, model, x) -> None:
     config = masks.peft_config["default"]
-    other = type(config)(
-        target_modules=["down", "out"], request_dim=4, init_weights=False, modules_to_save=["embedding"]
-    )
+    layers = [*config.target_modules, "out"]
+    other = type(config)(target_modules=layers, request_dim=4, init_weights=False, modules_to_save=["norm"])
     masks.add_adapter("other", other)
+    masks.set_adapter(["default", "other"])
+    masks(x, request=REQUESTS[1:2] * 3)
+    masks(x, request={"default": REQUESTS, "other": torch.randn(3, 4)})
     masks.set_adapter("other")
     masks(x, request=torch.randn(3, 4))
     training_step = masks(x, request=torch.randn(4)).sum()
@@ -88,6 +145,21 @@ def in_force(masks, model, x) -> None:
         masks.unload()
 
 
+def merged(masks, model, x) -> None:
+    """Unloaded while a request is merged."""
+    masks.merge_request(REQUESTS[0])
+    merged_scores = model(x)
+    with pytest.raises(MergeError):
+        masks(x, request=REQUESTS)
+    assert torch.equal(model(x), merged_scores)
+
+
+def stored(masks, model, x) -> None:
+    masks.set_default_request(REQUESTS[0])
+    model(x)
+    masks.set_default_request(None)
+
+
 SCENARIOS = {
     "nothing": nothing,
     "normal": normal,
@@ -97,42 +169,50 @@ SCENARIOS = {
     "training": training,
     "two adapters": two_adapters,
     "disabled": disabled,
+    "stored request": stored,
+    "merged": merged,
     "unloaded in force": in_force,
 }
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("conv1d", [False, True], ids=["Linear", "Conv1D"])
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("door", ["ours", "peft"])
-def test_unloading_leaves_no_trace(make_model, make_config, snapshot, gate, scenario, conv1d, door, x) -> None:
-    model = make_model(conv1d=conv1d)
+def test_unloading_leaves_no_trace(make_config, snapshot, gate, scenario, kind, door, x) -> None:
+    model = Recommender(kind).eval()
     # A mixed bag: what was frozen stays frozen, and what was in training mode stays so.
+    model.layer.requires_grad_(False)  # torch's recurrent layers round otherwise where a weight wants gradients
     model.embedding.weight.requires_grad_(False)
     model.out.train()
-    model.down.register_forward_hook(lambda *_: None)
-    before, frozen, scores = snapshot(model), model(x), model.predict(x)
+    model.out.register_forward_hook(lambda *_: None)
+    before = snapshot(model)
+    with torch.no_grad():
+        frozen, scores = model(x), model.predict(x)
+    options = {"drop_ratio": 0.5} if gate == "topk" else {}
+    config = make_config(gate, target_modules=LAYERS[kind][1], **options)
     if door == "ours":
-        masks = inject_request_masks(model, make_config(gate))
+        masks = inject_request_masks(model, config)
         unload = masks.unload
     else:
-        wrapped = get_peft_model(model, make_config(gate))
+        wrapped = get_peft_model(model, config)
         masks, unload = wrapped.base_model, wrapped.unload
     assert not torch.equal(masks.eval()(x, request=REQUESTS), frozen)
 
     SCENARIOS[scenario](masks, model, x)
 
-    if scenario == "unloaded in force":
-        result = model
-    else:
-        model.eval()
-        with masks.disable_adapter():
-            if scenario != "two adapters":
-                assert torch.equal(masks(x, request=REQUESTS), frozen)
-        result = unload()
-    assert result is model
-    assert before.differences(model) == []
-    assert torch.equal(model(x), frozen)
-    assert torch.equal(model.predict(x), scores)
+    with torch.no_grad():
+        if scenario == "unloaded in force":
+            result = model
+        else:
+            model.eval()
+            with masks.disable_adapter():
+                if scenario != "two adapters":
+                    assert torch.equal(masks(x, request=None), frozen)
+            result = unload()
+        assert result is model
+        assert before.differences(model) == []
+        assert torch.equal(model(x), frozen)
+        assert torch.equal(model.predict(x), scores)
     assert not list(masked_layers(model))
     assert all(p.grad is None for p in model.parameters())
 
