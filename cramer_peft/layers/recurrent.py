@@ -115,5 +115,5 @@ def element_rows(packed: PackedSequence) -> Tensor:
     """Which row of the batch, in the caller's order, each packed element belongs to, (elements,)."""
     sizes = packed.batch_sizes
     starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    rows = (torch.arange(len(starts)) - starts).to(packed.data.device)
+    rows = (torch.arange(len(starts), device=starts.device) - starts).to(packed.data.device)
     return rows if packed.sorted_indices is None else packed.sorted_indices[rows]
