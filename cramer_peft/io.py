@@ -228,8 +228,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: If the file is missing, too large, or not a JSON object in UTF-8.
     """
-    with open_regular(path, "a JSON file written by save_pretrained", _MAX_JSON_BYTES) as (file, _):
-        data = file.read(_MAX_JSON_BYTES)
+    with open_regular(path, "a JSON file written by save_pretrained", _MAX_JSON_BYTES) as (file, size):
+        data = file.read(size)
     try:
         values = parse_json(data)
     except ValueError as error:

@@ -134,7 +134,11 @@ class MaskState:
                     f"{path}: {key[:200]!r} must be MODULE.PART and hold one row of numbers for each of "
                     f"{len(active)} requests."
                 )
-            tensors.setdefault(name, {})[part] = value
+            # Gates are made in float32 at least; a narrower file loses nothing by it.
+            tensors.setdefault(name, {})[part] = value.float() if value.element_size() < 4 else value
+        dtypes = {value.dtype for parts in tensors.values() for value in parts.values()}
+        if len(dtypes) > 1:
+            raise AdapterFileError(f"{path}: its gate tensors are of several dtypes: {sorted(map(str, dtypes))}.")
         return cls(tensors=tensors, active=active, strength=strength.float(), **_metadata(path, metadata, len(active)))
 
 

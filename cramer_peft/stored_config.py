@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cramer_peft.config import RequestMaskConfig
@@ -20,6 +21,7 @@ from cramer_peft.targets import own_modules
 _MESSAGE_LENGTH = 1000
 _PATTERN_LENGTH = 4 * 2**20
 _LIST_LENGTH = 1000
+_LARGEST = torch.finfo(torch.float32).max
 
 # PEFT's fields that say nothing of the masks, with their types; tools edit them in place.
 _PEFT_FIELDS: dict[str, tuple[type, ...]] = {
@@ -56,6 +58,7 @@ def parse_config(path: Path, values: dict[str, Any]) -> RequestMaskConfig:
             found = type(values[name]).__name__
             raise AdapterFileError(f"{path}: {name} must be {types[0].__name__} or null, found {found}.")
     _check_patterns(path, values)
+    _check_numbers(path, values)
     try:
         config = RequestMaskConfig(**values)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
@@ -79,6 +82,13 @@ def _check_patterns(path: Path, values: dict[str, Any]) -> None:
         raise AdapterFileError(
             f"{path}: modules_to_save must be at most {_LIST_LENGTH} module names, found {short(kept, 200)}."
         )
+
+
+def _check_numbers(path: Path, values: dict[str, Any]) -> None:
+    for name in ("strength", "default_request"):
+        for number in values[name] if isinstance(values.get(name), list) else [values.get(name)]:
+            if isinstance(number, (int, float)) and abs(number) > _LARGEST:
+                raise AdapterFileError(f"{path}: {name} holds {number!r}, larger than float32 can hold.")
 
 
 def _texts(value: Any) -> list[str]:

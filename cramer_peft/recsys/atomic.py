@@ -62,8 +62,8 @@ def read_typed(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        with open_regular(path, "a RecBole atomic file (.inter or .item)", MAX_ATOMIC_BYTES) as (file, _):
-            data = file.read(MAX_ATOMIC_BYTES)
+        with open_regular(path, "a RecBole atomic file (.inter or .item)", MAX_ATOMIC_BYTES) as (file, size):
+            data = file.read(size)
     except AdapterFileError as error:
         raise DataError(str(error)) from error
     try:

@@ -235,8 +235,8 @@ def _nearest(text: str, among: Sequence[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with open_regular(path, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES) as (file, _):
-            data = file.read(MAX_CATALOGUE_BYTES)
+        with open_regular(path, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES) as (file, size):
+            data = file.read(size)
     except AdapterFileError as error:
         raise DataError(str(error)) from error
     try:
