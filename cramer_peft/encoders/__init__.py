@@ -6,6 +6,7 @@ from cramer_peft.encoders.base import CachedEncoder, RequestEncoder, make_encode
 from cramer_peft.encoders.hashing import HashingEncoder
 from cramer_peft.encoders.precomputed import PrecomputedEncoder
 from cramer_peft.encoders.static import WordLlamaEncoder
+from cramer_peft.encoders.tuned import TunableEncoder, TunedEncoder, tunable_names
 from cramer_peft.errors import EncoderError
 
 __all__ = [
@@ -13,9 +14,12 @@ __all__ = [
     "HashingEncoder",
     "PrecomputedEncoder",
     "RequestEncoder",
+    "TunableEncoder",
+    "TunedEncoder",
     "WordLlamaEncoder",
     "make_encoder",
     "register_request_encoder",
+    "tunable_names",
 ]
 
 
@@ -31,6 +35,12 @@ def _minilm(**options: Any) -> RequestEncoder:
     return MiniLMEncoder(**options)
 
 
+def _sentence_transformers(**options: Any) -> RequestEncoder:
+    from cramer_peft.encoders.sentence_transformers import SentenceTransformersEncoder
+
+    return SentenceTransformersEncoder(**options)
+
+
 def _precomputed(**options: Any) -> RequestEncoder:
     raise EncoderError(
         "the encoder 'precomputed' holds vectors that are not in the adapter: pass them again, as "
@@ -42,4 +52,5 @@ register_request_encoder("hashing", HashingEncoder)
 register_request_encoder("wordllama", WordLlamaEncoder)
 register_request_encoder("transformers", _transformers)
 register_request_encoder("all-minilm-l6-v2", _minilm)
+register_request_encoder("sentence-transformers", _sentence_transformers)
 register_request_encoder("precomputed", _precomputed)

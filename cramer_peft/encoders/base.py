@@ -65,6 +65,33 @@ def make_encoder(name: str, options: dict[str, Any] | None) -> RequestEncoder:
     return encoder
 
 
+def check_vectors(encoder: RequestEncoder, texts: Sequence[str], vectors: Tensor) -> None:
+    """Check what an encoder returned; while compiling its shape alone, since a look at values breaks the graph.
+
+    Args:
+        encoder: The encoder, for its name and width.
+        texts: What it was given.
+        vectors: What it returned, to be (texts, dim) and finite.
+
+    Raises:
+        EncoderError: If a vector holds NaN or infinity, or the shape is another; it names the text.
+    """
+    expected = (len(texts), encoder.dim)
+    if tuple(vectors.shape) != expected:
+        raise EncoderError(
+            f"request encoder {encoder.name!r} returned shape {tuple(vectors.shape)} for {len(texts)} texts "
+            f"(the first: {texts[0]!r}); expected {expected}."
+        )
+    if torch.compiler.is_compiling():
+        return
+    bad = (~torch.isfinite(vectors)).any(-1).nonzero().flatten().tolist()
+    if bad:
+        raise EncoderError(
+            f"request encoder {encoder.name!r} returned NaN or infinity for the text {texts[bad[0]]!r}. It may hold "
+            "no word that the encoder knows: give None for a row without a request."
+        )
+
+
 class CachedEncoder:
     """Encodes each text once; checks what comes back.
 
@@ -107,19 +134,8 @@ class CachedEncoder:
     def _encode_new(self, texts: list[str]) -> Tensor:
         with torch.no_grad():
             vectors = torch.as_tensor(self.encoder.encode(texts))
-        expected = (len(texts), self.dim)
-        if tuple(vectors.shape) != expected:
-            raise EncoderError(
-                f"request encoder {self.name!r} returned shape {tuple(vectors.shape)} for {len(texts)} texts "
-                f"(the first: {texts[0]!r}); expected {expected}."
-            )
         vectors = vectors.detach().float().cpu()
-        bad = (~torch.isfinite(vectors)).any(-1).nonzero().flatten().tolist()
-        if bad:
-            raise EncoderError(
-                f"request encoder {self.name!r} returned NaN or infinity for the text {texts[bad[0]]!r}. It may hold "
-                "no word that the encoder knows: give None for a row without a request."
-            )
+        check_vectors(self.encoder, texts, vectors)
         # Cloned rows, so that keeping one does not keep the whole batch's storage; made outside
         # inference mode, so that a cached row can later be used in training.
         with torch.inference_mode(False):

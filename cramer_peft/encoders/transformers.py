@@ -1,20 +1,28 @@
-"""Any Hugging Face encoder, mean-pooled and frozen."""
+"""Any Hugging Face encoder, mean-pooled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from cramer_peft._extras import require
+from cramer_peft.encoders.tuned import tunable_names
 from cramer_peft.errors import EncoderError
+
+# A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
+_TOKENIZER_LOCK = threading.Lock()
 
 
 class TransformersEncoder:
     """Mean of a pretrained encoder's last hidden states over the tokens (CRAMER, section "Encoder").
+
+    Padding is on the right and outside the mean, so a vector does not depend on the other texts of its batch.
 
     Args:
         model_name_or_path: A folder, or a name on the hub.
@@ -25,7 +33,7 @@ class TransformersEncoder:
         device: Where it runs, for example ``"cuda"``.
 
     Raises:
-        EncoderError: If the model or its tokenizer cannot be loaded.
+        EncoderError: If the model or its tokenizer cannot be loaded, or the tokenizer cannot pad.
     """
 
     name = "transformers"
@@ -39,35 +47,60 @@ class TransformersEncoder:
         batch_size: int = 64,
         device: str = "cpu",
     ) -> None:
-        source = {"revision": revision, "local_files_only": local_files_only}
+        source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
             # Only safetensors: a pickled checkpoint is never opened.
-            self._model = AutoModel.from_pretrained(model_name_or_path, use_safetensors=True, **source)
+            self.module: nn.Module = AutoModel.from_pretrained(model_name_or_path, use_safetensors=True, **source)
         except (OSError, ValueError) as error:
             raise EncoderError(
                 f"cannot load the request encoder {model_name_or_path!r}: {error}. Give a folder, or a hub name with "
                 "encoder_options={'local_files_only': False}."
             ) from error
-        self._model.eval().requires_grad_(False).to(device)
-        self._max_length, self._batch_size, self._device = max_length, batch_size, device
-        self.dim = int(self._model.config.hidden_size)
+        if self._tokenizer.pad_token is None:
+            if self._tokenizer.eos_token is None:
+                raise EncoderError(
+                    f"the tokenizer of {model_name_or_path!r} has neither a padding token nor an end token: set one "
+                    "of them in its folder, so that texts of several lengths fit in one batch."
+                )
+            self._tokenizer.pad_token = self._tokenizer.eos_token  # masked out, so which one does not matter
+        self.module.eval().requires_grad_(False).to(device)
+        self._max_length = min(max_length, self._tokenizer.model_max_length)
+        self._batch_size, self._device = batch_size, device
+        self.dim = int(self.module.config.hidden_size)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, hidden_size) float32."""
-        return torch.cat(
-            [self._encode(texts[i : i + self._batch_size]) for i in range(0, len(texts), self._batch_size)]
-        )
+        """Vectors of ``texts``, (texts, hidden_size) float32; NaN where a text has no token."""
+        return self.encode_with(texts, self.module)
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        batch = self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        ).to(self._device)
-        hidden = self._model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        pooled: Tensor = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return pooled.float()
+    def encode_with(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
+        """Vectors of ``texts``, with ``run(…)`` in place of ``self.module(…)``; see ``TunableEncoder``."""
+        if not texts:
+            return torch.empty(0, self.dim)
+        starts = range(0, len(texts), self._batch_size)
+        return torch.cat([self._pooled(texts[start : start + self._batch_size], run) for start in starts])
+
+    def tunable_names(self, regime: str) -> list[str]:
+        """Names of the parameters that the regime "last" or "all" tunes."""
+        return tunable_names(self.module, regime)
+
+    def _pooled(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
+        with _TOKENIZER_LOCK:
+            batch = self._tokenizer(
+                list(texts),
+                padding=True,
+                padding_side="right",  # on the left, models without given positions would see shifted ones
+                truncation=True,
+                max_length=self._max_length,
+                return_tensors="pt",
+            )
+        if batch["input_ids"].shape[1] == 0:
+            return torch.full((len(texts), self.dim), float("nan"), device=self._device)
+        hidden = run(**batch.to(self._device)).last_hidden_state.float()
+        mask = batch["attention_mask"].to(hidden).unsqueeze(-1)
+        pooled: Tensor = (hidden * mask).sum(1) / mask.sum(1)
+        return pooled
 
 
 class MiniLMEncoder(TransformersEncoder):

@@ -1,40 +1,28 @@
+import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertModel, GPT2Config, GPT2Model
 
-from cramer_peft.encoders import make_encoder
+from cramer_peft.encoders import CachedEncoder, make_encoder
 from cramer_peft.encoders.transformers import MiniLMEncoder, TransformersEncoder
 from cramer_peft.errors import EncoderError, MissingExtraError
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder")
-    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "more", "less", "horror", "drama", "please"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=len(words), **sizes), add_pooling_layer=False).save_pretrained(folder)
-    return folder
-
-
-def test_vectors_are_means_over_the_tokens_alone(folder) -> None:
-    encoder = TransformersEncoder(str(folder))
+def test_vectors_are_means_over_the_tokens_alone(encoder_folder) -> None:
+    encoder = TransformersEncoder(str(encoder_folder))
     assert encoder.dim == 8
     vectors = encoder.encode(["more horror please", "drama"])
     ids = torch.tensor([[2, 4, 6]])
-    expected = encoder._model(ids).last_hidden_state.mean(1)[0]
+    expected = encoder.module(ids).last_hidden_state.mean(1)[0]
     assert torch.allclose(vectors[0], expected, atol=1e-6)
     assert torch.allclose(vectors[1], encoder.encode(["drama"])[0], atol=1e-6)  # padding does not count
 
 
-def test_batches_and_truncation(folder) -> None:
-    encoder = TransformersEncoder(str(folder), batch_size=2, max_length=2)
+def test_batches_and_truncation(encoder_folder) -> None:
+    encoder = TransformersEncoder(str(encoder_folder), batch_size=2, max_length=2)
     texts = ["more horror please", "more horror", "less drama", "drama", "please"]
     vectors = encoder.encode(texts)
     assert vectors.shape == (5, 8)
@@ -42,11 +30,75 @@ def test_batches_and_truncation(folder) -> None:
     assert torch.allclose(vectors[4], encoder.encode(["please"])[0], atol=1e-6)
 
 
-def test_it_is_frozen(folder) -> None:
-    encoder = make_encoder("transformers", {"model_name_or_path": str(folder)})
+def test_it_is_frozen(encoder_folder) -> None:
+    encoder = make_encoder("transformers", {"model_name_or_path": str(encoder_folder)})
     assert not encoder.encode(["drama"]).requires_grad
-    assert not any(p.requires_grad for p in encoder._model.parameters())
-    assert not encoder._model.training
+    assert not any(p.requires_grad for p in encoder.module.parameters())
+    assert not encoder.module.training
+
+
+def test_a_vector_does_not_depend_on_the_batch(encoder_folder) -> None:
+    encoder = TransformersEncoder(str(encoder_folder))
+    texts = ["drama", "more horror", "less drama please", "more horror please more drama please"]
+    together = encoder.encode(texts)
+    assert not torch.allclose(together[0], together[1])
+    for text, vector in zip(texts, together, strict=True):
+        assert torch.allclose(encoder.encode([text])[0], vector, atol=1e-6)
+
+
+def test_a_decoder_that_pads_on_the_left_without_a_padding_token(encoder_folder, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    tokenizer.pad_token, tokenizer.eos_token, tokenizer.padding_side = None, "please", "left"
+    tokenizer.save_pretrained(tmp_path)
+    GPT2Model(GPT2Config(vocab_size=7, n_embd=8, n_layer=2, n_head=2, n_positions=16)).save_pretrained(tmp_path)
+    encoder = TransformersEncoder(str(tmp_path))
+    together = encoder.encode(["more horror drama", "drama"])
+    assert torch.allclose(encoder.encode(["drama"])[0], together[1], atol=1e-6)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(encoder_folder, tmp_path) -> None:
+    for file in encoder_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(EncoderError, match="neither a padding token nor an end token"):
+        TransformersEncoder(str(tmp_path))
+
+
+def test_a_text_without_a_token_is_named(encoder_folder) -> None:
+    encoder = CachedEncoder(TransformersEncoder(str(encoder_folder)))
+    for texts in ([" "], ["more horror", " "]):  # the tokenizer adds no marks of its own
+        with pytest.raises(EncoderError, match="NaN or infinity for the text ' '"):
+            encoder.encode(texts)
+
+
+def test_no_texts(encoder_folder) -> None:
+    assert TransformersEncoder(str(encoder_folder)).encode([]).shape == (0, 8)
+
+
+def test_threads_share_an_encoder(encoder_folder) -> None:
+    encoder = TransformersEncoder(str(encoder_folder), max_length=4)
+    texts = ["drama", "more horror", "less drama please", "more horror please more"]
+    expected = {text: encoder.encode([text])[0] for text in texts}
+
+    def work(start: int) -> bool:
+        pairs = [[texts[(start + i) % 4], texts[(start + 2 * i + 1) % 4]] for i in range(60)]
+        return all(torch.allclose(encoder.encode(p)[i], expected[p[i]], atol=1e-6) for p in pairs for i in (0, 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_code_beside_a_model_is_not_run(encoder_folder, tmp_path) -> None:
+    for file in encoder_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(EncoderError, match="trust_remote_code"):
+        TransformersEncoder(str(tmp_path))
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path) -> None:
@@ -54,11 +106,11 @@ def test_what_cannot_be_loaded_is_named(tmp_path) -> None:
         TransformersEncoder(str(tmp_path / "no-such-model"))
 
 
-def test_a_pickled_checkpoint_is_never_opened(folder, tmp_path) -> None:
-    for file in folder.iterdir():
+def test_a_pickled_checkpoint_is_never_opened(encoder_folder, tmp_path) -> None:
+    for file in encoder_folder.iterdir():
         if file.suffix == ".json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.save(BertModel.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    torch.save(BertModel.from_pretrained(encoder_folder).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(EncoderError, match="safetensors"):
         TransformersEncoder(str(tmp_path))
 
