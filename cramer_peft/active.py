@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.gates import Gate, LayerTensors, PartGate, by_owner, compose
+from cramer_peft.recompute import in_backward, unseen_by_checkpoints
 
 Gates = dict[str, PartGate]
 
@@ -18,10 +19,12 @@ class GatesInForce(Protocol):
     """What the carrier hands to the layers.
 
     Attributes:
-        for_recompute: Whether a checkpoint's recompute inside backward may use it.
+        for_recompute: Whether it gives a checkpoint's recompute inside backward what its forward had.
+        is_default: Whether it is of a stored default request, which nobody has given for this call.
     """
 
     for_recompute: bool
+    is_default: bool
 
     def gates_of(self, entry: str) -> PartGate | None:
         """The gates of one part of a layer, or None where it is not masked."""
@@ -67,7 +70,8 @@ class GateSource:
     ) -> None:
         self.inputs = inputs
         self.asked: tuple[Any, Any] | None = None  # the requests and strength that it was made of
-        self.for_recompute = False  # whether it is there in a checkpoint's recompute too
+        self.for_recompute = in_backward()  # where the recompute itself has put it in force
+        self.is_default = False
         self._make_tensors = make_tensors
         self._gate = gate
         self._watched = watched
@@ -85,7 +89,8 @@ class GateSource:
     def make(self) -> Gates:
         """A fresh set of gates for all layers."""
         inputs = self.inputs
-        gates = self._gate.build(self._make_tensors(), inputs.scale, inputs.active, self._model.training)
+        with unseen_by_checkpoints():
+            gates = self._gate.build(self._make_tensors(), inputs.scale, inputs.active, self._model.training)
         if inputs.shared:
             gates = {entry: replace(gate, shared=True) for entry, gate in gates.items()}
         return gates
@@ -93,8 +98,13 @@ class GateSource:
     def for_forward(self) -> PinnedGates:
         """The gates for one call of the root module."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return PinnedGates(self.make())
-        return PinnedGates(self._keep())
+            return PinnedGates(self.make(), self.for_recompute, self.is_default)
+        return PinnedGates(self._keep(), self.for_recompute, self.is_default)
+
+    def mark_default(self) -> None:
+        """Mark it as of a stored default request: it is there in a recompute too, unless it draws noise."""
+        self.is_default = True
+        self.for_recompute = not (self._gate.draws_noise and self._model.training)
 
     def gates_of(self, entry: str) -> PartGate | None:
         """The gates of one part of a layer, or None where this adapter does not mask it."""
@@ -132,11 +142,13 @@ class PinnedGates:
 
     Attributes:
         for_recompute: Whether they were brought back for a checkpoint's recompute inside backward.
+        is_default: Whether they are of a stored default request.
     """
 
-    def __init__(self, gates: Gates, for_recompute: bool = False) -> None:
+    def __init__(self, gates: Gates, for_recompute: bool = False, is_default: bool = False) -> None:
         self.gates = gates
         self.for_recompute = for_recompute
+        self.is_default = is_default
 
     def for_forward(self) -> PinnedGates:
         return self
@@ -157,7 +169,8 @@ class SeveralAdapters:
 
     def __init__(self, sources: Sequence[GateSource], owner: Tensor | None = None) -> None:
         self.asked: tuple[Any, Any] | None = None
-        self.for_recompute = False
+        self.for_recompute = all(source.for_recompute for source in sources)
+        self.is_default = all(source.is_default for source in sources)
         self._sources = list(sources)
         self._owner = owner
 
@@ -167,7 +180,8 @@ class SeveralAdapters:
 
     def for_forward(self) -> PinnedGates:
         """The gates for one call of the root module."""
-        return PinnedGates(self._together([source.for_forward().gates for source in self._sources]))
+        gates = self._together([source.for_forward().gates for source in self._sources])
+        return PinnedGates(gates, self.for_recompute, self.is_default)
 
     def gates_of(self, entry: str) -> PartGate | None:
         """The gates of one part of a layer, or None where no adapter masks it."""

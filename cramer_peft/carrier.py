@@ -17,6 +17,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
+from cramer_peft.recompute import DEFAULT, NOTHING, REQUEST, Seen, in_backward
 
 if TYPE_CHECKING:
     from cramer_peft.active import GatesInForce
@@ -27,28 +30,33 @@ _SOURCES: ContextVar[Mapping[RequestCarrier, GatesInForce | None]] = ContextVar(
 )
 
 
-class _NoGates:
+class NoGates:
     """In force where it was said that there is no request, which is not the same as nothing said."""
 
-    for_recompute = False
+    is_default = False
+
+    def __init__(self, for_recompute: bool = False) -> None:
+        self.for_recompute = for_recompute
 
     def gates_of(self, entry: str) -> None:
         return None
 
-    def for_forward(self) -> _NoGates:
+    def for_forward(self) -> NoGates:
         return self
 
 
-NO_GATES = _NoGates()
+NO_GATES = NoGates()
+NO_GATES_AGAIN = NoGates(for_recompute=True)
 
-
-_KEPT = ("default", "enabled", "activated")
+_KEPT = ("default", "enabled", "activated", "generators")
 
 
 class _Local(threading.local):
     def __init__(self) -> None:
         # Called in each thread. Set from the start, since torch.compile would recompile when it appears.
         self.source: GatesInForce | None = None
+        # The gates of the default request for the recomputes of one backward, and which backward it is.
+        self.recomputing: tuple[int, GatesInForce | None] = (-1, None)
 
 
 class RequestCarrier:
@@ -59,6 +67,7 @@ class RequestCarrier:
             there is none.
         enabled: Whether masks are on at all.
         activated: Told by a layer which adapters it was set to.
+        generators: The adapters' generators, by name, for layers to report on.
     """
 
     def __init__(self) -> None:
@@ -66,9 +75,8 @@ class RequestCarrier:
         self.default: Callable[[], GatesInForce | None] | None = None
         self.enabled = True
         self.activated: Callable[[list[str]], None] | None = None
-        # Set once a request has run with gradients: from then on, a masked layer that runs inside
-        # backward without a request is a checkpoint's recompute that has lost it.
-        self.used_with_gradients = False
+        self.generators = nn.ModuleDict()
+        self.seen = Seen()
 
     def said(self) -> GatesInForce | None:
         """What was said of a request here: its gates, NO_GATES, or None for nothing."""
@@ -80,16 +88,45 @@ class RequestCarrier:
         """The gates in force here, or None where nothing is to be masked."""
         source = self.said()
         if source is None and self.default is not None:
-            source = self.default()
-        return None if source is NO_GATES else source
+            source = self._default_again() if in_backward() else self.default()
+        return None if isinstance(source, NoGates) else source
+
+    def _default_again(self) -> GatesInForce | None:
+        """The default gates for all recomputes of one backward, so that they are not made for each layer."""
+        assert self.default is not None
+        task = torch._C._current_graph_task_id()
+        if self._local.recomputing[0] != task:
+            self._local.recomputing = (task, self.default())
+        return self._local.recomputing[1]
+
+    def note(self, source: GatesInForce | None) -> None:
+        """Note what is in force in a call, for recomputes in its backward."""
+        if source is not None and not isinstance(source, NoGates):
+            self.seen.note(DEFAULT if getattr(source, "is_default", False) else REQUEST)
+        elif self.default is not None:
+            self.seen.note(NOTHING)
+
+    def allows_recompute(self, source: GatesInForce | None) -> bool:
+        """Whether a recompute may run under ``source``, which it has found in force."""
+        if source is None:
+            said = self.said()
+            brought_again = isinstance(said, NoGates) and said.for_recompute
+            # With a default stored, to find nothing is an exception made for backward, or for the forward.
+            return brought_again or (self.default is None and self.seen.only(NOTHING))
+        return source.for_recompute and (not source.is_default or self.seen.only(DEFAULT))
 
     def masking(self) -> bool:
         """Whether a layer that is called here will be masked."""
         return self.enabled and self.current() is not None
 
     @contextmanager
-    def carrying(self, source: GatesInForce | None) -> Iterator[None]:
-        """Put ``source`` in force inside the block; None means: no request, whatever is outside."""
+    def carrying(self, source: GatesInForce | None, note: bool = True) -> Iterator[None]:
+        """Put ``source`` in force inside the block; None means: no request, whatever is outside.
+
+        ``note`` is False for what a checkpoint's context puts in force, since it comes back in the recompute.
+        """
+        if note:
+            self.note(source)
         outer = self.swap_local(NO_GATES if source is None else source)
         if torch.compiler.is_compiling():
             try:

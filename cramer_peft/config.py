@@ -214,9 +214,14 @@ class RequestMaskConfig(PeftConfig):
         given = self.__dict__.get("_given")
         return self if given is None else dataclasses.replace(self, **given)
 
-    def fill_in(self, filled: "RequestMaskConfig") -> None:
-        """Take over what an injection has filled in; :meth:`as_given` still tells it apart."""
-        before = self.as_given()
+    def filled_in(self, filled: "RequestMaskConfig") -> "RequestMaskConfig":
+        """The configuration with what an injection has filled in; :meth:`as_given` still tells it apart.
+
+        It is this very object, as with PEFT's own methods, unless it serves another model already that differs.
+        """
+        before, in_use = self.as_given(), "_given" in self.__dict__
+        if in_use and self != filled:
+            return before.filled_in(filled)
         changed = {
             item.name: getattr(before, item.name)
             for item in dataclasses.fields(self)
@@ -225,6 +230,7 @@ class RequestMaskConfig(PeftConfig):
         for item in dataclasses.fields(self):
             setattr(self, item.name, getattr(filled, item.name))
         self._given = changed
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from cramer_peft.active import GatesInForce
-from cramer_peft.carrier import NO_GATES, RequestCarrier
+from cramer_peft.carrier import NO_GATES, NoGates
 from cramer_peft.errors import RequestError
+from cramer_peft.row_names import names_in_force, row_adapters
 from cramer_peft.sources import default_gates_by_row
 
 if TYPE_CHECKING:
     from cramer_peft.model import RequestMaskModel
 
 _UNSET: Any = object()
-
-# PEFT takes adapter_names= out of a call before the model sees it, and announces it around the call instead.
-_NAMES: ContextVar[Mapping[RequestCarrier, Sequence[str]]] = ContextVar(
-    "cramer_peft_adapter_names", default=MappingProxyType({})
-)
 
 
 class RequestForward:
@@ -51,11 +44,20 @@ class RequestForward:
         if not self._own_keyword:
             request, strength = kwargs.pop("request", _UNSET), kwargs.pop("request_strength", None)
             names = kwargs.pop("adapter_names", None) if self._takes_names else None
-        names = names if names is not None else _names_in_force(tuner.carrier)
+        if names is not None:
+            with row_adapters(tuner.carrier, names):
+                return self._run(request, strength, args, kwargs)
+        return self._run(request, strength, args, kwargs)
+
+    def _run(self, request: Any, strength: Any, args: Any, kwargs: Any) -> Any:
+        tuner = self._tuner
+        in_force = names_in_force(tuner.carrier)
+        names = None if in_force is None else in_force.repeated()
         if names is not None:
             _check_row_names(names, args, kwargs, tuner)
         source = self._source(request, strength, names if tuner.adapters_enabled else None)
         if source is None and request is _UNSET:
+            tuner.carrier.note(None)
             return self._forward(*args, **kwargs)
         gates = source.for_forward() if source is not None and tuner.adapters_enabled else None
         if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
@@ -74,7 +76,7 @@ class RequestForward:
         if request is not _UNSET:
             return tuner.gate_source(request, strength, names)
         said = tuner.carrier.said()
-        if said is NO_GATES:
+        if isinstance(said, NoGates):
             return None
         if said is not None:
             asked = getattr(said, "asked", None)
@@ -83,16 +85,6 @@ class RequestForward:
             requests, its_strength = asked
             return tuner.gate_source(requests, its_strength, names)
         return default_gates_by_row(tuner, names)
-
-
-@contextmanager
-def row_adapters(carrier: RequestCarrier, names: Sequence[str]) -> Iterator[None]:
-    """Let each row of the calls inside the block have its own adapter."""
-    token = _NAMES.set({**_NAMES.get(), carrier: tuple(names)})
-    try:
-        yield
-    finally:
-        _NAMES.reset(token)
 
 
 def _check_row_names(names: Sequence[str], args: Any, kwargs: Any, tuner: RequestMaskModel) -> None:
@@ -105,10 +97,6 @@ def _check_row_names(names: Sequence[str], args: Any, kwargs: Any, tuner: Reques
             "Length of `adapter_names` should be the same as the number of inputs, but got "
             f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
         )
-
-
-def _names_in_force(carrier: RequestCarrier) -> Sequence[str] | None:
-    return None if torch.compiler.is_compiling() else _NAMES.get().get(carrier)
 
 
 def intercept(tuner: RequestMaskModel, model: nn.Module) -> None:

@@ -348,6 +348,7 @@ class Gate(ABC):
 
     name: ClassVar[str]
     has_strength: ClassVar[bool] = True
+    draws_noise: ClassVar[bool] = False  # in training mode
 
     @abstractmethod
     def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
@@ -475,6 +476,7 @@ class TopKGate(Gate):
 
     name = "topk"
     has_strength = False
+    draws_noise = True
 
     def __init__(self, drop_ratio: float = 0.1, temperature: float = 0.7, gate_bias: bool = False) -> None:
         self.drop_ratio = drop_ratio

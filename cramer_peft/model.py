@@ -21,7 +21,7 @@ from cramer_peft.config import RequestMaskConfig
 from cramer_peft.effect import LayerEffect, check_effect
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder
 from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestError, UnsupportedError
-from cramer_peft.forward import intercept, row_adapters
+from cramer_peft.forward import intercept
 from cramer_peft.gates import PartGate
 from cramer_peft.generator import RequestMaskGenerator, make_generator
 from cramer_peft.hotswap import hotswap
@@ -33,7 +33,15 @@ from cramer_peft.merging import Merged, plan_merge
 from cramer_peft.model_card import model_card, write_model_card
 from cramer_peft.registration import PREFIX
 from cramer_peft.requests import Requests, Strength, batch_strength
-from cramer_peft.sources import AllRequests, adapter_source, default_gates, gates_in_force, request_vectors
+from cramer_peft.row_names import follow_names, names_in_force, row_adapters
+from cramer_peft.sources import (
+    AllRequests,
+    adapter_source,
+    default_gates,
+    default_gates_by_row,
+    gates_in_force,
+    request_vectors,
+)
 from cramer_peft.state import MaskState
 from cramer_peft.status import count_parameters, describe_parameters, layer_status, model_status
 from cramer_peft.targets import DEFAULT_TARGET_MODULES, InjectionPlan, plan_injection
@@ -209,7 +217,12 @@ class RequestMaskModel(BaseTuner):
         self.carrier.default = self._default_source if stored else None
 
     def _default_source(self) -> GateSource | SeveralAdapters | None:
-        return None if self._merged is not None else default_gates(self)
+        if self._merged is not None:
+            return None
+        names = names_in_force(self.carrier)
+        if names is not None:  # for what generate calls outside the root, such as an encoder
+            return default_gates_by_row(self, names.names)
+        return default_gates(self)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """The ``context_fn`` of non-reentrant checkpoints: brings the request back for the recompute.
@@ -363,9 +376,12 @@ class RequestMaskModel(BaseTuner):
             self._record.unfused += fastpath.install(model, self.carrier)  # first: the root may be such a layer
             if first:
                 intercept(self, model)
+            else:  # PEFT keeps these flags for parameters inside the model alone
+                for parameter, flag in flags:
+                    parameter.requires_grad_(flag)
+            follow_names(model, self.carrier)
             self._fill_default_request(adapter_name)
-            given.fill_in(config)  # as PEFT's methods do, the object that was passed becomes the adapter's own
-            self.peft_config[adapter_name] = given
+            self.peft_config[adapter_name] = given.filled_in(config)
         except BaseException:
             self._roll_back(adapter_name, first, kept)
             for parameter, flag in flags:
@@ -516,7 +532,8 @@ class RequestMaskModel(BaseTuner):
             raise MergeError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        with row_adapters(self.carrier, names):
+        beams = kwargs.get("num_beams")
+        with row_adapters(self.carrier, names, beams if isinstance(beams, int) and beams > 1 else 1):
             yield
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

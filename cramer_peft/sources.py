@@ -71,6 +71,7 @@ def default_gates(masks: RequestMaskModel) -> GateSource | SeveralAdapters | Non
         vector = masks.generator_of(name).default_request
         source = None if vector is None else adapter_source(masks, name, vector, None)
         if source is not None:
+            source.mark_default()
             sources.append(source)
     if len(sources) > 1:
         return SeveralAdapters(sources)
@@ -224,8 +225,6 @@ def _source(
         rows = max(rows, scale.shape[0])
     elif active is not None:
         scale = active.to(torch.float32)
-    if torch.is_grad_enabled():
-        masks.carrier.used_with_gradients = True
     tuned = masks.tuned_encoder(name)
     watched = chain(generator.parameters(), () if tuned is None else tuned.parameters())
     inputs = GateInputs(rows, shared and rows == 1, scale, active)

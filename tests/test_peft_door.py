@@ -215,3 +215,53 @@ def test_peft_loading_refuses_a_damaged_file(damage, message: str, tmp_path) -> 
     save_file(tensors, path)
     with pytest.raises(AdapterFileError, match=message):
         PeftModel.from_pretrained(base(), tmp_path)
+
+
+def test_one_configuration_serves_several_models(make_model, make_config, x, tmp_path) -> None:
+    config = make_config()
+    first = get_peft_model(make_model(0), config)
+    assert first.peft_config["default"] is config
+    # Other weights: what was filled in for the first is not held against it, and stays.
+    second = get_peft_model(make_model(1), config)
+    assert second.peft_config["default"].base_fingerprint != first.base_model.mask_state("a").base_fingerprint
+    first.save_pretrained(tmp_path)
+    with pytest.raises(AdapterFileError, match="another base model"):
+        PeftModel.from_pretrained(make_model(2), tmp_path)
+
+
+def test_rows_of_several_adapters_have_their_own_saved_modules(make_model, make_config, x) -> None:
+    wrapped = get_peft_model(make_model(), make_config(modules_to_save=["out"])).eval()
+    wrapped.add_adapter("other", make_config("scale", modules_to_save=["out"]))
+    with torch.no_grad():
+        wrapped.base_model.model.out.modules_to_save["other"].weight.mul_(2)
+        frozen = make_model()(x)
+        alone = {}
+        for name in ("default", "other"):
+            wrapped.set_adapter(name)
+            alone[name] = wrapped(x, request=REQUESTS)
+        names = ["other", "__base__", "default"]
+        for mixed in (
+            wrapped(x, request=REQUESTS, adapter_names=names),
+            wrapped.base_model(x, request=REQUESTS, adapter_names=names),
+        ):
+            assert torch.allclose(mixed[0], alone["other"][0], atol=1e-6)
+            assert torch.allclose(mixed[1], frozen[1], atol=1e-6)
+            assert torch.allclose(mixed[2], alone["default"][2], atol=1e-6)
+        assert torch.equal(wrapped(x, request=REQUESTS), alone["other"])
+
+
+def test_a_further_adapter_leaves_the_flags_of_the_first(wrapped, make_config, tmp_path) -> None:
+    wrapped.save_pretrained(tmp_path)
+    for trainable in (False, True):
+        wrapped.load_adapter(tmp_path, adapter_name=f"other{trainable}", is_trainable=trainable)
+        assert all(p.requires_grad for p in wrapped.base_model.generator_of("default").parameters())
+
+
+def test_names_reach_what_is_called_outside_the_root(model, make_config, x) -> None:
+    wrapped = get_peft_model(model, make_config(request_dim=4, default_request=[1.0, 2.0, 3.0, 4.0])).eval()
+    wrapped.add_adapter("other", make_config("scale", request_dim=4, default_request=[4.0, 3.0, 2.0, 1.0]))
+    names = ["other", "__base__", "default"]
+    usual = wrapped(x, adapter_names=names)
+    with wrapped.base_model._enable_peft_forward_hooks(adapter_names=names):
+        assert torch.equal(model.predict(x), usual)
+    assert not torch.equal(model.predict(x), usual)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.errors import CheckpointingError, RequestError, UnsupportedError
 from cramer_peft.gates import LayerGate, LayerSpec, PartGate, RowGates, Spec
+from cramer_peft.recompute import in_backward
 
 AnyGate = TypeVar("AnyGate", bound=RowGates)
 
@@ -47,7 +48,7 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
         carrier: Where the current request's gates come from.
     """
 
-    adapter_layer_names = ()
+    adapter_layer_names = ("generators",)
     other_param_names = ("request_mask_specs",)
     linear: ClassVar[bool] = True  # whether target_modules="all-linear" takes it in
     feature_dim: int = -1
@@ -61,9 +62,7 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.merged_gates: dict[str, PartGate] = {}
         self._disable_adapters = False
-        whole = self.part_specs(base_layer).get("")
-        if isinstance(whole, LayerSpec):
-            self.in_features, self.out_features = whole.in_features, whole.out_features
+        self.in_features, self.out_features = self.widths(base_layer)
         self.train(base_layer.training)
 
     # ---------------------------------------------------------------- what subclasses say
@@ -77,6 +76,12 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     def part_specs(cls, base_layer: nn.Module) -> Mapping[str, Spec]:
         """What is gated, by part; ``""`` is the whole of a module with one part."""
         return {"": cls.spec(base_layer)}
+
+    @classmethod
+    def widths(cls, base_layer: nn.Module) -> tuple[int, int]:
+        """``in_features`` and ``out_features``, which PEFT expects of every wrapped layer."""
+        spec = next(iter(cls.part_specs(base_layer).values()))
+        return (spec.in_features, spec.out_features) if isinstance(spec, LayerSpec) else (spec.features, spec.features)
 
     @classmethod
     def unfoldable_parts(cls) -> tuple[str, ...]:
@@ -190,6 +195,12 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         raise UnsupportedError("unmerge by the handle's unmerge, which sees the whole model.")
 
+    @property
+    def generators(self) -> nn.ModuleDict:
+        """The generators of the adapters that mask this layer, by name: a view, for PEFT's reports on a layer."""
+        found = self.carrier.generators
+        return nn.ModuleDict({name: found[name] for name in self.request_mask_specs if name in found})
+
     def _get_available_adapters(self) -> set[str]:
         return set(self.request_mask_specs)
 
@@ -224,9 +235,11 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
 
     def _refuse_recompute(self, source: Any) -> None:
         """Refuse to run inside backward, where a checkpoint would silently use other gates."""
-        if torch.compiler.is_compiling() or not (source is not None or self.carrier.used_with_gradients):
+        if torch.compiler.is_compiling():
             return
-        if torch._C._current_graph_task_id() != -1 and not (source is not None and source.for_recompute):
+        if not in_backward():
+            self.carrier.note(source)
+        elif not self.carrier.allows_recompute(source):
             raise CheckpointingError(
                 f"module {self.module_name!r} was run again inside backward: gradient checkpointing recomputes it when "
                 "its request has ended. Give non-reentrant checkpoints the context that brings it back "
