@@ -87,13 +87,14 @@ def rows_of(batch: Any, rows: slice) -> Any:
 
 
 def masked_parts(model: nn.Module) -> str:
-    """Names of the masked modules, with ``*`` for each index, and their gated parts."""
+    """Ends of the masked modules' names, with ``*`` for an index, and their gated parts."""
     found: dict[str, None] = {}
     for module in model.modules():
         if isinstance(module, RequestMaskLayer):
             parts = [part for part in module.gated_parts() if part]
             name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module.module_name)
-            found[f"`{name}`" + (f" ({', '.join(parts)})" if parts else "")] = None
+            end = ".".join(name.split(".")[-2:]).removeprefix("*.")
+            found[f"`{end}`" + (f" ({', '.join(parts)})" if parts else "")] = None
     return ", ".join(found)
 
 
@@ -154,6 +155,14 @@ class BackboneContract:
                     if not moved(backbone.seeded(model), scores):
                         without.append(entry)
         assert without == []
+
+    def test_check_effect_finds_nothing(self, backbone: Backbone) -> None:
+        model, batch = backbone.make(), backbone.batch()
+        masks = backbone.adapt(model, "scale")
+        in_train = backbone.train_score or backbone.score
+        effects = masks.check_effect(call=lambda: (in_train if model.training else backbone.score)(model, batch))
+        assert {effect.mode for effect in effects} == {"train", "eval"}
+        assert all(effect.calls > 0 and effect.change > MOVED for effect in effects)
 
     def test_the_generator_gets_gradients_in_train(self, backbone: Backbone, gate: str) -> None:
         model = backbone.make()

@@ -1,9 +1,13 @@
 """RePlay's SasRec, of ``replay.nn`` and of ``replay.models.nn``, and its Bert4Rec."""
 
+import dataclasses
+
 import pytest
 import torch
 from checks import Backbone, BackboneContract, Batch
 from torch import Tensor, nn
+
+from cramer_peft.errors import EffectError
 
 pytest.importorskip("replay", reason="needs replay-rec[torch]; tests/backbones/environments.py installs it apart")
 
@@ -110,3 +114,12 @@ BACKBONES = [
 
 class TestReplay(BackboneContract):
     pass
+
+
+def test_check_effect_names_the_head_that_bert4rec_reads_directly() -> None:
+    backbone = dataclasses.replace(BACKBONES[-1], target_modules=["w_1", "linear"])
+    model = backbone.make()
+    masks = backbone.adapt(model, "scale")
+    with pytest.raises(EffectError, match=r"_model\._head\.linear' in eval mode: is never called") as caught:
+        masks.check_effect(call=lambda: backbone.score(model, backbone.batch()))
+    assert "w_1" not in str(caught.value)
