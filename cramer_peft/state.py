@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import AdapterFileError
-from cramer_peft.gates import LayerTensors
+from cramer_peft.gates import GATES, LayerTensors
 from cramer_peft.io import parse_json, read_safetensors, write_safetensors
 from cramer_peft.state_arithmetic import added, scaled
 
 MAX_STATE_BYTES = 2 * 2**30
 
+_NAME_LENGTH = 1000
 _FORMAT = "cramer-peft mask state 1"
 _ACTIVE, _STRENGTH = "__active__", "__strength__"
 
@@ -159,6 +160,11 @@ def _metadata(path: str | Path, metadata: dict[str, str], rows: int) -> dict[str
         or not all(isinstance(value, optional_texts) for value in [*texts, encoder, base])
     ):
         raise AdapterFileError(f"{path}: its metadata has values of other types than a mask state's.")
+    if gate not in GATES or max(len(value or "") for value in (adapter, encoder, base)) > _NAME_LENGTH:
+        raise AdapterFileError(
+            f"{path}: its metadata must name a gate of {sorted(GATES)}, and an adapter, encoder and fingerprint of at "
+            f"most {_NAME_LENGTH} characters."
+        )
     return {"gate": gate, "adapter": adapter, "encoder": encoder, "base_fingerprint": base, "texts": tuple(texts)}
 
 

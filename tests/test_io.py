@@ -140,3 +140,102 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
     with pytest.raises(AdapterFileError, match=r"a\.safetensors does not exist"):
         read_safetensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 1e400}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b'{"a": ' + b"9" * 20 + b"}",
+        b'{"a": "\\ud800"}',
+        b'{"\\udc00": 1}',
+        b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'\xef\xbb\xbf{"a": 1}',
+        b'{"a": "\0"}',
+        b'{"a": 1}\0',
+        '{"a": 1}'.encode("utf-16"),
+    ],
+)
+def test_json_that_readers_disagree_on_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(AdapterFileError, match=r"a\.json is not readable JSON"):
+        read_json(path)
+
+
+def test_surrogate_pairs_and_deep_enough_json_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"a": "\\ud83e\\udd8a", "b": ' + b"[" * 30 + b"]" * 30 + b', "c": -9223372036854775808}')
+    assert read_json(path)["a"] == "🦊"
+    assert read_json(path)["c"] == -(2**63)
+
+
+def safetensors_bytes(header: str, data: bytes = b"\0" * 8) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [true, 2], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [1, 2], "data_offsets": [8, 0]}',
+        '{"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8], "x": 1}',
+        '{"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}',
+        '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "a": {"dtype": "F32", "shape": [2], "data_offsets": '
+        "[0, 8]}",
+        '{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": '
+        "[4, 8]}",
+        '{"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}',
+        '{"dtype": "F32", "shape": [' + ", ".join(["1"] * 40) + ', 2], "data_offsets": [0, 8]}',
+        "[]",
+    ],
+)
+def test_headers_that_lie_are_refused_before_a_tensor_is_read(tmp_path: Path, entry: str, monkeypatch) -> None:
+    monkeypatch.setattr(io, "safe_open", None)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors_bytes(f'{{"a": {entry}}}'))
+    with pytest.raises(AdapterFileError, match=r"x\.safetensors is not a readable safetensors file"):
+        read_safetensors(path)
+
+
+def test_a_header_alone_gives_the_layout(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "x", {"a": torch.ones(2, 3), "b": torch.zeros(0, dtype=torch.int64)}, {"note": "n"})
+    layout, metadata = io.read_layout(tmp_path / "x")
+    assert layout == {"a": ((2, 3), torch.float32), "b": ((0,), torch.int64)}
+    assert metadata == {"format": "pt", "note": "n"}
+    with pytest.raises(AdapterFileError, match="larger than the 10 bytes"):
+        io.read_layout(tmp_path / "x", max_bytes=10)
+
+
+def test_numbers_that_float32_cannot_hold_and_odd_truth_values_are_refused(tmp_path: Path) -> None:
+    for bad in (torch.tensor([1e300], dtype=torch.float64), torch.tensor([7], dtype=torch.uint8).view(torch.bool)):
+        save_file({"a": bad}, tmp_path / "x.safetensors")
+        with pytest.raises(AdapterFileError, match="'a'"):
+            read_safetensors(tmp_path / "x.safetensors")
+
+
+def test_stale_temporary_files_go_and_young_ones_stay(tmp_path: Path) -> None:
+    stale, young = (tmp_path / f".a.json.{digit * 16}.tmp" for digit in "01")
+    others = [tmp_path / name for name in (".b.json.0000000000000000.tmp", ".a.json.tmp", "a.json.tmp")]
+    for path in (stale, young, *others):
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    os.utime(young)
+    write_json(tmp_path / "a.json", {})
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.json", young.name, *(path.name for path in others)])
+
+
+def test_names_as_long_as_can_be(tmp_path: Path) -> None:
+    name = "ü" * 125 + ".json"
+    write_json(tmp_path / name, {"a": 1})
+    assert read_json(tmp_path / name) == {"a": 1}
+    assert os.listdir(tmp_path) == [name]
