@@ -415,3 +415,15 @@ def test_what_is_refused() -> None:
         call(x, x[:1], x[:1])
     with pytest.raises(UnsupportedError, match="equal lengths"):
         call(x, x, x[:, :3])
+
+
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_the_causal_hint_means_what_it_means_in_torch(options: dict[str, Any], need_weights: bool) -> None:
+    # Without weights, torch takes the hint for the mask, which then hides an added key from all queries.
+    base = attention(**options)
+    x, mask = torch.randn(5, 3, 8), nn.Transformer.generate_square_subsequent_mask(5)
+    kwargs = {"attn_mask": mask, "is_causal": True, "need_weights": need_weights}
+    with slow_path():
+        expected = base(x, x, x, **kwargs)
+    assert_close(masked(base).masked_forward(identity_gates(base, "scale", 3), x, x, x, **kwargs), expected, 1e-6)
