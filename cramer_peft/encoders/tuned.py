@@ -152,7 +152,7 @@ class TunedEncoder(nn.Module):
         encoder = encoder.encoder if isinstance(encoder, CachedEncoder) else encoder
         self.regime = regime
         self._frozen = _Frozen(_tunable(encoder, regime))
-        self._names = _keys(encoder, regime, self._frozen.encoder.tunable_names(regime))
+        self._names = _keys(self.encoder, regime, self.encoder.tunable_names(regime))
         parameters = dict(self._frozen.encoder.module.named_parameters())
         with torch.inference_mode(False):
             copies = {key: nn.Parameter(parameters[name].detach().clone()) for key, name in self._names.items()}
@@ -194,6 +194,18 @@ class TunedEncoder(nn.Module):
         return f"{self.encoder.name!r}, regime={self.regime!r}"
 
 
+def tuned_shapes(encoder: RequestEncoder, regime: str) -> dict[str, torch.Size]:
+    """Key in the state of ``TunedEncoder(encoder, regime)`` → shape, without copying anything.
+
+    Raises:
+        EncoderError: As :class:`TunedEncoder`.
+    """
+    tunable = _tunable(encoder.encoder if isinstance(encoder, CachedEncoder) else encoder, regime)
+    parameters = dict(tunable.module.named_parameters())
+    keys = _keys(tunable, regime, tunable.tunable_names(regime))
+    return {f"parameters_.{key}": parameters[name].shape for key, name in keys.items()}
+
+
 def _tunable(encoder: RequestEncoder, regime: str) -> TunableEncoder:
     if regime not in REGIMES[1:]:
         raise EncoderError(f"encoder_tuning is {regime!r}; a tuned encoder needs 'last' or 'all'.")
@@ -206,12 +218,12 @@ def _tunable(encoder: RequestEncoder, regime: str) -> TunableEncoder:
     return encoder
 
 
-def _keys(encoder: RequestEncoder, regime: str, names: Sequence[str]) -> dict[str, str]:
+def _keys(encoder: TunableEncoder, regime: str, names: Sequence[str]) -> dict[str, str]:
     """Key in the state → name in the encoder's module."""
     where = f"encoder_tuning={regime!r}: request encoder {encoder.name!r}"
     if not names:
         raise EncoderError(f"{where} names no parameter to tune. Use encoder_tuning='none'.")
-    parameters = dict(encoder.module.named_parameters())  # type: ignore[attr-defined]
+    parameters = dict(encoder.module.named_parameters())
     keys: dict[str, str] = {}
     for name in names:
         key = name.replace(".", "__")

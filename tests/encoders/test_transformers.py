@@ -77,6 +77,7 @@ def test_no_texts(encoder_folder) -> None:
     assert TransformersEncoder(str(encoder_folder)).encode([]).shape == (0, 8)
 
 
+@pytest.mark.usefixtures("restless_threads")
 def test_threads_share_an_encoder(encoder_folder) -> None:
     encoder = TransformersEncoder(str(encoder_folder), max_length=4)
     texts = ["drama", "more horror", "less drama please", "more horror please more"]

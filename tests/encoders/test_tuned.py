@@ -14,6 +14,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 from cramer_peft import HashingEncoder, PrecomputedEncoder
 from cramer_peft.encoders import CachedEncoder, TunableEncoder, TunedEncoder, tunable_names
 from cramer_peft.encoders.transformers import TransformersEncoder
+from cramer_peft.encoders.tuned import tuned_shapes
 from cramer_peft.errors import EncoderError
 
 TEXTS = ["more horror please", "drama", "less drama"]
@@ -127,6 +128,15 @@ def test_the_state_goes_through_a_file(encoder: TransformersEncoder, tmp_path: P
         assert not torch.equal(again(TEXTS), encoder.encode(TEXTS))
 
 
+def test_the_shapes_of_the_state(encoder: TransformersEncoder) -> None:
+    for regime in ("last", "all"):
+        state = TunedEncoder(encoder, regime).state_dict()
+        shapes = {key: value.shape for key, value in state.items()}
+        assert tuned_shapes(encoder, regime) == tuned_shapes(CachedEncoder(encoder), regime) == shapes
+    with pytest.raises(EncoderError, match="cannot be tuned"):
+        tuned_shapes(HashingEncoder(4), "all")
+
+
 def test_a_copy_is_independent_and_shares_the_encoder(encoder: TransformersEncoder) -> None:
     tuned = TunedEncoder(encoder, "last")
     other = copy.deepcopy(tuned)
@@ -205,19 +215,20 @@ def test_what_is_not_finite_names_the_text() -> None:
         tuned(["horror", "drama"])
 
 
-def test_threads_share_the_encoder(encoder: TransformersEncoder) -> None:
+@pytest.mark.usefixtures("restless_threads")
+@pytest.mark.parametrize("callers", [["tuned", "tuned"], ["tuned", "frozen", "tuned", "frozen"]])
+def test_threads_share_the_encoder(encoder: TransformersEncoder, callers: list[str]) -> None:
     tuned = TunedEncoder(encoder, "last")
     train(tuned)
-    frozen, expected = encoder.encode(TEXTS), tuned(TEXTS).detach()
+    calls = {"tuned": tuned, "frozen": encoder.encode}
+    expected = {who: call(TEXTS).detach() for who, call in calls.items()}
 
-    def work(own: bool) -> bool:
-        return all(
-            torch.equal(*((tuned(TEXTS), expected) if own else (encoder.encode(TEXTS), frozen))) for _ in range(60)
-        )
+    def work(who: str) -> bool:
+        return all(torch.equal(calls[who](TEXTS), expected[who]) for _ in range(40))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, [True, False, True, False]))
-    assert torch.equal(encoder.encode(TEXTS), frozen)
+        assert all(pool.map(work, callers))
+    assert torch.equal(encoder.encode(TEXTS), expected["frozen"])
 
 
 def test_tied_parameters_are_tuned_once() -> None:
