@@ -51,10 +51,20 @@ NO_GATES_AGAIN = NoGates(for_recompute=True)
 _KEPT = ("default", "enabled", "activated", "generators")
 
 
+class _Held:
+    """What compiled code of one thread reads."""
+
+    def __init__(self) -> None:
+        self.source: GatesInForce | None = None
+        # Inside a compiled call, also where a graph break makes a layer run eagerly.
+        self.in_compiled_call = False
+
+
 class _Local(threading.local):
     def __init__(self) -> None:
-        # Called in each thread. Set from the start, since torch.compile would recompile when it appears.
-        self.source: GatesInForce | None = None
+        # Called in each thread, from the start, since torch.compile would recompile when it appears. An object
+        # of its own: what torch.compile sets on a thread-local itself is lost at a graph break.
+        self.held = _Held()
         # The gates of the default request for the recomputes of one backward, and which backward it is.
         self.recomputing: tuple[int, GatesInForce | None] = (-1, None)
 
@@ -80,8 +90,8 @@ class RequestCarrier:
 
     def said(self) -> GatesInForce | None:
         """What was said of a request here: its gates, NO_GATES, or None for nothing."""
-        if torch.compiler.is_compiling():
-            return self._local.source
+        if torch.compiler.is_compiling() or self._local.held.in_compiled_call:
+            return self._local.held.source
         return _SOURCES.get().get(self)
 
     def current(self) -> GatesInForce | None:
@@ -127,26 +137,34 @@ class RequestCarrier:
         """
         if note:
             self.note(source)
-        outer = self.swap_local(NO_GATES if source is None else source)
+        gates = NO_GATES if source is None else source
         if torch.compiler.is_compiling():
+            before = self.enter_compiled_call(gates)
             try:
                 yield
             finally:
-                self.swap_local(outer)
+                self.leave_compiled_call(before)
             return
-        token = _SOURCES.set({**_SOURCES.get(), self: NO_GATES if source is None else source})
+        held = self._local.held
+        outer, held.source = held.source, gates
+        token = _SOURCES.set({**_SOURCES.get(), self: gates})
         try:
             yield
         finally:
             _SOURCES.reset(token)
             # Not `outer`: blocks that interleave on one thread (asyncio) need not end in reverse order.
-            self._local.source = self.said()
+            held.source = outer if held.in_compiled_call else self.said()
 
-    def swap_local(self, source: GatesInForce | None) -> GatesInForce | None:
-        """Put ``source`` in force for compiled code of this thread alone; returns what was."""
-        outer = self._local.source
-        self._local.source = source
+    def enter_compiled_call(self, source: GatesInForce | None) -> tuple[GatesInForce | None, bool]:
+        """Put ``source`` in force on this thread for a compiled call; returns what was, for leaving it."""
+        held = self._local.held
+        outer = (held.source, held.in_compiled_call)
+        held.source, held.in_compiled_call = source, True
         return outer
+
+    def leave_compiled_call(self, outer: tuple[GatesInForce | None, bool]) -> None:
+        """Put back what was in force before a compiled call."""
+        self._local.held.source, self._local.held.in_compiled_call = outer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RequestCarrier:
         new = memo[id(self)] = RequestCarrier()  # a copied model starts without a request

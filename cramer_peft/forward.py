@@ -61,11 +61,11 @@ class RequestForward:
             return self._forward(*args, **kwargs)
         gates = source.for_forward() if source is not None and tuner.adapters_enabled else None
         if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
-            outer = tuner.carrier.swap_local(NO_GATES if gates is None else gates)
+            outer = tuner.carrier.enter_compiled_call(NO_GATES if gates is None else gates)
             try:
                 return self._forward(*args, **kwargs)
             finally:
-                tuner.carrier.swap_local(outer)
+                tuner.carrier.leave_compiled_call(outer)
         with tuner.carrier.carrying(gates):
             return self._forward(*args, **kwargs)
 

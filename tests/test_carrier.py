@@ -20,9 +20,9 @@ def test_nesting_and_exceptions_restore_what_was_in_force() -> None:
         with carrier.carrying(None):
             assert carrier.current() is None
         assert carrier.current() is outer
-        assert carrier._local.source is outer
+        assert carrier._local.held.source is outer
     assert carrier.current() is None
-    assert carrier._local.source is None
+    assert carrier._local.held.source is None
 
 
 def test_two_carriers_do_not_mix() -> None:
@@ -53,7 +53,7 @@ def test_interleaved_contexts_leave_nothing_for_compiled_code() -> None:
     one.run(first.__exit__, None, None, None)
     two.run(second.__exit__, None, None, None)
     assert carrier.current() is None
-    assert carrier._local.source is None
+    assert carrier._local.held.source is None
 
 
 def test_copies_start_without_a_request() -> None:

@@ -129,7 +129,7 @@ def test_cancelled_tasks(masks, model, x, answers) -> None:
     asyncio.run(main())
     with torch.no_grad():
         assert torch.equal(model.predict(x), answers[None])
-    assert masks.carrier._local.source is None
+    assert masks.carrier._local.held.source is None
 
 
 def test_a_pools_worker_sees_a_request_only_by_its_context(masks, model, x, answers) -> None:
