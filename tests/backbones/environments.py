@@ -98,8 +98,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable, help="interpreter to make the environments with")
     parser.add_argument("--torch", default="torch==2.13.0", help="requirement that is installed first")
     parser.add_argument("--folder", type=Path, help="where to make and keep the environments; default: temporary")
+    parser.add_argument("--reuse", action="store_true", help="take the environments in --folder as they are")
     parser.add_argument("--write", type=Path, help="page whose results are replaced by the new ones, if all passed")
     arguments = parser.parse_args()
+    if arguments.reuse and not arguments.folder:
+        parser.error("--reuse needs the --folder of an earlier run.")
     if unknown := [name for name in arguments.environments if name not in ENVIRONMENTS]:
         parser.error(f"unknown environments: {', '.join(unknown)}. Known are {', '.join(ENVIRONMENTS)}.")
     return arguments
@@ -108,12 +111,13 @@ def parse_arguments() -> argparse.Namespace:
 def run_environment(name: str, folder: Path, arguments: argparse.Namespace) -> tuple[list[Result], bool]:
     """Make an environment and run its tests there; the results, and whether all passed."""
     environment = ENVIRONMENTS[name]
-    print(f"{name}: installing in {folder}", flush=True)
-    call([arguments.python, "-m", "venv", "--clear", str(folder)])
     python = str(folder / ("Scripts" if os.name == "nt" else "bin") / "python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    call([*pip, arguments.torch])
-    call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8"])
+    if not arguments.reuse:
+        print(f"{name}: installing in {folder}", flush=True)
+        call([arguments.python, "-m", "venv", "--clear", str(folder)])
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        call([*pip, arguments.torch])
+        call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8"])
     versions = json.loads(call([python, "-c", PRINT_VERSIONS], capture_output=True).stdout)
     report = folder / "results.xml"
     tests = [str(TESTS / test) for test in environment.tests]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from checks import Backbone, BackboneContract, Batch
+from checks import FIRST, Backbone, BackboneContract, Batch, moved
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from cramer_peft import RequestMaskConfig, RequestMaskLayer, inject_request_masks, register_mask_layer
+from cramer_peft.errors import RequestError
 from cramer_peft.gates import LayerGate, LayerSpec, Projection, WeightProjection
 from cramer_peft.layers import registry
 
@@ -201,6 +203,17 @@ def test_recommend_follows_a_request_for_each_user(model_class: type) -> None:
     assert otherwise[2] == frozen[2]
     masks.unload()
     assert recommendations(model, [2, 0, 1]) == frozen
+
+
+def test_item_embeddings_have_no_row_for_each_user() -> None:
+    backbone = dataclasses.replace(BACKBONES[0], target_modules=["ids_emb"])
+    model = backbone.make()
+    masks = backbone.adapt(model, "scale")
+    with masks.request(FIRST), pytest.raises(RequestError, match="ids_emb"):
+        backbone.scores(model)
+    frozen = backbone.scores(model)
+    with masks.request("one for all"):
+        assert moved(backbone.scores(model), frozen)
 
 
 def test_the_own_layers_masks_equal_folded_weights(gate: str) -> None:

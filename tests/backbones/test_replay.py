@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from checks import Backbone, BackboneContract, Batch
+from checks import FIRST, MOVED, OTHERS, Backbone, BackboneContract, Batch
 from torch import Tensor, nn
 
 from cramer_peft.errors import EffectError
@@ -123,3 +123,22 @@ def test_check_effect_names_the_head_that_bert4rec_reads_directly() -> None:
     with pytest.raises(EffectError, match=r"_model\._head\.linear' in eval mode: is never called") as caught:
         masks.check_effect(call=lambda: backbone.score(model, backbone.batch()))
     assert "w_1" not in str(caught.value)
+
+
+def test_the_loss_of_sasrec_follows_requests() -> None:
+    backbone = BACKBONES[0]
+    model = backbone.make()
+    masks = backbone.adapt(model, "low_rank")
+    model.train()
+    batch = histories()
+    labels = {"positive_labels": batch["feature_tensors"]["item_id"].roll(-1, 1)[..., None]}
+    labels["target_padding_mask"] = labels["positive_labels"] != ITEMS
+
+    def loss(requests: list[str | None]) -> Tensor:
+        torch.manual_seed(1)
+        return masks(**batch, **labels, request=requests)["loss"]
+
+    first = loss(FIRST)
+    assert (loss(OTHERS) - first).abs() > MOVED
+    first.backward()
+    assert masks.generator.head.weight.grad.abs().sum() > 0
