@@ -24,6 +24,9 @@ _GATE_FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+_LARGEST = 3.4028234663852886e38  # of float32, in which gates are made
+
+
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
@@ -301,7 +304,7 @@ class RequestMaskConfig(PeftConfig):
             for pattern in patterns:
                 try:
                     re.compile(pattern)
-                except re.error as error:
+                except (re.error, OverflowError, RecursionError) as error:
                     raise ConfigError(f"{name}: {pattern!r} is not a regular expression: {error}.") from error
 
     def _check_gate(self) -> None:
@@ -374,7 +377,7 @@ def _is_int(value: object) -> bool:
 def _is_finite_number(value: object) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return value == value and abs(value) != float("inf")
+    return value == value and abs(value) <= _LARGEST
 
 
 def _is_layout(value: object) -> bool:

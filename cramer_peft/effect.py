@@ -41,6 +41,7 @@ class _Probe:
     """Random gates for one layer, gates of 1 for the others; counts the calls."""
 
     for_recompute = False
+    is_default = False
 
     def __init__(self, gates: Gates) -> None:
         self._gates = gates

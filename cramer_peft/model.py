@@ -825,10 +825,16 @@ def _rows_of(requests: Requests) -> int:
 
 
 def _check_adapter_name(name: str) -> None:
-    if not name or "." in name or name.isdigit() or name in _RESERVED_NAMES or hasattr(nn.ModuleDict(), name):
+    if (
+        not name
+        or set(name) & set("./\\\0")
+        or name.isdigit()
+        or name in _RESERVED_NAMES
+        or hasattr(nn.ModuleDict(), name)
+    ):
         raise ConfigError(
-            f"adapter name {name!r} cannot be used: it must not be empty, a number, hold a dot, or be a name that the "
-            "saved tensors' keys use."
+            f"adapter name {name!r} cannot be used: it must not be empty, a number, hold a dot, slash or NUL, or be a "
+            "name that the saved tensors' keys use."
         )
 
 

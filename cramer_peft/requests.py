@@ -117,7 +117,7 @@ def batch_strength(strength: Strength, default: float, rows: int, shared: bool) 
     """
     value = default if strength is None else strength
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or abs(value) == float("inf"):
+        if value != value or abs(value) > torch.finfo(torch.float32).max:
             raise RequestError(f"strength must be a finite number, found {value!r}.")
         return None if value == 1 else torch.full((rows,), float(value))
     try:

@@ -197,7 +197,11 @@ def _source_of_state(masks: RequestMaskModel, name: str, state: MaskState, stren
     scale = state.strength if strength is None else batch_strength(strength, 1.0, rows, shared)
     if _is_zero(strength):
         return None
-    return _source(masks, name, lambda: state.tensors, rows, shared, scale, state.active)
+    dtype = masks.generator_of(name).head.weight.dtype
+    tensors = {
+        entry: {part: value.to(dtype) for part, value in parts.items()} for entry, parts in state.tensors.items()
+    }
+    return _source(masks, name, lambda: tensors, rows, shared, scale, state.active)
 
 
 def _source(
