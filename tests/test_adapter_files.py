@@ -59,11 +59,11 @@ def test_round_trip_across_doors(make_model, make_config, gate, width, saver, lo
     assert not torch.equal(output, second(x))
 
 
-def test_our_folder_holds_two_files_without_the_adapters_name(model, make_config, tmp_path) -> None:
+def test_our_folder_holds_its_files_without_the_adapters_name(model, make_config, tmp_path) -> None:
     masks = inject_request_masks(model, make_config(generator_width=3), adapter_name="evening")
     masks.save_pretrained(str(tmp_path / "deep" / "folder"))
     folder = tmp_path / "deep" / "folder"
-    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(os.listdir(folder)) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     tensors, metadata = read_safetensors(folder / "adapter_model.safetensors")
     start = "base_model.request_mask_generator."
     assert sorted(tensors) == [start + k for k in ("head.bias", "head.weight", "trunk.0.bias", "trunk.0.weight")]

@@ -90,7 +90,11 @@ def test_beams_are_more_rows_than_requests(gpt2, ids) -> None:
 def test_saving_the_handle_saves_the_adapter_not_the_base(gpt2, tmp_path) -> None:
     masks = inject_request_masks(gpt2, RequestMaskConfig(**CONFIG))
     masks.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("own_hook", [False, True])
