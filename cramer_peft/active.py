@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -92,7 +92,7 @@ class GateSource:
         with unseen_by_checkpoints():
             gates = self._gate.build(self._make_tensors(), inputs.scale, inputs.active, self._model.training)
         if inputs.shared:
-            gates = {entry: replace(gate, shared=True) for entry, gate in gates.items()}
+            gates = {entry: gate.with_values(shared=True) for entry, gate in gates.items()}
         return gates
 
     def for_forward(self) -> PinnedGates:

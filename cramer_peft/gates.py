@@ -14,7 +14,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol, Union
 
 import torch
@@ -165,7 +165,11 @@ class RowGates:
                 changed[item.name] = function(value)
             elif isinstance(value, tuple):
                 changed[item.name] = tuple(gate._map(function) for gate in value)
-        return replace(self, **changed)
+        return self.with_values(**changed)
+
+    def with_values(self, **changed: Any) -> Self:
+        """A copy with other values; ``dataclasses.replace``, which torch.compile cannot trace before torch 2.7."""
+        return type(self)(**{**{item.name: getattr(self, item.name) for item in fields(self)}, **changed})
 
 
 @dataclass(frozen=True)
@@ -589,8 +593,8 @@ def by_owner(gates: dict[int, PartGate], owner: Tensor) -> PartGate:
         return OwnedGate(local, tuple(gates.values()))  # type: ignore[arg-type]
     (number, result), *others = gates.items()
     if isinstance(result, LowRankGate):
-        result = replace(result, active=_owned(owner, gates))
-        others = [(n, replace(g, active=result.active)) for n, g in others if isinstance(g, LowRankGate)]
+        result = result.with_values(active=_owned(owner, gates))
+        others = [(n, g.with_values(active=result.active)) for n, g in others if isinstance(g, LowRankGate)]
     for number, gate in others:
         rows = iter(gate.tensors())
         result = result._map(lambda value: _pick(owner == number, next(rows), value))  # noqa: B023 (used at once)

@@ -663,6 +663,8 @@ class RequestMaskModel(BaseTuner):
                 "weight, so the masks cannot be taken off it. Keep the adapter, or leave the part out by module_parts."
             )
         self._merged = None  # for good: what was replaced is not put back
+        if self._record is not None:
+            self._record.training.clear()  # nor the training mode, which PEFT's methods leave as it is
         trained = self._record.trained_modules(self.model) if self._record is not None else []
         model = self.unload()
         for owner, name, module in trained:

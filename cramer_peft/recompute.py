@@ -25,10 +25,15 @@ def unseen_by_checkpoints() -> AbstractContextManager[object]:
     A non-reentrant checkpoint expects its recompute to save the same tensors as its forward did. The gates of a
     stored default request are made inside the region in one and outside in the other, by turns.
     """
-    if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if torch.compiler.is_compiling() or not _hooks_may_be_set():
         return nullcontext()
     # detach: a hook that returns the very tensor would keep an output alive by its own graph.
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda value: value)
+
+
+def _hooks_may_be_set() -> bool:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(True) is not None  # torch 2.6 cannot tell
 
 
 class Seen:

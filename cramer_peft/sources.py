@@ -57,7 +57,7 @@ def _together(
         if (source := adapter_source(masks, name, asked, strength)) is not None
     }
     if len(made) < 2:
-        return next(iter(made.values()), None)
+        return list(made.values())[0] if made else None  # noqa: RUF015 (torch 2.6 cannot trace next(iter(…)))
     counts = {name: source.inputs.rows for name, source in made.items() if not source.inputs.shared}
     if len(set(counts.values())) > 1:
         raise RequestError(f"the adapters' requests are for different numbers of rows: {counts}.")

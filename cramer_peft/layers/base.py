@@ -198,8 +198,12 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     @property
     def generators(self) -> nn.ModuleDict:
         """The generators of the adapters that mask this layer, by name: a view, for PEFT's reports on a layer."""
+        view = self.__dict__.setdefault("_view", nn.ModuleDict())  # not a submodule: it owns nothing
         found = self.carrier.generators
-        return nn.ModuleDict({name: found[name] for name in self.request_mask_specs if name in found})
+        for name in set(view) - set(self.request_mask_specs):
+            del view[name]
+        view.update({name: found[name] for name in self.request_mask_specs if name in found})
+        return view
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.request_mask_specs)
