@@ -1,7 +1,8 @@
 import copy
 import pickle
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,41 @@ def test_threads_share_the_encoder(encoder: TransformersEncoder, callers: list[s
     assert torch.equal(encoder.encode(TEXTS), expected["frozen"])
 
 
+class Meeting(nn.Module):
+    """Calls ``meet`` before it looks at its weight."""
+
+    def __init__(self, meet: Callable[[], None]) -> None:
+        super().__init__()
+        self.weight, self.meet = nn.Parameter(torch.ones(3)), meet
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.meet()
+        return x[:, None] * self.weight
+
+
+def test_a_call_does_not_end_inside_another() -> None:
+    second, first_is_done = threading.Event(), threading.Event()
+    entered: list[int] = []
+
+    def meet() -> None:
+        entered.append(threading.get_ident())
+        if len(entered) == 1:
+            second.wait(0.5)  # in vain, if calls run one after the other
+        else:
+            second.set()
+            first_is_done.wait(5)
+
+    tuned = TunedEncoder(Names(["weight"], Meeting(meet)), "all")
+    with torch.no_grad():
+        tuned.parameters_["weight"].fill_(2)
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(lambda: tuned(["abc"]).tolist()) for _ in range(2)]
+        wait(futures, return_when=FIRST_COMPLETED)
+        first_is_done.set()
+        assert [future.result() for future in futures] == [[[6, 6, 6]], [[6, 6, 6]]]
+    assert len(set(entered)) == 2
+
+
 def test_tied_parameters_are_tuned_once() -> None:
     linear = nn.Linear(3, 3)
     own = WordEncoder(nn.Sequential(nn.Embedding(5, 3), linear, linear))
@@ -266,8 +302,9 @@ def test_the_last_layer_of_several_architectures() -> None:
     # A list of two sublayers inside each block, as many as blocks, and a norm after the blocks.
     t5 = T5EncoderModel(T5Config(vocab_size=7, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2))
     names = tunable_names(t5, "last")
-    assert all(name.startswith(("encoder.block.1.", "encoder.final_layer_norm.")) for name in names)
-    assert "encoder.final_layer_norm.weight" in names
+    prefixes = ("encoder.block.1.", "encoder.final_layer_norm.")
+    assert names == [name for name, _ in t5.named_parameters() if name.startswith(prefixes)]
+    assert len(names) == 9
 
 
 def test_a_last_layer_that_cannot_be_found_is_refused() -> None:
