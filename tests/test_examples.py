@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 LINES = {
     "custom_model.py": "restored by unload, bit for bit: True",
     "decoder_generate.py": "a row without a request generates what the frozen model does: True",
+    "merge_table.py": "request masks change the weights and give them back, bit for bit: True",
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # one titled "fragment" does not match
 RUN_PAGES = """
