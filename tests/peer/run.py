@@ -4,7 +4,7 @@ PEFT ships its tests in its source distribution. They are fetched through pip wh
 version that is installed, and never copied into the project::
 
     python tests/peer/run.py                  # the installed version
-    python tests/peer/run.py --peft 0.21.0    # another one, in a virtual environment made for it
+    python tests/peer/run.py --peft 0.21.0 --with transformers==5.0.0  # others, in an environment made for them
 """
 
 from __future__ import annotations
@@ -115,24 +115,19 @@ def _environment(folder: Path, report: Path) -> dict[str, str]:
     }
 
 
-def make_environment(peft_version: str, folder: Path) -> str:
-    """A virtual environment with ``peft_version``, and everything else as it is installed here.
+def make_environment(requirements: list[str], folder: Path) -> str:
+    """A virtual environment with ``requirements``, and everything else as it is installed here.
 
     Returns:
         Its Python.
     """
     venv.create(folder, with_pip=True)
     python = str(next(iter([*folder.glob("bin/python"), *folder.glob("Scripts/python.exe")])))
-    own = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", f"peft=={peft_version}"], check=True)
+    find = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    own = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     outer = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
-    line = f"import site; site.addsitedir({str(outer)!r})\n"
-    (Path(own.stdout.strip()) / "outer.pth").write_text(line)
+    (Path(own) / "outer.pth").write_text(f"import site; site.addsitedir({str(outer)!r})\n")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
     return python
 
 
@@ -140,6 +135,7 @@ def main() -> int:
     """Run the suite from the command line and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peft", help="version of PEFT (default: the installed one)")
+    parser.add_argument("--with", action="append", default=[], dest="others", help="another requirement, as for pip")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "cramer-peft-peer")
     parser.add_argument("--json", type=Path, help="write the outcome to this file")
     parser.add_argument("--show", action="store_true", help="print the suite's own output")
@@ -151,8 +147,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_NOT_FETCHED
     with tempfile.TemporaryDirectory() as folder:
-        other = peft_version != version("peft")
-        python = make_environment(peft_version, Path(folder)) if other else sys.executable
+        other = options.others or peft_version != version("peft")
+        requirements = [f"peft=={peft_version}", *options.others]
+        python = make_environment(requirements, Path(folder)) if other else sys.executable
         found = run(archive, python, tuple(arguments))
     output = found.pop("output")
     if options.json:
