@@ -19,8 +19,9 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.encoders.base import RequestEncoder, is_registered
+from cramer_peft.encoders.base import RequestEncoder, is_registered, make_encoder
 from cramer_peft.errors import AdapterFileError, ConfigError, EncoderError
+from cramer_peft.fingerprint import module_fingerprint
 from cramer_peft.generator import make_generator
 from cramer_peft.io import (
     CONFIG_NAME,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 _ROOT = "base_model."
 _GENERATOR = "request_mask_generator."
+_ENCODER = "request_mask_encoder."
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ class StoredAdapter:
 
 
 def without_adapter_name(key: str, adapter_name: str) -> str:
-    """A generator's key in the model → its key in the file, which does not hold the adapter's name."""
-    pattern = rf"(^|\.){re.escape(_GENERATOR)}{re.escape(adapter_name)}\."
-    return re.sub(pattern, rf"\1{_GENERATOR}", key, count=1)
+    """A key of the generator or tuned encoder in the model → its key in the file, without the adapter's name."""
+    pattern = rf"(^|\.)({re.escape(_GENERATOR)}|{re.escape(_ENCODER)}){re.escape(adapter_name)}\."
+    return re.sub(pattern, r"\1\2", key, count=1)
 
 
 def save_adapter(masks: RequestMaskModel, folder: Path, adapter_name: str) -> None:
@@ -141,7 +143,38 @@ def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder 
         raise AdapterFileError(f"{where}: no generator can be as large as it says: {short(error)}.") from error
     expected: dict[str, Tensor] = {f"{_ROOT}{_GENERATOR}{key}": v for key, v in generator.state_dict().items()}
     expected.update(_saved_modules(model, config))
+    if config.encoder_tuning != "none":
+        expected.update(_tuned_parameters(config, encoder))
     _check_weights(stored, expected)
+
+
+def _tuned_parameters(config: RequestMaskConfig, encoder: RequestEncoder | None) -> dict[str, Tensor]:
+    from cramer_peft.encoders.tuned import tuned_shapes
+
+    used = encoder if encoder is not None else make_encoder(str(config.encoder), config.encoder_options)
+    shapes = tuned_shapes(used, config.encoder_tuning)
+    check_encoder_weights(config, used)
+    return {f"{_ROOT}{_ENCODER}{key}": torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def check_encoder_weights(config: RequestMaskConfig, encoder: RequestEncoder) -> None:
+    """Check that a tuned encoder starts from the parameters that it was tuned from.
+
+    Raises:
+        EncoderError: If the encoder has others.
+    """
+    found = encoder_fingerprint(encoder)
+    if config.encoder_fingerprint not in (None, found):
+        raise EncoderError(
+            f"the adapter tuned parts of a request encoder {encoder.name!r} with other parameters: it expects "
+            f"{config.encoder_fingerprint}, found {found}. Give the encoder that it was trained with."
+        )
+
+
+def encoder_fingerprint(encoder: RequestEncoder) -> str | None:
+    """Digest of an encoder's parameters; None where it has no module."""
+    module = getattr(encoder, "module", None)
+    return module_fingerprint(module) if isinstance(module, nn.Module) else None
 
 
 def _check_weights(stored: StoredAdapter, expected: dict[str, Tensor]) -> None:
@@ -171,9 +204,10 @@ def check_remapped(model: nn.Module, adapter_name: str, tensors: dict[str, Tenso
         AdapterFileError: If a generator's keys are missing or unexpected, shapes differ, or a tensor holds
             NaN or infinity.
     """
-    prefix = f"{_GENERATOR}{adapter_name}."
-    expected = {key: value for key, value in model.state_dict().items() if prefix in key}
-    problems = _differences(expected, {key: value for key, value in tensors.items() if _GENERATOR in key})
+    prefixes = (f"{_GENERATOR}{adapter_name}.", f"{_ENCODER}{adapter_name}.")
+    expected = {key: value for key, value in model.state_dict().items() if any(p in key for p in prefixes)}
+    ours = {key: value for key, value in tensors.items() if _GENERATOR in key or _ENCODER in key}
+    problems = _differences(expected, ours)
     if problems:
         raise AdapterFileError(f"the file does not fit the adapter {adapter_name!r}: {problems}.")
     check_finite(tensors, f"the file of adapter {adapter_name!r}")
@@ -184,6 +218,10 @@ def fill_adapter(masks: RequestMaskModel, adapter_name: str, stored: StoredAdapt
     prefix = _ROOT + _GENERATOR
     generator = masks.request_mask_generator[adapter_name]
     generator.load_state_dict({k.removeprefix(prefix): v for k, v in stored.tensors.items() if k.startswith(prefix)})
+    tuned = masks.tuned_encoder(adapter_name)
+    if tuned is not None:
+        start = _ROOT + _ENCODER
+        tuned.load_state_dict({k.removeprefix(start): v for k, v in stored.tensors.items() if k.startswith(start)})
     for name, module in masks.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
             start = f"{_ROOT}{name}."

@@ -133,6 +133,13 @@ class RequestMaskConfig(PeftConfig):
             "(CRAMER, section 'Encoder'). The tuned copies belong to the adapter; the encoder itself stays as it is."
         ),
     )
+    encoder_fingerprint: str | None = field(
+        default=None,
+        metadata=_help(
+            "Filled in at injection where the encoder is tuned: digest of its parameters, checked when the adapter is "
+            "loaded, since only the tuned ones are saved."
+        ),
+    )
     request_dim: int | None = field(
         default=None,
         metadata=_help("Width of the request vectors. Filled in from the encoder where there is one."),
@@ -264,8 +271,9 @@ class RequestMaskConfig(PeftConfig):
             )
         if self.batch_folding not in (None, "rows_first", "rows_last"):
             raise ConfigError(f"batch_folding must be 'rows_first', 'rows_last' or None, found {self.batch_folding!r}.")
-        if self.base_fingerprint is not None and not isinstance(self.base_fingerprint, str):
-            raise ConfigError(f"base_fingerprint must be text or None, found {self.base_fingerprint!r}.")
+        for name in ("base_fingerprint", "encoder_fingerprint"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be text or None, found {getattr(self, name)!r}.")
         if self.masked_modules is not None and not _is_layout(self.masked_modules):
             raise ConfigError("masked_modules must map names to [out_features, in_features] or [features].")
 

@@ -51,7 +51,7 @@ class Merged:
         for swap in self.swaps:
             swap.put(swap.merged)
         for layer, gates in self.kept:
-            layer.merged_gates = gates
+            layer.put_merged_gates(gates)
 
     def take_out(self) -> None:
         """Put the original parameters back, the very objects."""

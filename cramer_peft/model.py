@@ -352,6 +352,10 @@ class RequestMaskModel(BaseTuner):
         with torch.device("meta") if low_cpu_mem_usage else device:
             generator = make_generator(config, plan.specs)
         tuned = self._make_tuned_encoder(config, adapter_name)
+        if tuned is not None:
+            own = self._encoders[adapter_name].encoder
+            adapter_files.check_encoder_weights(config, own)
+            config = replace(config, encoder_fingerprint=adapter_files.encoder_fingerprint(own))
         generator.train(model.training)
         first = self._record is None
         kept = 0 if self._record is None else len(self._record.replaced)
@@ -592,7 +596,8 @@ class RequestMaskModel(BaseTuner):
         if rows != {1}:
             raise RequestError(f"one request can be merged, found {max(rows)} rows.")
         merged = plan_merge(self.model, gates, adapters, safe)
-        merged.put()
+        if self.carrier.enabled:
+            merged.put()
         self._merged = merged
         for layer in masked_layers(self.model):
             layer.merged_adapters = [name for name in adapters if name in layer.request_mask_specs]

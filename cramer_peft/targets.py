@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
 from cramer_peft.findings import Finding, FindingKind
+from cramer_peft.fingerprint import update_digest
 from cramer_peft.gates import LayerSpec, Spec
 from cramer_peft.layers.base import RequestMaskLayer, entry_name
 from cramer_peft.layers.registry import registered_classes, wrapper_for
@@ -53,9 +53,6 @@ DEFAULT_TARGET_MODULES: dict[str, list[str]] = {
     "t5": _T5,
     "mt5": _T5,
 }
-
-# A fingerprint reads every element of weights up to this size, and evenly spaced ones of larger.
-_FINGERPRINT_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -153,15 +150,8 @@ def fingerprint(targets: list[Target]) -> str | None:
         for weight in wrapper.fingerprint_weights(target.module):
             if weight.is_meta:
                 return None
-            digest.update(f"{target.name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-            digest.update(_sample(weight.detach()).view(torch.uint8).numpy().tobytes())
+            update_digest(digest, target.name, weight)
     return "sha256:" + digest.hexdigest()
-
-
-def _sample(weight: Tensor) -> Tensor:
-    flat = weight.reshape(-1)
-    step = -(-flat.numel() // _FINGERPRINT_ELEMENTS)
-    return flat[:: max(step, 1)].contiguous().cpu()
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -210,7 +200,11 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
         if name and _is_linear(module) and module is not head and not _inside_attention(name, modules)
     ]
     if not names:
-        raise _whole(f"{type(model).__name__} has no module that can be masked ({', '.join(registered_classes())}).")
+        others = [name for name, module in modules.items() if name and wrapper_for(module) is not None]
+        raise _whole(
+            f"{type(model).__name__} has no linear module to mask. Others that can be named: "
+            f"{_listed(others) or 'none'}; supported are {', '.join(registered_classes())}."
+        )
     return names
 
 

@@ -97,7 +97,8 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
         self._check_lengths(query, key, value, batch_dim)
         inputs = {"q": query, "k": key, "v": value}
         gates = {part: self.fitted(gate, inputs.get(part, query), batch_dim) for part, gate in gates.items()}
-        q, k, v = (self._projected(gates, part, inputs[part].movedim(batch_dim, 0)) for part in _INPUTS)
+        # Sequence first, as in torch: the layout decides how a product is rounded.
+        q, k, v = (self._projected(gates, part, inputs[part].movedim(batch_dim, 1)).transpose(0, 1) for part in _INPUTS)
 
         # The causal hint replaces the mask only where nothing else has to be added to it, as in torch.
         causal = is_causal and key_padding_mask is None and not need_weights
@@ -162,7 +163,7 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
 
     def _projected(self, gates: Mapping[str, Any], part: str, x: Tensor) -> Tensor:
         _, projection = self._input_projections()[part]
-        output: Tensor = gates[part].apply(projection, x, 0) if part in gates else projection.base_forward(x)
+        output: Tensor = gates[part].apply(projection, x, 1) if part in gates else projection.base_forward(x)
         return output
 
     def _split(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.errors import CheckpointingError, RequestError, UnsupportedError
@@ -137,6 +138,16 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
         output: Tensor = self.base_layer(x)
         return output
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.put_merged_gates(self.merged_gates)  # no buffers, and they must follow to the device
+        return self
+
+    def put_merged_gates(self, gates: Mapping[str, PartGate]) -> None:
+        """Multiply by ``gates`` (part → gates) in every call; they are moved to where the module is."""
+        device = next((value.device for value in self.base_layer.parameters()), None)
+        self.merged_gates = {part: gate._map(lambda value: value.to(device)) for part, gate in gates.items()}
+
     def update_layer(self, adapter_name: str, specs: Mapping[str, Spec], layout: RowLayout) -> None:
         """Let the adapter ``adapter_name`` mask this layer's parts ``specs``."""
         self.request_mask_specs[adapter_name] = (dict(specs), layout)
@@ -198,7 +209,7 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     @property
     def generators(self) -> nn.ModuleDict:
         """The generators of the adapters that mask this layer, by name: a view, for PEFT's reports on a layer."""
-        view = self.__dict__.setdefault("_view", nn.ModuleDict())  # not a submodule: it owns nothing
+        view: nn.ModuleDict = self.__dict__.setdefault("_view", nn.ModuleDict())  # no submodule: it owns nothing
         found = self.carrier.generators
         for name in set(view) - set(self.request_mask_specs):
             del view[name]

@@ -137,7 +137,6 @@ BACKBONES = [
         lambda: sessions(SASRecModel),
         scores,
         ["multi_head_attn", "ff_linear_1", "ff_linear_2"],
-        frozen_rows_exact=False,
     ),
     Backbone(
         PACKAGE,

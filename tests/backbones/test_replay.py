@@ -89,7 +89,6 @@ BACKBONES = [
         scores,
         SASREC_MODULES,
         train_score=hidden_states,
-        frozen_rows_exact=False,
     ),
     Backbone(
         PACKAGE,
@@ -98,7 +97,6 @@ BACKBONES = [
         histories,
         predicted_by_sasrec,
         SASREC_MODULES,
-        frozen_rows_exact=False,
     ),
     Backbone(
         PACKAGE,
