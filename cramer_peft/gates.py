@@ -550,6 +550,8 @@ def compose(gates: list[PartGate]) -> PartGate:
     layers = [gate for gate in gates if isinstance(gate, LayerGate)]
     low_rank = [gate for gate in layers if isinstance(gate, LowRankGate)]
     others = [gate for gate in layers if not isinstance(gate, LowRankGate)]
+    # Those that gate the bias go outside: the inner ones take the bias off as the frozen layer has it.
+    others.sort(key=lambda gate: isinstance(gate, RowColumnGate) and gate.gate_bias)
     if len(low_rank) > 1:
         low_rank = [_concatenated(low_rank, rows)]
     parts = (*low_rank, *others)
