@@ -86,11 +86,8 @@ def test_trained_saved_loaded_and_taken_off(make_model, make_config, snapshot, x
         state = masks.mask_state(REQUESTS)
         assert torch.allclose(masks(x, request=state), output, atol=1e-6)
         handle.save_pretrained(tmp_path)
-        loaded = (
-            load_request_masks(make_model(), tmp_path)
-            if door == "ours"
-            else PeftModel.from_pretrained(make_model(), tmp_path)
-        )
+        load = load_request_masks if door == "ours" else PeftModel.from_pretrained
+        loaded = load(make_model(), tmp_path)
         assert torch.equal(loaded(x, request=REQUESTS), output)
         assert torch.equal(load_request_masks(make_model(), tmp_path)(x, request=REQUESTS), output)
         with pytest.raises(EncoderError, match="with other parameters"):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from cramer_peft import RequestMaskConfig, inject_request_masks, targets
+from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
 from cramer_peft.targets import describe_difference, fingerprint, plan_injection
 
@@ -61,7 +61,7 @@ def test_all_linear_spares_a_head_whose_name_ends_like_another() -> None:
 
 
 def test_all_linear_without_linears() -> None:
-    with pytest.raises(TargetModuleError, match="no module that can be masked"):
+    with pytest.raises(TargetModuleError, match="no linear module to mask"):
         names(nn.Sequential(nn.ReLU()), target_modules="all-linear")
 
 
@@ -169,7 +169,7 @@ def test_fingerprint_tells_weights_names_shapes_and_dtypes_apart(stack) -> None:
 
 
 def test_fingerprint_samples_large_weights(monkeypatch: pytest.MonkeyPatch, stack) -> None:
-    monkeypatch.setattr(targets, "_FINGERPRINT_ELEMENTS", 8)
+    monkeypatch.setattr("cramer_peft.fingerprint._ELEMENTS", 8)
     plan = plan_injection(stack, config(target_modules=["head", "0.up"]))
     first = plan.config.base_fingerprint
     with torch.no_grad():

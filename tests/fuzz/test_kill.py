@@ -129,6 +129,7 @@ def test_killed_savers_leave_the_old_or_the_new(tmp_path: Path) -> None:
     young = f".adapter_config.json.{'0' * 16}.tmp"
     assert counts["names"] == [
         young,
+        "README.md",
         "adapter",
         "adapter_config.json",
         "adapter_model.safetensors",
