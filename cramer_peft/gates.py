@@ -416,7 +416,8 @@ class ScaleGate(Gate):
                 return value
             # At strength 1 the value itself, which 1 + (value - 1) rounds: a row's bits must not depend on
             # whether another row has a strength.
-            return torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * (value - 1))
+            value = torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * (value - 1))
+            return value if active is None else torch.where(active[:, None], value, 1.0)  # not even a NaN reaches them
 
         return {
             name: _row_column({part: gate(value) for part, value in parts.items()}, self.gate_bias)
@@ -461,7 +462,7 @@ class LowRankMaskGate(Gate):
         for name, parts in tensors.items():
             a = parts["a"]
             if scale is not None:
-                a = a * scale.reshape(-1, *[1] * (a.dim() - 1))
+                a = a * scale.to(a.dtype).reshape(-1, *[1] * (a.dim() - 1))
             if "b" in parts:
                 gates[name] = LowRankGate(a, parts["b"], active)
             else:

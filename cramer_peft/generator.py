@@ -53,10 +53,12 @@ class RequestMaskGenerator(nn.Module):
 
     def forward(self, vectors: Tensor) -> dict[str, dict[str, Tensor]]:
         """Gate inputs per layer and part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
-        vectors = vectors.to(self.head.weight)
+        weight = self.head.weight
+        # Not in half precision, where the empty vector of a row without a request would become 0 / 0.
+        vectors = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         if self.normalize:
             vectors = functional.normalize(vectors, dim=-1) * self.request_dim**0.5
-        return self.gate.split(self.head(self.trunk(vectors)), self.specs)
+        return self.gate.split(self.head(self.trunk(vectors.to(weight.dtype))), self.specs)
 
 
 def make_generator(config: RequestMaskConfig, specs: Mapping[str, Spec]) -> RequestMaskGenerator:
