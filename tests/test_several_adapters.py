@@ -216,8 +216,7 @@ def test_disabling_nests_and_ends_with_exceptions(door: str) -> None:
     with masks.disable_adapter():
         with pytest.raises(KeyError), masks.disable_adapter():
             raise KeyError
-        if door == "ours":  # PEFT's own block enables whatever was outside
-            assert torch.equal(masks(x, request=vectors), frozen)
+        assert torch.equal(masks(x, request=vectors), frozen)
     assert torch.equal(masks(x, request=vectors), output)
     with pytest.raises(RuntimeError), masks.disable_adapter():
         raise RuntimeError
@@ -243,3 +242,33 @@ def test_through_peft_and_files(tmp_path) -> None:
         assert torch.equal(again(x, request=vectors, adapter_names=["a", "b", "__base__"]), mixed)
         tuner.set_adapter(["a", "b"])
         assert torch.equal(again(x, request=vectors), together)
+
+
+@pytest.mark.parametrize("door", ["ours", "peft"])
+def test_each_adapter_saves_its_own_modules(door: str, tmp_path) -> None:
+    saved = {"target_modules": ["0"], "modules_to_save": ["2"]}
+    x, vectors = torch.randn(3, 6), torch.randn(3, DIM)
+    if door == "ours":
+        masks = inject_request_masks(build(), config("scale", **saved), "a")
+    else:
+        masks = get_peft_model(build(), config("scale", **saved), "a").eval()
+    masks.add_adapter("b", config("low_rank", **saved))
+    tuner = masks if door == "ours" else masks.base_model
+    outputs = {}
+    for name, shift in (("a", 1.0), ("b", -1.0)):
+        masks.set_adapter(name)
+        with torch.no_grad():
+            tuner.model[2].modules_to_save[name].bias.add_(shift)
+        assert tuner.model[2].modules_to_save[name].bias.requires_grad
+        outputs[name] = masks(x, request=vectors)
+    with masks.disable_adapter():
+        assert torch.equal(masks(x, request=vectors), build()(x))
+    for name in "ab":
+        tuner.save_pretrained(tmp_path / name, adapter_name=name)
+        again = load_request_masks(build(), tmp_path / name)
+        assert torch.equal(again(x, request=vectors), outputs[name])
+    masks.delete_adapter("b")
+    assert masks.active_adapters == ["a"]
+    assert torch.equal(masks(x, request=vectors), outputs["a"])
+    plain = masks.unload()
+    assert torch.equal(plain(x), build()(x))
