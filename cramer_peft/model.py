@@ -597,7 +597,6 @@ class RequestMaskModel(BaseTuner):
             raise RequestError(f"one request can be merged, found {max(rows)} rows.")
         merged = plan_merge(self.model, gates, adapters, safe)
         if self.carrier.enabled:
-            if self.carrier.enabled:
             merged.put()
         self._merged = merged
         for layer in masked_layers(self.model):
