@@ -167,7 +167,7 @@ def test_every_form_of_a_request(form: str, gate: str) -> None:
 
 
 def test_a_stored_default_request(gate: str) -> None:
-    masks = make("TransformerEncoder", gate, default_request=[1.0, -1.0, 0.5, 2.0, 0.0, 0.3])
+    masks = make("Linear", gate, default_request=[1.0, -1.0, 0.5, 2.0, 0.0, 0.3])
     x, counter = floats(), CompileCounter()
     compiled = torch.compile(masks, fullgraph=True, backend=counter)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from cramer_peft.encoders import HashingEncoder
 
 TRAP: ContextVar[bool] = ContextVar("trap", default=False)
 TEXTS = [f"request {i}" for i in range(6)]
-THREADS, PER_THREAD, TASKS, PER_TASK = 8, 380, 150, 8
+THREADS, PER_THREAD, TASKS, PER_TASK = 8, 250, 120, 8
 
 
 class Interrupted(BaseException):
@@ -153,7 +153,7 @@ def test_threads(gate: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    report(reference, errors, 5000)
+    report(reference, errors, 3500)
 
 
 @pytest.mark.parametrize("gate", ["scale"])
