@@ -3,53 +3,38 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from cramer_peft import adapter_files
-from cramer_peft.active import Gates, GateSource, PinnedGates, SeveralAdapters
-from cramer_peft.carrier import NO_GATES_AGAIN, RequestCarrier
+from cramer_peft.carrier import RequestCarrier
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.effect import LayerEffect, check_effect
-from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder
-from cramer_peft.errors import ConfigError, EncoderError, MergeError, RequestError, UnsupportedError
+from cramer_peft.encoders import CachedEncoder, RequestEncoder
+from cramer_peft.errors import ConfigError, MergeError, RequestError
 from cramer_peft.forward import intercept
-from cramer_peft.gates import PartGate
-from cramer_peft.generator import RequestMaskGenerator, make_generator
+from cramer_peft.generator import make_generator
+from cramer_peft.handle.merging import HandleMerging
 from cramer_peft.hotswap import hotswap
 from cramer_peft.layers import fastpath
 from cramer_peft.layers.base import RequestMaskLayer, RowLayout
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
-from cramer_peft.merging import Merged, plan_merge
 from cramer_peft.model_card import model_card, write_model_card
 from cramer_peft.registration import PREFIX
-from cramer_peft.requests import Requests, Strength, batch_strength
-from cramer_peft.row_names import follow_names, names_in_force, row_adapters
-from cramer_peft.sources import (
-    AllRequests,
-    adapter_source,
-    default_gates,
-    default_gates_by_row,
-    gates_in_force,
-    request_vectors,
-)
-from cramer_peft.state import MaskState
+from cramer_peft.row_names import follow_names, row_adapters
 from cramer_peft.status import count_parameters, describe_parameters, layer_status, model_status
 from cramer_peft.targets import DEFAULT_TARGET_MODULES, InjectionPlan, plan_injection
 
 if TYPE_CHECKING:
     from peft.peft_model import TunerLayerStatus, TunerModelStatus
 
-    from cramer_peft.encoders.tuned import TunedEncoder
 
 # Adapter names that would collide with parts of the keys under which PEFT files an adapter's tensors.
 _RESERVED_NAMES = {
@@ -64,7 +49,7 @@ _RESERVED_NAMES = {
 }
 
 
-class RequestMaskModel(BaseTuner):
+class RequestMaskModel(HandleMerging):
     """A model whose masked layers follow requests; the handle that everything goes through.
 
     It owns the generator, which lives here and not in the wrapped model: train, move and save this
@@ -85,9 +70,6 @@ class RequestMaskModel(BaseTuner):
     tuner_layer_cls = RequestMaskLayer
     target_module_mapping = DEFAULT_TARGET_MODULES
 
-    peft_config: dict[str, RequestMaskConfig]
-    model: nn.Module
-
     def __init__(
         self,
         model: nn.Module,
@@ -103,139 +85,23 @@ class RequestMaskModel(BaseTuner):
                 "unload() first."
             )
         configs = {adapter_name: peft_config} if isinstance(peft_config, RequestMaskConfig) else dict(peft_config)
-        self._encoders: dict[str, CachedEncoder] = {}
-        self._record: ModelRecord | None = None
+        self._encoders = {}
+        self._record = None
         self._plan: InjectionPlan | None = None
-        self._merged: Merged | None = None
+        self._merged = None
         self.carrier = RequestCarrier()
         if encoder is not None:
             self._encoders[adapter_name] = CachedEncoder(encoder)
         super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
 
-    # ---------------------------------------------------------------- requests
-
-    @contextmanager
-    def request(
-        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
-    ) -> Iterator[RequestMaskModel]:
-        """Put requests in force for everything that runs inside the block, by whatever method.
-
-        Args:
-            requests: One text, vector or mask state for the whole batch; or, one per row, a sequence of
-                texts, vectors and None, a (rows, request_dim) tensor, or a :class:`MaskState` of several
-                rows. None and blank texts leave a row to the frozen model. Where several adapters are
-                active, all of them get the requests; a dictionary gives each its own, by adapter name.
-            strength: Scales the masks' deviation from the identity: one number, or one per row. None: the
-                configuration's, or the mask state's own.
-            adapter_names: Name of each row's adapter, ``"__base__"`` for the frozen model; None: the active
-                adapters.
-
-        Raises:
-            RequestError: If a request or strength is unusable; or, in a masked layer, if there are not as
-                many requests as rows.
-            ConfigError: If ``adapter_names`` names an adapter that is not there.
-        """
-        with self.carrier.carrying(self.gate_source(requests, strength, adapter_names)):
-            yield self
-
-    def mask_state(self, requests: Requests, strength: Strength = None, adapter_name: str | None = None) -> MaskState:
-        """What the gates of ``requests`` are made from, to keep, save, add up or look at.
-
-        With gradients on, the tensors carry the graph back to the generator.
-
-        Args:
-            requests: As for :meth:`request`; one row each.
-            strength: As for :meth:`request`.
-            adapter_name: Whose; None: the active one's.
-        """
-        name = self._named(adapter_name)
-        generator, config = self.generator_of(name), self.peft_config[name]
-        batch, make_vectors = request_vectors(self, name, requests)
-        rows = len(batch.texts) if batch else _rows_of(requests)
-        device = generator.head.weight.device
-        vectors = make_vectors() if batch else torch.zeros(rows, generator.request_dim, device=device)
-        given = batch_strength(strength, config.strength, rows, shared=False)
-        active = torch.ones(rows, dtype=torch.bool) if batch else torch.zeros(rows, dtype=torch.bool)
-        return MaskState(
-            tensors=generator(vectors),
-            active=(active if batch is None or batch.active is None else batch.active).to(device),
-            strength=(torch.ones(rows) if given is None else given).to(device),
-            gate=config.gate,
-            texts=batch.texts if batch else (None,) * rows,
-            adapter=name,
-            encoder=config.encoder,
-            base_fingerprint=config.base_fingerprint,
-        )
-
-    def gates(self, requests: AllRequests, strength: Strength = None) -> dict[str, PartGate]:
-        """The gates that ``requests`` give each masked module or part, by name; empty without a request."""
-        source = self.gate_source(requests, strength)
-        return source.make() if source is not None else {}
-
-    def gate_source(
-        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
-    ) -> GateSource | SeveralAdapters | None:
-        """The gates of some requests, not made yet; None where there is nothing to mask."""
-        self._check_alive()
-        if self._merged is not None and requests is not None:
-            raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
-        return gates_in_force(self, requests, strength, adapter_names)
-
-    def set_default_request(self, request: str | Tensor | None, adapter_name: str | None = None) -> None:
-        """Store the request of every call that gives none; it is saved with the adapter.
-
-        Args:
-            request: A text, a (request_dim,) vector, or None to have none again.
-            adapter_name: Whose; None: the active one's.
-
-        Raises:
-            ConfigError: If the text is blank or the vector is not of request_dim finite numbers.
-        """
-        name = self._named(adapter_name)
-        stored = request.detach().float().tolist() if isinstance(request, Tensor) else request
-        replace(self.peft_config[name], default_request=stored)  # raises where it is impossible
-        self.peft_config[name].default_request = stored
-        self._fill_default_request(name)
-
-    def _layers_activated(self, names: list[str]) -> None:
-        """PEFT sets active adapters on the layers too, one by one; the handle goes by what they say."""
-        self.active_adapter = names
-        self._sync_default()
-
-    def _fill_default_request(self, name: str) -> None:
-        config, generator = self.peft_config[name], self.generator_of(name)
-        request, device = config.default_request, generator.head.weight.device
-        if request is None:
-            generator.default_request = None
-        elif device.type != "meta":
-            vector = self.encoder(name).encode([request])[0] if isinstance(request, str) else torch.tensor(request)
-            generator.default_request = vector.to(device, torch.float32)
-        self._sync_default()
-
-    def _sync_default(self) -> None:
-        stored = any(self.generator_of(name).default_request is not None for name in self.active_adapters)
-        self.carrier.default = self._default_source if stored else None
-
-    def _default_source(self) -> GateSource | SeveralAdapters | None:
-        if self._merged is not None:
-            return None
-        names = names_in_force(self.carrier)
-        if names is not None:  # for what generate calls outside the root, such as an encoder
-            return default_gates_by_row(self, names.names)
-        return default_gates(self)
-
-    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """The ``context_fn`` of non-reentrant checkpoints: brings the request back for the recompute.
-
-        ``model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": masks.checkpoint_contexts})``,
-        or ``torch.utils.checkpoint.checkpoint(…, use_reentrant=False, context_fn=masks.checkpoint_contexts)``.
-        """
-        current = self.carrier.current() if self.adapters_enabled else None
-        if current is None:
-            return nullcontext(), self.carrier.carrying(NO_GATES_AGAIN, note=False)
-        pinned = current.for_forward()
-        again = PinnedGates(pinned.gates, for_recompute=True)
-        return self.carrier.carrying(pinned, note=False), self.carrier.carrying(again, note=False)
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether ``Trainer`` may pass the wrapped model loss keywords, as it would find out of the model itself."""
+        own = getattr(self.model, "accepts_loss_kwargs", None)
+        if own is not None:
+            return bool(own)
+        parameters = inspect.signature(self.model.forward).parameters.values()
+        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
     def check_effect(self, *example: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> list[LayerEffect]:
         """Assert that every masked layer is really called and moves the output, in train and in eval mode.
@@ -253,77 +119,6 @@ class RequestMaskModel(BaseTuner):
         """
         self._check_alive()
         return check_effect(self, self.model if call is None else call, example, kwargs)
-
-    # ---------------------------------------------------------------- encoders
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts`` by the active adapter's encoder, (texts, request_dim) float32, on the CPU.
-
-        Raises:
-            EncoderError: If the adapter has no encoder, or it fails on a text.
-        """
-        return self.encoder().encode(texts)
-
-    def encoder(self, adapter_name: str | None = None) -> CachedEncoder:
-        """The encoder of an adapter (None: of the active one), behind its cache."""
-        name = self._named(adapter_name)
-        if name not in self._encoders:
-            config = self.peft_config[name]
-            if config.encoder is None:
-                raise EncoderError(
-                    f"adapter {name!r} has no request encoder (request_dim={config.request_dim}): give requests as "
-                    "vectors, name an encoder in its configuration, or call set_encoder(encoder)."
-                )
-            self._encoders[name] = self._checked(
-                CachedEncoder(make_encoder(config.encoder, config.encoder_options)), config
-            )
-        return self._encoders[name]
-
-    def set_encoder(self, encoder: RequestEncoder, adapter_name: str | None = None) -> None:
-        """Use ``encoder`` for an adapter's texts (None: the active one's).
-
-        Raises:
-            EncoderError: If its vectors are not as wide as the adapter expects.
-        """
-        name = self._named(adapter_name)
-        if self.tuned_encoder(name) is not None:
-            raise EncoderError(f"adapter {name!r} has tuned its encoder: another one cannot take its place.")
-        self._encoders[name] = self._checked(CachedEncoder(encoder), self.peft_config[name])
-        self.peft_config[name].encoder = encoder.name
-
-    def encoder_of(self, adapter_name: str) -> Callable[[Sequence[str]], Tensor]:
-        """What encodes an adapter's texts; the encoder itself is made when there is a text."""
-        return lambda texts: self.encoder(adapter_name).encode(texts)
-
-    def tuned_encoder(self, adapter_name: str) -> TunedEncoder | None:
-        """The adapter's tuned copy of its encoder's parameters, or None where the encoder is frozen."""
-        tuned = self.request_mask_encoder
-        return tuned[adapter_name] if adapter_name in tuned else None  # type: ignore[return-value]  # noqa: SIM401
-
-    @property
-    def generator(self) -> RequestMaskGenerator:
-        """The active adapter's generator, the trained part."""
-        return self.generator_of(self._named(None))
-
-    def generator_of(self, adapter_name: str) -> RequestMaskGenerator:
-        """An adapter's generator."""
-        generator = self.request_mask_generator[adapter_name]
-        assert isinstance(generator, RequestMaskGenerator)
-        return generator
-
-    @property
-    def accepts_loss_kwargs(self) -> bool:
-        """Whether ``Trainer`` may pass the wrapped model loss keywords, as it would find out of the model itself."""
-        own = getattr(self.model, "accepts_loss_kwargs", None)
-        if own is not None:
-            return bool(own)
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-
-    @property
-    def adapters_enabled(self) -> bool:
-        """Whether masks are on at all; False inside :meth:`disable_adapter`."""
-        return self.carrier.enabled
 
     # ---------------------------------------------------------------- PEFT
 
@@ -563,140 +358,6 @@ class RequestMaskModel(BaseTuner):
         adapter_files.check_remapped(model, adapter_name, remapped)
         return remapped
 
-    # ---------------------------------------------------------------- merging
-
-    @property
-    def merged(self) -> bool:
-        """Whether a request is merged into the weights."""
-        return self._merged is not None
-
-    def merge_request(self, requests: AllRequests, strength: Strength = None, safe_merge: bool = False) -> None:
-        """Fold one request into the weights: every call then follows it, at the frozen model's cost.
-
-        New tensors take the originals' places; :meth:`unmerge` puts the originals back, the very objects.
-
-        Args:
-            requests: One text, vector or mask state of one row; a dictionary of these for several adapters.
-            strength: One number; None: the configuration's, or the mask state's own.
-            safe_merge: Whether to refuse weights that would hold NaN or infinity.
-
-        Raises:
-            MergeError: If a request is merged already, a weight is shared with another module, or the module
-                has no plain weight. Nothing was touched.
-            RequestError: If there are several requests, or none.
-        """
-        self._check_merge_allowed()
-        source = self.gate_source(requests, strength)
-        if source is None:
-            raise RequestError("there is nothing to merge: the request is None, blank or of strength 0.")
-        self._merge(source.make(), self.active_names(), safe_merge)
-
-    def _merge(self, gates: Gates, adapters: list[str], safe: bool) -> None:
-        rows = {gate.rows for gate in gates.values()}
-        if rows != {1}:
-            raise RequestError(f"one request can be merged, found {max(rows)} rows.")
-        merged = plan_merge(self.model, gates, adapters, safe)
-        if self.carrier.enabled:
-            merged.put()
-        self._merged = merged
-        for layer in masked_layers(self.model):
-            layer.merged_adapters = [name for name in adapters if name in layer.request_mask_specs]
-
-    def unmerge(self) -> None:
-        """Put back the parameters that :meth:`merge_request` replaced; nothing happens where none is merged."""
-        if self._merged is None:
-            return
-        if self.carrier.enabled:
-            self._merged.take_out()
-        self._merged = None
-        for layer in masked_layers(self.model):
-            layer.merged_adapters = []
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge the stored default request of some adapters (None: of the active ones).
-
-        Raises:
-            UnsupportedError: If they have none: masks differ from request to request.
-            MergeError: As for :meth:`merge_request`.
-        """
-        self._check_alive()
-        self._check_merge_allowed()
-        before = [] if self._merged is None else self._merged.adapters
-        names = self.active_names() if adapter_names is None else list(adapter_names)
-        names = [*before, *(name for name in names if name not in before)]
-        if before and names == before:
-            warnings.warn("All adapters are already merged, nothing to do.", stacklevel=2)
-            return
-        unknown = sorted(set(names) - set(self.peft_config))
-        if unknown:
-            raise ConfigError(f"there is no adapter {unknown[0]!r}; there are {sorted(self.peft_config)}.")
-        stored = {name: self.generator_of(name).default_request for name in names}
-        missing = sorted(name for name, vector in stored.items() if vector is None)
-        if missing:
-            raise UnsupportedError(
-                f"adapters {missing} have no stored default request, and masks differ from request to request: merge "
-                "one by merge_request(request), or store one by set_default_request(request)."
-            )
-        if names:
-            made = [adapter_source(self, name, vector, None) for name, vector in stored.items()]
-            sources = [source for source in made if source is not None]
-            self.unmerge()
-            self._merge(SeveralAdapters(sources).make(), names, safe_merge)
-
-    def unmerge_adapter(self) -> None:
-        """The same as :meth:`unmerge`, by PEFT's name."""
-        self.unmerge()
-
-    def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
-    ) -> nn.Module:
-        """Take the masks off and leave one request in the weights for good; returns the model.
-
-        It is the request that is merged already, or else the stored default request.
-
-        Raises:
-            UnsupportedError: If there is neither.
-            MergeError: If a masked part has no place in a weight (the output gates of recurrent layers).
-        """
-        if self._merged is None:
-            self.merge_adapter(adapter_names, safe_merge=safe_merge)
-        assert self._merged is not None
-        if self._merged.kept:
-            layer = self._merged.kept[0][0]
-            raise MergeError(
-                f"module {layer.module_name!r}: its gates on {', '.join(layer.unfoldable_parts())} have no place in a "
-                "weight, so the masks cannot be taken off it. Keep the adapter, or leave the part out by module_parts."
-            )
-        self._merged = None  # for good: what was replaced is not put back
-        if self._record is not None:
-            self._record.training.clear()  # nor the training mode, which PEFT's methods leave as it is
-        trained = self._record.trained_modules(self.model) if self._record is not None else []
-        model = self.unload()
-        for owner, name, module in trained:
-            setattr(owner, name, module)
-        return model
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Not offered, and why: see the error."""
-        raise UnsupportedError(
-            "add_weighted_adapter mixes weights, and a generator's gates are not linear in its weights (hidden layer, "
-            "sigmoid, products of factors): the mix would follow neither adapter. Make several adapters active by "
-            "set_adapter([…]), or add up mask states."
-        )
-
-    def unload(self) -> nn.Module:
-        """Take everything off the model, and return it.
-
-        It is what it was before the first injection: the same module objects, weights, ``requires_grad``,
-        training mode, hooks and attributes. The handle can no longer serve requests.
-        """
-        self._check_alive()
-        assert self._record is not None
-        self.unmerge()
-        self._record.restore(self.model)
-        self._record = None
-        return self.model
-
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
@@ -771,64 +432,6 @@ class RequestMaskModel(BaseTuner):
     def get_model_status(self) -> TunerModelStatus:
         """The state of all masked layers together, as PEFT reports it."""
         return model_status(self)
-
-    # ---------------------------------------------------------------- inside
-
-    def active_names(self) -> list[str]:
-        """Names of the active adapters, at least one."""
-        self._check_alive()
-        names = list(self.active_adapters)
-        if not names:
-            raise ConfigError("no adapter is active: call set_adapter(name).")
-        return names
-
-    def _named(self, adapter_name: str | None) -> str:
-        """An adapter by name; None: the active one, the first where several are."""
-        name = self.active_names()[0] if adapter_name is None else adapter_name
-        if name not in self.peft_config:
-            raise ConfigError(f"there is no adapter {name!r}; there are {sorted(self.peft_config)}.")
-        return name
-
-    def _check_alive(self) -> None:
-        if self._record is None:
-            raise ConfigError("these request masks have been unloaded: inject or load them again.")
-
-    def _with_encoder(self, config: RequestMaskConfig, adapter_name: str) -> RequestMaskConfig:
-        """The configuration with the encoder's name and width filled in."""
-        given = self._encoders.get(adapter_name)
-        if given is not None:
-            if config.encoder != given.name:
-                config = replace(config, encoder=given.name, encoder_options=None)
-            self._checked(given, config)
-            return replace(config, request_dim=given.dim)
-        if config.request_dim is not None:
-            return config
-        assert config.encoder is not None  # the configuration sees to it that one of the two is there
-        encoder = CachedEncoder(make_encoder(config.encoder, config.encoder_options))
-        self._encoders[adapter_name] = encoder
-        return replace(config, request_dim=encoder.dim)
-
-    def _make_tuned_encoder(self, config: RequestMaskConfig, adapter_name: str) -> TunedEncoder | None:
-        if config.encoder_tuning == "none":
-            return None
-        from cramer_peft.encoders.tuned import TunedEncoder
-
-        if adapter_name not in self._encoders:
-            self._encoders[adapter_name] = CachedEncoder(make_encoder(str(config.encoder), config.encoder_options))
-        return TunedEncoder(self._encoders[adapter_name].encoder, config.encoder_tuning)
-
-    @staticmethod
-    def _checked(encoder: CachedEncoder, config: RequestMaskConfig) -> CachedEncoder:
-        if config.request_dim is not None and encoder.dim != config.request_dim:
-            raise EncoderError(
-                f"request encoder {encoder.name!r} makes vectors of width {encoder.dim}, the adapter expects "
-                f"request_dim={config.request_dim}."
-            )
-        return encoder
-
-
-def _rows_of(requests: Requests) -> int:
-    return 1 if requests is None or isinstance(requests, str) else len(requests)
 
 
 def _check_adapter_name(name: str) -> None:

@@ -16,7 +16,7 @@ from cramer_peft.requests import RequestBatch, Requests, Strength, batch_request
 from cramer_peft.state import MaskState
 
 if TYPE_CHECKING:
-    from cramer_peft.model import RequestMaskModel
+    from cramer_peft.handle.encoders import HandleEncoders
 
 AdapterRequests = Union[Requests, MaskState]
 AllRequests = Union[AdapterRequests, Mapping[str, AdapterRequests]]
@@ -25,7 +25,7 @@ BASE = "__base__"  # PEFT's name, in adapter_names, for rows of the frozen model
 
 
 def gates_in_force(
-    masks: RequestMaskModel,
+    masks: HandleEncoders,
     requests: AllRequests,
     strength: Strength = None,
     adapter_names: Sequence[str] | None = None,
@@ -48,9 +48,7 @@ def gates_in_force(
     return source
 
 
-def _together(
-    masks: RequestMaskModel, requests: AllRequests, strength: Strength
-) -> GateSource | SeveralAdapters | None:
+def _together(masks: HandleEncoders, requests: AllRequests, strength: Strength) -> GateSource | SeveralAdapters | None:
     made = {
         name: source
         for name, asked in _per_adapter(masks, requests).items()
@@ -64,7 +62,7 @@ def _together(
     return SeveralAdapters(list(made.values()))
 
 
-def default_gates(masks: RequestMaskModel) -> GateSource | SeveralAdapters | None:
+def default_gates(masks: HandleEncoders) -> GateSource | SeveralAdapters | None:
     """The gates of the active adapters' stored default requests; None where there are none."""
     sources = []
     for name in masks.active_adapters:
@@ -78,7 +76,7 @@ def default_gates(masks: RequestMaskModel) -> GateSource | SeveralAdapters | Non
     return sources[0] if sources else None
 
 
-def default_gates_by_row(masks: RequestMaskModel, names: Sequence[str]) -> SeveralAdapters | None:
+def default_gates_by_row(masks: HandleEncoders, names: Sequence[str]) -> SeveralAdapters | None:
     """The gates of each row's adapter's stored default request; None where there are none."""
     _check_names(masks, names)
     rows = [None if name == BASE else masks.generator_of(name).default_request for name in names]
@@ -86,7 +84,7 @@ def default_gates_by_row(masks: RequestMaskModel, names: Sequence[str]) -> Sever
 
 
 def adapter_source(
-    masks: RequestMaskModel, name: str, requests: AdapterRequests, strength: Strength
+    masks: HandleEncoders, name: str, requests: AdapterRequests, strength: Strength
 ) -> GateSource | None:
     """The gates of one adapter for some requests; None where there is nothing to mask."""
     if isinstance(requests, MaskState):
@@ -104,7 +102,7 @@ def adapter_source(
 
 
 def request_vectors(
-    masks: RequestMaskModel, name: str, requests: Requests
+    masks: HandleEncoders, name: str, requests: Requests
 ) -> tuple[RequestBatch | None, Callable[[], Tensor]]:
     """Requests in one form, and what gives their vectors on the generator's device when gates are made.
 
@@ -134,7 +132,7 @@ def request_vectors(
     return batch, encode
 
 
-def _per_adapter(masks: RequestMaskModel, requests: AllRequests) -> dict[str, AdapterRequests]:
+def _per_adapter(masks: HandleEncoders, requests: AllRequests) -> dict[str, AdapterRequests]:
     active = masks.active_names()
     if isinstance(requests, Mapping):
         unknown = sorted(set(requests) - set(active))
@@ -152,7 +150,7 @@ def _per_adapter(masks: RequestMaskModel, requests: AllRequests) -> dict[str, Ad
 
 
 def _by_row(
-    masks: RequestMaskModel, requests: AllRequests, strength: Strength, names: list[str]
+    masks: HandleEncoders, requests: AllRequests, strength: Strength, names: list[str]
 ) -> SeveralAdapters | None:
     _check_names(masks, names)
     rows = _row_requests(requests, len(names))
@@ -171,7 +169,7 @@ def _by_row(
     return SeveralAdapters(sources, torch.tensor([owners.get(name, -1) for name in names], device=device))
 
 
-def _check_names(masks: RequestMaskModel, names: Sequence[str]) -> None:
+def _check_names(masks: HandleEncoders, names: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(masks.peft_config) - {BASE})
     if unknown:
         raise ConfigError(f"adapter_names holds {unknown}; there are {sorted(masks.peft_config)} and {BASE!r}.")
@@ -191,7 +189,7 @@ def _row_requests(requests: AllRequests, rows: int) -> list[str | Tensor | None]
     return given
 
 
-def _source_of_state(masks: RequestMaskModel, name: str, state: MaskState, strength: Strength) -> GateSource | None:
+def _source_of_state(masks: HandleEncoders, name: str, state: MaskState, strength: Strength) -> GateSource | None:
     check_state(masks, name, state)
     rows, shared = len(state), len(state) == 1
     scale = state.strength if strength is None else batch_strength(strength, 1.0, rows, shared)
@@ -205,7 +203,7 @@ def _source_of_state(masks: RequestMaskModel, name: str, state: MaskState, stren
 
 
 def _source(
-    masks: RequestMaskModel,
+    masks: HandleEncoders,
     name: str,
     make_tensors: Callable[[], dict[str, LayerTensors]],
     rows: int,
@@ -239,7 +237,7 @@ def _is_zero(strength: Strength) -> bool:
     return isinstance(strength, (int, float)) and strength == 0
 
 
-def check_state(masks: RequestMaskModel, name: str, state: MaskState) -> None:
+def check_state(masks: HandleEncoders, name: str, state: MaskState) -> None:
     """Check that a mask state is one of an adapter.
 
     Raises:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cramer_peft._extras import require
-from cramer_peft.encoders.tuned import tunable_names
+from cramer_peft.encoders.batched import ModuleEncoder
 from cramer_peft.errors import EncoderError
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
@@ -21,7 +20,7 @@ _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # no weights in pickle
 _TOKENIZER_LOCK = threading.Lock()
 
 
-class SentenceTransformersEncoder:
+class SentenceTransformersEncoder(ModuleEncoder):
     """Vectors of a Sentence Transformers model (extra ``sentence-transformers``).
 
     The model's files are checked before anything is loaded: of its modules only Transformer, Pooling, Normalize and
@@ -79,23 +78,7 @@ class SentenceTransformersEncoder:
             raise EncoderError(f"truncate_dim is {truncate_dim!r}; {model_name_or_path!r} is {width} wide.")
         self.dim = truncate_dim or width
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim) float32."""
-        return self.encode_with(texts, self.module)
-
-    def encode_with(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
-        """Vectors of ``texts``, with ``run(…)`` in place of ``self.module(…)``; see ``TunableEncoder``."""
-        if not texts:
-            return torch.empty(0, self.dim)
-        starts = range(0, len(texts), self._batch_size)
-        return torch.cat([self._embedded(texts[start : start + self._batch_size], run) for start in starts])
-
-    def tunable_names(self, regime: str) -> list[str]:
-        """Names of the parameters that the regime "last" or "all" tunes."""
-        return tunable_names(self.module, regime)
-
-    def _embedded(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
+    def _encode_batch(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
         with _TOKENIZER_LOCK:  # a fast tokenizer keeps its padding as state
             features = self._model.preprocess(list(texts), prompt=self._prompt)
         features = {key: v.to(self._device) if isinstance(v, Tensor) else v for key, v in features.items()}

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from cramer_peft._extras import require
-from cramer_peft.encoders.tuned import tunable_names
+from cramer_peft.encoders.batched import ModuleEncoder
 from cramer_peft.errors import EncoderError
 
 # A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
 _TOKENIZER_LOCK = threading.Lock()
 
 
-class TransformersEncoder:
+class TransformersEncoder(ModuleEncoder):
     """Mean of a pretrained encoder's last hidden states over the tokens (CRAMER, section "Encoder").
 
     Padding is on the right and outside the mean, so a vector does not depend on the other texts of its batch.
@@ -69,23 +69,7 @@ class TransformersEncoder:
         self._batch_size, self._device = batch_size, device
         self.dim = int(self.module.config.hidden_size)
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, hidden_size) float32; NaN where a text has no token."""
-        return self.encode_with(texts, self.module)
-
-    def encode_with(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
-        """Vectors of ``texts``, with ``run(…)`` in place of ``self.module(…)``; see ``TunableEncoder``."""
-        if not texts:
-            return torch.empty(0, self.dim)
-        starts = range(0, len(texts), self._batch_size)
-        return torch.cat([self._pooled(texts[start : start + self._batch_size], run) for start in starts])
-
-    def tunable_names(self, regime: str) -> list[str]:
-        """Names of the parameters that the regime "last" or "all" tunes."""
-        return tunable_names(self.module, regime)
-
-    def _pooled(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
+    def _encode_batch(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
         with _TOKENIZER_LOCK:
             batch = self._tokenizer(
                 list(texts),
