@@ -37,18 +37,25 @@ class Interactions:
         sequences: Per user an int64 tensor of shape ``(length,)``: indices into the catalogue.
         dropped_users: How many users were left out because they had too few interactions.
         dropped_repeats: How many interactions were left out because the user had met the item.
+        times: Per user a float64 tensor of shape ``(length,)``: the timestamps of ``sequences``, never
+            decreasing. Empty where they are not known.
+        source: Name of the file they are from, for messages.
     """
 
     user_ids: tuple[str, ...]
     sequences: tuple[Tensor, ...]
     dropped_users: int = 0
     dropped_repeats: int = 0
+    times: tuple[Tensor, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         if len(self.user_ids) != len(self.sequences):
             raise DataError(
                 f"sequences: found {len(self.sequences)}, expected one for each of the {len(self.user_ids)} user_ids."
             )
+        if self.times and [len(times) for times in self.times] != [len(items) for items in self.sequences]:
+            raise DataError("times: expected one timestamp for each item of each of the sequences.")
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -256,9 +263,9 @@ def _build_sequences(
 ) -> Interactions:
     order = torch.argsort(timestamps, stable=True)  # stable: ties keep the order of the lines
     order = order[torch.argsort(users[order], stable=True)]
-    users, items = users[order], items[order]
+    users, items, timestamps = users[order], items[order], timestamps[order]
     first = _first_occurrences(users, items)
-    users, items = users[first], items[first]
+    users, items, timestamps = users[first], items[first], timestamps[first]
     lengths = torch.bincount(users, minlength=len(user_ids))
     kept = lengths >= min_interactions
     if not kept.any():
@@ -266,12 +273,15 @@ def _build_sequences(
             f"{path}: none of {len(user_ids)} users has {min_interactions} or more different "
             "items. Lower min_interactions or give more data."
         )
-    sequences = torch.split(items[kept[users]], lengths[kept].tolist())
+    lengths_kept = lengths[kept].tolist()
+    sequences = torch.split(items[kept[users]], lengths_kept)
     return Interactions(
         user_ids=tuple(user_ids[index] for index in kept.nonzero().flatten().tolist()),
         sequences=tuple(sequences),
         dropped_users=int((~kept).sum()),
         dropped_repeats=int((~first).sum()),
+        times=tuple(torch.split(timestamps[kept[users]], lengths_kept)),
+        source=path.name,
     )
 
 
