@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cramer_peft.active import GatesInForce
 from cramer_peft.carrier import NO_GATES, NoGates
-from cramer_peft.errors import RequestError
+from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.row_names import names_in_force, row_adapters
 from cramer_peft.sources import default_gates_by_row
 
@@ -54,6 +54,11 @@ class RequestForward:
         in_force = names_in_force(tuner.carrier)
         names = None if in_force is None else in_force.repeated()
         if names is not None:
+            if tuner.merged and tuner.adapters_enabled:
+                raise MergeError(
+                    "a request is merged into the weights, which all rows share: call unmerge() before passing "
+                    "adapter_names."
+                )
             _check_row_names(names, args, kwargs, tuner)
         source = self._source(request, strength, names if tuner.adapters_enabled else None)
         if source is None and request is _UNSET:
@@ -88,7 +93,7 @@ class RequestForward:
 
 
 def _check_row_names(names: Sequence[str], args: Any, kwargs: Any, tuner: RequestMaskModel) -> None:
-    config = next(iter(tuner.peft_config.values()), None)
+    config = next((tuner.peft_config[name] for name in tuner.active_adapters), None)
     inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
     if config is None or config.batch_folding is not None or inputs is None or inputs.dim() <= config.batch_dim:
         return

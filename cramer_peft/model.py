@@ -239,7 +239,7 @@ class RequestMaskModel(HandleMerging):
             ConfigError: If there is no such adapter, or several expect the rows of one module in different
                 dimensions.
         """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         for name in names:
             if name not in self.peft_config:
                 raise ConfigError(f"there is no adapter {name!r}; there are {sorted(self.peft_config)}.")
@@ -262,6 +262,8 @@ class RequestMaskModel(HandleMerging):
             TargetModuleError: As for :func:`inject_request_masks`.
         """
         self._check_alive()
+        if not isinstance(config, RequestMaskConfig):
+            raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
         if adapter_name in self.peft_config:
             raise ConfigError(
                 f"there is an adapter {adapter_name!r} already: choose another name, or delete_adapter first."
@@ -277,7 +279,18 @@ class RequestMaskModel(HandleMerging):
             raise
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and its generator; if it alone was active, the oldest of the others takes its place."""
+        """Remove an adapter and its generator; if it alone was active, the oldest of the others takes its place.
+
+        Raises:
+            ConfigError: If there is no such adapter.
+            MergeError: If its request is merged into the weights.
+        """
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"Adapter {adapter_name} does not exist; there are {sorted(self.peft_config)}.")
+        if self._merged is not None and adapter_name in self._merged.adapters:
+            raise MergeError(
+                f"Cannot delete adapter(s) {[adapter_name]} while they are merged: call unmerge() before that."
+            )
         active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
         del self.request_mask_generator[adapter_name]

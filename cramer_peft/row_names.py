@@ -13,6 +13,8 @@ import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from cramer_peft.errors import RequestError
+
 if TYPE_CHECKING:
     from cramer_peft.carrier import RequestCarrier
 
@@ -40,10 +42,21 @@ _NAMES: ContextVar[Mapping[RequestCarrier, RowNames]] = ContextVar(
 )
 
 
+def as_names(names: Sequence[str]) -> tuple[str, ...]:
+    """``adapter_names`` as a tuple.
+
+    Raises:
+        RequestError: If it is no sequence of names.
+    """
+    if isinstance(names, str) or not hasattr(names, "__iter__"):
+        raise RequestError(f"adapter_names must be a list with one name for each row, found {names!r}.")
+    return tuple(names)
+
+
 @contextmanager
 def row_adapters(carrier: RequestCarrier, names: Sequence[str], beams: int = 1) -> Iterator[None]:
     """Let each row of the calls inside the block have its own adapter."""
-    token = _NAMES.set({**_NAMES.get(), carrier: RowNames(tuple(names), beams)})
+    token = _NAMES.set({**_NAMES.get(), carrier: RowNames(as_names(names), beams)})
     try:
         yield
     finally:

@@ -12,7 +12,9 @@ from torch import Tensor
 from cramer_peft.active import GateInputs, GateSource, SeveralAdapters
 from cramer_peft.errors import BaseModelMismatchError, ConfigError, RequestError
 from cramer_peft.gates import LayerTensors
+from cramer_peft.leftovers import masked_layers
 from cramer_peft.requests import RequestBatch, Requests, Strength, batch_requests, batch_strength
+from cramer_peft.row_names import as_names
 from cramer_peft.state import MaskState
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def gates_in_force(
         adapter_names: Name of each row's adapter, or ``"__base__"``; None: the active adapters, all together.
     """
     source = (
-        _by_row(masks, requests, strength, list(adapter_names))
+        _by_row(masks, requests, strength, list(as_names(adapter_names)))
         if adapter_names is not None
         else _together(masks, requests, strength)
     )
@@ -65,7 +67,7 @@ def _together(masks: HandleEncoders, requests: AllRequests, strength: Strength) 
 def default_gates(masks: HandleEncoders) -> GateSource | SeveralAdapters | None:
     """The gates of the active adapters' stored default requests; None where there are none."""
     sources = []
-    for name in masks.active_adapters:
+    for name in dict.fromkeys(masks.active_adapters):
         vector = masks.generator_of(name).default_request
         source = None if vector is None else adapter_source(masks, name, vector, None)
         if source is not None:
@@ -155,6 +157,7 @@ def _by_row(
     _check_names(masks, names)
     rows = _row_requests(requests, len(names))
     distinct = [name for name in dict.fromkeys(names) if name != BASE]
+    _check_layouts(masks, distinct)
     sources: list[GateSource] = []
     owners = {BASE: -1}
     for name in distinct:
@@ -170,9 +173,25 @@ def _by_row(
 
 
 def _check_names(masks: HandleEncoders, names: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(masks.peft_config) - {BASE})
+    unknown = sorted(set(names) - set(masks.peft_config) - {BASE}, key=str)
     if unknown:
         raise ConfigError(f"adapter_names holds {unknown}; there are {sorted(masks.peft_config)} and {BASE!r}.")
+
+
+def _check_layouts(masks: HandleEncoders, names: Sequence[str]) -> None:
+    """Refuse adapters that expect a layer's rows elsewhere than the active ones do, by whom the layer goes."""
+    if len({(config.batch_dim, config.batch_folding) for config in masks.peft_config.values()}) < 2:
+        return
+    for layer in masked_layers(masks.model):
+        for name in names:
+            _, own = layer.request_mask_specs.get(name, (None, layer.layout))
+            if own != layer.layout:
+                raise ConfigError(
+                    f"module {layer.module_name!r}: adapter {name!r} expects its rows by batch_dim={own.batch_dim}, "
+                    f"batch_folding={own.folding!r}, the active adapters {masks.active_adapters} by "
+                    f"batch_dim={layer.layout.batch_dim}, batch_folding={layer.layout.folding!r}. Name adapters of one "
+                    "layout in adapter_names, and make one of them active by set_adapter(name)."
+                )
 
 
 def _row_requests(requests: AllRequests, rows: int) -> list[str | Tensor | None]:
@@ -183,6 +202,12 @@ def _row_requests(requests: AllRequests, rows: int) -> list[str | Tensor | None]
         )
     if requests is None or isinstance(requests, str) or (isinstance(requests, Tensor) and requests.dim() == 1):
         return [requests] * rows
+    if not isinstance(requests, Sequence) and not (isinstance(requests, Tensor) and requests.dim() > 1):
+        found = f"shape {tuple(requests.shape)}" if isinstance(requests, Tensor) else type(requests).__name__
+        raise RequestError(
+            "with adapter_names, requests are one for all rows, or a sequence or tensor with one for each row; found "
+            f"{found}."
+        )
     given = list(requests)
     if len(given) != rows:
         raise RequestError(f"adapter_names names {rows} rows, but {len(given)} requests were given.")
@@ -216,11 +241,7 @@ def _source(
     scale = None if scale is None else scale.to(device)
     active = None if active is None else active.to(device)
     if scale is not None:
-        if (
-            not generator.gate.has_strength
-            and not torch.compiler.is_compiling()
-            and not bool(((scale == 0) | (scale == 1)).all())
-        ):
+        if not generator.gate.has_strength and not torch.compiler.is_compiling() and _is_partial(scale, active):
             raise RequestError(f"gate={generator.gate.name!r} has no strength: only 0 and 1 can be given.")
         active = scale != 0 if active is None else active & (scale != 0)
         scale = scale * active
@@ -231,6 +252,12 @@ def _source(
     watched = chain(generator.parameters(), () if tuned is None else tuned.parameters())
     inputs = GateInputs(rows, shared and rows == 1, scale, active)
     return GateSource(make_tensors, generator.gate, inputs, list(watched), masks.model)
+
+
+def _is_partial(scale: Tensor, active: Tensor | None) -> bool:
+    """Whether a row that has a request has a strength other than 0 and 1."""
+    partial = (scale != 0) & (scale != 1)
+    return bool((partial if active is None else partial & active).any())
 
 
 def _is_zero(strength: Strength) -> bool:

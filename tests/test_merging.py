@@ -400,3 +400,23 @@ def test_without_a_stored_request_peft_has_nothing_to_merge(model, make_config) 
     masks = inject_request_masks(model, make_config())
     with pytest.raises(UnsupportedError, match="merge_request"):
         masks.merge_adapter()
+
+
+def test_a_stored_request_of_strength_zero_is_nothing_to_merge(model, make_config) -> None:
+    masks = inject_request_masks(model, make_config(strength=0.0, default_request=[1.0] * 8, request_dim=8))
+    with pytest.raises(RequestError, match="strength 0"):
+        masks.merge_adapter()
+    assert not masks.merged
+
+
+def test_what_was_merged_stays_where_a_further_merge_fails(model, make_config, x, monkeypatch) -> None:
+    masks = inject_request_masks(model, make_config(default_request=[1.0] * 8, request_dim=8))
+    masks.add_adapter("second", make_config(default_request=[-1.0] * 8, request_dim=8))
+    masks.merge_adapter(["default"])
+    merged = masks(x)
+    monkeypatch.setattr(MaskedLinear, "fold_parts", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        masks.merge_adapter(["second"])
+    assert masks.merged
+    assert model.up.merged_adapters == ["default"]
+    assert torch.equal(masks(x), merged)

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from cramer_peft import HashingEncoder, MaskState, RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft import (
+    HashingEncoder,
+    MaskState,
+    PrecomputedEncoder,
+    RequestMaskConfig,
+    RequestMaskModel,
+    inject_request_masks,
+)
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import ConfigError, EncoderError, RequestError, TargetModuleError, UnsupportedError
 
@@ -473,3 +480,15 @@ def test_trainer_learns_of_loss_keywords_what_the_model_says() -> None:
     config = RequestMaskConfig(target_modules=["0"], request_dim=4)
     assert not inject_request_masks(nn.Sequential(nn.Linear(3, 3)), config).accepts_loss_kwargs
     assert inject_request_masks(WithLossKeywords(nn.Linear(3, 3)), config).accepts_loss_kwargs
+
+
+def test_a_default_request_that_the_encoder_refuses_leaves_the_stored_one(model, x) -> None:
+    encoder = PrecomputedEncoder({"known": torch.ones(4)})
+    config = RequestMaskConfig(target_modules=["up"], init_weights=False)
+    masks = inject_request_masks(model, config, encoder=encoder)
+    masks.set_default_request("known")
+    before = masks(x)
+    with pytest.raises(EncoderError, match="unknown"):
+        masks.set_default_request("unknown")
+    assert masks.peft_config["default"].default_request == "known"
+    assert torch.equal(masks(x), before)

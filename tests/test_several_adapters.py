@@ -17,7 +17,7 @@ from cramer_peft import (
     inject_request_masks,
     load_request_masks,
 )
-from cramer_peft.errors import ConfigError, RequestError, UnsupportedError
+from cramer_peft.errors import ConfigError, MergeError, RequestError, UnsupportedError
 
 GATES = ("low_rank", "scale", "topk")
 DIM = 4
@@ -272,3 +272,95 @@ def test_each_adapter_saves_its_own_modules(door: str, tmp_path) -> None:
     assert torch.equal(masks(x, request=vectors), outputs["a"])
     plain = masks.unload()
     assert torch.equal(plain(x), build()(x))
+
+
+def test_rows_of_an_adapter_that_expects_them_elsewhere_are_refused() -> None:
+    masks = adapted(("low_rank", "low_rank"), ({}, {"batch_dim": 1}))
+    x, vectors = torch.randn(3, 3, 6), torch.randn(3, DIM)  # square, so that no shape would tell
+    with pytest.raises(ConfigError, match=r"'0': adapter 'b' expects its rows by batch_dim=1"):
+        masks(x, request=vectors, adapter_names=["b"] * 3)
+    masks.set_adapter("b")
+    wanted = masks(x, request=vectors)
+    assert torch.equal(masks(x, request=vectors, adapter_names=["b"] * 3), wanted)
+    with pytest.raises(ConfigError, match="'a' expects its rows by batch_dim=0"):
+        masks(x, request=vectors, adapter_names=["a", "b", "__base__"])
+
+
+def test_names_are_counted_where_the_active_adapter_has_its_rows() -> None:
+    masks = adapted(("low_rank", "low_rank"), ({}, {"batch_dim": 1}))
+    masks.set_adapter("b")
+    x, vectors = torch.randn(5, 3, 6), torch.randn(3, DIM)
+    assert torch.equal(masks(x, request=vectors, adapter_names=["b"] * 3), masks(x, request=vectors))
+
+
+def test_strengths_of_other_adapters_rows_do_not_bother_a_binary_gate() -> None:
+    masks = adapted(("low_rank", "topk"))
+    x, vectors = torch.randn(3, 6), torch.randn(3, DIM)
+    mixed = masks(x, request=vectors, adapter_names=["a", "b", "__base__"], request_strength=[0.5, 1.0, 0.3])
+    alone = masks(x, request=[vectors[0], None, None], request_strength=[0.5, 1.0, 0.3])
+    assert torch.allclose(mixed[0], alone[0], atol=1e-6)
+    assert torch.equal(mixed[2], masks(x)[2])
+    with pytest.raises(RequestError, match="only 0 and 1"):
+        masks(x, request=vectors, adapter_names=["a", "b", "b"], request_strength=[0.5, 1.0, 0.3])
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_names_are_refused_while_a_request_is_merged(default: bool) -> None:
+    masks = adapted(("low_rank", "low_rank"))
+    x, names = torch.randn(3, 6), ["a", "__base__", "b"]
+    if default:
+        masks.set_default_request(torch.randn(DIM))
+    masks.merge_request(torch.randn(DIM))
+    with pytest.raises(MergeError, match="unmerge"):
+        masks(x, adapter_names=names)
+    with pytest.raises(MergeError, match="unmerge"):
+        masks.gate_source(None, None, names)
+    with masks.disable_adapter():
+        assert torch.equal(masks(x, adapter_names=names), build()(x))
+
+
+def test_an_adapter_named_twice_is_active_once() -> None:
+    masks = adapted(("low_rank", "low_rank"))
+    masks.set_default_request(torch.randn(DIM))
+    x = torch.randn(3, 6)
+    once = masks(x)
+    masks.set_adapter(["a", "a"])
+    assert masks.active_names() == ["a"]
+    assert torch.equal(masks(x), once)
+
+
+@pytest.mark.parametrize("requests", [5, torch.tensor(1.0)])
+def test_requests_beside_names_must_be_requests(requests) -> None:
+    masks = adapted(("low_rank", "low_rank"))
+    with pytest.raises(RequestError, match="one for each row"):
+        masks(torch.randn(3, 6), request=requests, adapter_names=["a", "b", "a"])
+
+
+@pytest.mark.parametrize(("names", "error"), [("a", RequestError), (7, RequestError), (["a", None, "z"], ConfigError)])
+def test_names_must_be_names(names, error: type[Exception]) -> None:
+    masks = adapted(("low_rank", "low_rank"))
+    for call in (
+        lambda: masks(torch.randn(3, 6), request=torch.randn(DIM), adapter_names=names),
+        lambda: masks.gate_source(torch.randn(DIM), None, names),
+    ):
+        with pytest.raises(error, match="adapter_names"):
+            call()
+
+
+def test_deleting_what_is_not_there_or_is_merged() -> None:
+    masks = adapted(("low_rank", "low_rank"))
+    with pytest.raises(ConfigError, match=r"Adapter z does not exist; there are \['a', 'b'\]"):
+        masks.delete_adapter("z")
+    masks.merge_request(torch.randn(DIM))
+    with pytest.raises(MergeError, match="while they are merged"):
+        masks.delete_adapter("a")
+    masks.unmerge()
+    masks.delete_adapter("a")
+    assert masks.active_names() == ["b"]
+
+
+def test_what_is_added_must_be_a_configuration() -> None:
+    masks = adapted(("low_rank",))
+    with pytest.raises(ConfigError, match="must be a RequestMaskConfig, found dict"):
+        masks.add_adapter("b", {"target_modules": ["0"]})  # type: ignore[arg-type]
+    assert list(masks.peft_config) == ["a"]

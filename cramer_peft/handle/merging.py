@@ -11,7 +11,7 @@ from cramer_peft.active import Gates, SeveralAdapters
 from cramer_peft.errors import ConfigError, MergeError, RequestError, UnsupportedError
 from cramer_peft.handle.requests import HandleRequests
 from cramer_peft.leftovers import masked_layers
-from cramer_peft.merging import plan_merge
+from cramer_peft.merging import Merged, plan_merge
 from cramer_peft.requests import Strength
 from cramer_peft.sources import AllRequests, adapter_source
 
@@ -47,14 +47,18 @@ class HandleMerging(HandleRequests):
 
     def _merge(self, gates: Gates, adapters: list[str], safe: bool) -> None:
         rows = {gate.rows for gate in gates.values()}
+        if not rows:
+            raise RequestError(f"there is nothing to merge: the requests of {adapters} have strength 0.")
         if rows != {1}:
             raise RequestError(f"one request can be merged, found {max(rows)} rows.")
-        merged = plan_merge(self.model, gates, adapters, safe)
+        self._put_in_force(plan_merge(self.model, gates, adapters, safe))
+
+    def _put_in_force(self, merged: Merged) -> None:
         if self.carrier.enabled:
             merged.put()
         self._merged = merged
         for layer in masked_layers(self.model):
-            layer.merged_adapters = [name for name in adapters if name in layer.request_mask_specs]
+            layer.merged_adapters = [name for name in merged.adapters if name in layer.request_mask_specs]
 
     def unmerge(self) -> None:
         """Put back the parameters that :meth:`merge_request` replaced; nothing happens where none is merged."""
@@ -94,8 +98,14 @@ class HandleMerging(HandleRequests):
         if names:
             made = [adapter_source(self, name, vector, None) for name, vector in stored.items()]
             sources = [source for source in made if source is not None]
+            merged = self._merged
             self.unmerge()
-            self._merge(SeveralAdapters(sources).make(), names, safe_merge)
+            try:
+                self._merge(SeveralAdapters(sources).make(), names, safe_merge)
+            except BaseException:
+                if merged is not None:
+                    self._put_in_force(merged)
+                raise
 
     def unmerge_adapter(self) -> None:
         """The same as :meth:`unmerge`, by PEFT's name."""

@@ -87,7 +87,7 @@ class HandleRequests(HandleEncoders):
     ) -> GateSource | SeveralAdapters | None:
         """The gates of some requests, not made yet; None where there is nothing to mask."""
         self._check_alive()
-        if self._merged is not None and requests is not None:
+        if self._merged is not None and not (requests is None and adapter_names is None):
             raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
         return gates_in_force(self, requests, strength, adapter_names)
 
@@ -100,12 +100,18 @@ class HandleRequests(HandleEncoders):
 
         Raises:
             ConfigError: If the text is blank or the vector is not of request_dim finite numbers.
+            EncoderError: If the encoder fails on the text. The request that was stored stays.
         """
         name = self._named(adapter_name)
         stored = request.detach().float().tolist() if isinstance(request, Tensor) else request
-        replace(self.peft_config[name], default_request=stored)  # raises where it is impossible
-        self.peft_config[name].default_request = stored
-        self._fill_default_request(name)
+        config = self.peft_config[name]
+        replace(config, default_request=stored)  # raises where it is impossible
+        before, config.default_request = config.default_request, stored
+        try:
+            self._fill_default_request(name)
+        except BaseException:
+            config.default_request = before
+            raise
 
     def _layers_activated(self, names: list[str]) -> None:
         """PEFT sets active adapters on the layers too, one by one; the handle goes by what they say."""
