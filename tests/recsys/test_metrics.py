@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.metrics import hit_rate, mrr, ndcg, overlap, share, target_ranks, top_items
+from cramer_peft.recsys.metrics import (
+    expected_share,
+    hit_rate,
+    is_possible,
+    mrr,
+    mrr_interval,
+    ndcg,
+    overlap,
+    share,
+    target_ranks,
+    top_items,
+)
 
 INF = math.inf
 cells = st.sampled_from([-INF, -1.0, 0.0, 0.5, 2.0])  # few values, so that ties are frequent
@@ -99,3 +111,115 @@ def test_overlap_does_not_look_at_the_order() -> None:
 
     assert overlap(lists_of([1, 2, 3]), lists_of([3, 1, 2])).tolist() == [1.0]
     assert overlap(lists_of([1, 2], [1, 2]), lists_of([3, 4], [2, 9])).tolist() == [0.0, 0.5]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_expected_share_is_the_mean_over_orders_of_equal_scores(seed: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 3, (1, 6), generator=generator).float()
+    scores[scores == 0] = -INF  # a model may give -inf to what it can still be asked for
+    seen = torch.zeros(1, 6, dtype=torch.bool).index_fill_(1, torch.randperm(6, generator=generator)[:2], True)
+    flags = torch.rand(1, 6, generator=generator) < 0.5
+    shares = []
+    for order in itertools.permutations(range(6)):
+        best = sorted((item for item in order if not seen[0, item]), key=lambda item: -float(scores[0, item]))
+        shares.append(sum(bool(flags[0, item]) for item in best[:k]) / k)
+    assert float(expected_share(scores, seen, flags, k)) == pytest.approx(sum(shares) / len(shares), abs=1e-6)
+
+
+def test_expected_share_without_ties_is_that_of_the_list() -> None:
+    scores = torch.rand(5, 20, generator=torch.Generator().manual_seed(0))
+    seen, flags = scores < 0.2, (scores * 1e4).long() % 2 == 0
+    torch.testing.assert_close(expected_share(scores, seen, flags, 7), share(top_items(scores, seen, 7), flags))
+
+
+def test_expected_share_errors() -> None:
+    flags = torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(DataError, match="row 0 has 3 unseen items, expected 4"):
+        expected_share(torch.zeros(2, 3), flags, flags, 4)
+    with pytest.raises(DataError, match="row 1 of the scores holds NaN"):
+        expected_share(torch.tensor([[0.0, 1.0, 2.0], [0.0, math.nan, 1.0]]), flags, flags, 2)
+
+
+# --- (HR, NDCG, MRR) triples that rankings can have
+
+
+def means_of(ranks: list[float], k: int) -> tuple[float, float, float]:
+    tensor = torch.tensor(ranks, dtype=torch.float64)
+    return tuple(float(metric(tensor, k).double().mean()) for metric in (hit_rate, ndcg, mrr))  # type: ignore[return-value]
+
+
+@given(st.lists(st.integers(2, 80).map(lambda doubled: doubled / 2), min_size=1, max_size=20), st.integers(1, 30))
+def test_triples_of_rankings_are_possible(ranks: list[float], k: int) -> None:
+    hr, gain, reciprocal = means_of(ranks, k)
+    assert is_possible(hr, gain, reciprocal, k, ties=True)
+    whole = means_of([float(math.ceil(rank)) for rank in ranks], k)
+    assert is_possible(*whole, k)
+    assert is_possible(*(round(value, 3) for value in whole), k, tolerance=0.00051)
+    if any(rank <= k for rank in ranks):
+        low, high = mrr_interval(hr, gain, k, ties=True)
+        assert low - 1e-6 <= reciprocal <= high + 1e-6
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 30))
+def test_both_ends_are_reached_and_nothing_lies_beyond(ranks: list[int], k: int) -> None:
+    hr, gain, _ = means_of([float(rank) for rank in ranks], k)
+    low, high = mrr_interval(hr, gain, k)
+    assert low <= high + 1e-9
+    for end, step in ((low, -1e-3), (high, 1e-3)):
+        assert is_possible(hr, gain, end, k)
+        assert not is_possible(hr, gain, end + step, k)
+        assert is_possible(hr, gain, end + step, k, tolerance=1e-3)
+    assert not is_possible(hr, hr + 0.01, hr, k)
+    assert not is_possible(hr, gain - hr - 0.01, 0.0, k)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_agrees_with_all_mixtures_of_four_ranks(k: int, ties: bool) -> None:
+    """A mean of rankings is a mixture of at most four kinds, a miss among them: try every four of them."""
+    ranks = [1 + step / 2 for step in range(2 * k - 1)] if ties else list(range(1, k + 1))
+    points = [(0.0, 0.0, 0.0), *((1.0, 1 / math.log2(1 + rank), 1 / rank) for rank in ranks)]
+    corners = [torch.tensor(four, dtype=torch.float64).T for four in itertools.product(points, repeat=4)]
+    systems = torch.stack([torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)]) for corner in corners])
+    inverses = torch.linalg.pinv(systems)
+    generator = torch.Generator().manual_seed(k)
+    answers = []
+    for _ in range(300):
+        mixed = torch.rand(len(points), generator=generator, dtype=torch.float64) ** 3
+        triple = mixed / mixed.sum() @ torch.tensor(points, dtype=torch.float64)
+        triple += (
+            0.01 * torch.randn(3, generator=generator, dtype=torch.float64) * (torch.rand(1, generator=generator) < 0.8)
+        )
+        right = torch.cat([triple, torch.ones(1, dtype=torch.float64)])
+        weights = inverses @ right
+        solved = ((systems @ weights[:, :, None])[:, :, 0] - right).abs().amax(1) < 1e-8
+        mixture = bool((solved & (weights > -1e-9).all(1)).any())
+        assert is_possible(*triple.tolist(), k, tolerance=1e-9, ties=ties) == mixture
+        answers.append(mixture)
+    assert 30 < sum(answers) < 270  # both answers are tried
+
+
+def test_triples_by_hand() -> None:
+    assert is_possible(0.5, 0.5, 0.5)  # half of the targets first
+    assert not is_possible(0.5, 0.5, 0.4)
+    assert mrr_interval(1.0, 1 / math.log2(3)) == pytest.approx((0.5, 0.5328), abs=1e-4)
+    assert is_possible(0.0, 0.0, 0.0)
+    assert mrr_interval(0.0, 0.0) == (0.0, 0.0)
+    assert not is_possible(1.2, 1.2, 1.2)
+    assert not is_possible(math.nan, 0.1, 0.1)
+    assert not is_possible(-0.1, -0.1, -0.1)
+    assert is_possible(0.7, 0.7, 0.7, k=1)
+    assert not is_possible(0.7, 0.6, 0.6, k=1)
+    half = means_of([1.5], 10)
+    assert is_possible(*half, ties=True)
+    assert not is_possible(*half)
+
+
+def test_triples_errors() -> None:
+    with pytest.raises(DataError, match="k: found 0"):
+        is_possible(0.5, 0.5, 0.5, k=0)
+    with pytest.raises(DataError, match="tolerance: found -1"):
+        is_possible(0.5, 0.5, 0.5, tolerance=-1)
+    with pytest.raises(DataError, match=r"no rankings with one relevant item have HR@10 0\.5 and NDCG@10 0\.6"):
+        mrr_interval(0.5, 0.6)
