@@ -152,11 +152,16 @@ def _distance(usual: list[Tensor], moved: list[Tensor]) -> float:
 def _kept_as_it_was(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    # A forward may also put new tensors in their places.
+    held = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
         for module, flag in training:
             module.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
+        for module, own in held:
+            module._buffers.clear()
+            module._buffers.update(own)
+        for buffer, value in buffers:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(value)

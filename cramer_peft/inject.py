@@ -33,12 +33,14 @@ def inject_request_masks(
 
     Raises:
         TargetModuleError: If no module matches, or one cannot be masked.
-        ConfigError: If ``model`` has request masks already.
+        ConfigError: If ``model`` has request masks already, or an argument is of another type.
         EncoderError: If the encoder is unknown, or not as wide as ``config.request_dim``.
         MissingExtraError: If the encoder's package is not installed.
     """
     if isinstance(model, RequestMaskModel):
         raise ConfigError("this is a handle already: call its add_adapter(name, config).")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     if not isinstance(config, RequestMaskConfig):
         raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
     return RequestMaskModel(model, config.copy(), adapter_name, encoder=encoder)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, TargetModuleError
@@ -243,7 +244,8 @@ def _whole(message: str) -> TargetModuleError:
 def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     """Why the module cannot be masked, or None."""
     module = modules[name]
-    if wrapper_for(module) is None:
+    wrapper = wrapper_for(module)
+    if wrapper is None:
         message = (
             f"{name!r} is a {type(module).__name__}; supported are {', '.join(registered_classes())} and what is "
             "registered by cramer_peft.register_mask_layer."
@@ -257,6 +259,12 @@ def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
             "output projection alone)."
         )
         return Finding(FindingKind.READ_BY_PARENT, message, name)
+    if any(is_lazy(value) for value in module.parameters()):
+        message = f"{name!r} is a {type(module).__name__} without weights yet: call the model once before that."
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
+    if any(0 in _widths(spec) for spec in wrapper.part_specs(module).values()):
+        message = f"{name!r} is a {type(module).__name__} without any features: there is nothing to mask."
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
     return None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 from torch import nn
 
+from cramer_peft.adapter_files import check_encoder_weights
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.encoders import RequestEncoder, make_encoder
-from cramer_peft.errors import BaseModelMismatchError, CramerError, TargetModuleError
+from cramer_peft.encoders import CachedEncoder, RequestEncoder, TunedEncoder, make_encoder
+from cramer_peft.errors import BaseModelMismatchError, ConfigError, CramerError, TargetModuleError
 from cramer_peft.findings import Finding, FindingKind
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import masked_layers
@@ -24,9 +26,16 @@ def validate(model: nn.Module, config: RequestMaskConfig, encoder: RequestEncode
         encoder: An encoder object, in place of the one that ``config`` names.
 
     Returns:
-        The findings, the fatal ones first; injection raises if and only if one is fatal. An empty list is
-        a model and a configuration of which there is nothing to say.
+        The findings, the fatal ones first; injection raises if and only if one is fatal, but that an encoder
+        which injection itself does not need, as ``request_dim`` is given, is first missed at a text. An empty
+        list is a model and a configuration of which there is nothing to say.
+
+    Raises:
+        ConfigError: If ``config`` is no :class:`RequestMaskConfig`.
     """
+    if not isinstance(config, RequestMaskConfig):
+        raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
+    config = config.as_given()  # as injection does with one that serves another model already
     if any(True for _ in masked_layers(model)):
         return [
             Finding(
@@ -38,7 +47,8 @@ def validate(model: nn.Module, config: RequestMaskConfig, encoder: RequestEncode
     try:
         plan = plan_injection(model, config)
     except TargetModuleError as error:
-        return [*error.findings, *findings]
+        found = error.findings or (Finding(FindingKind.UNSUPPORTED_MODULE, str(error)),)
+        return [*found, *findings]
     except BaseModelMismatchError as error:
         return [Finding(FindingKind.OTHER_BASE_MODEL, str(error)), *findings]
     return findings + _notes(model, plan)
@@ -48,12 +58,27 @@ def _encoder_findings(config: RequestMaskConfig, encoder: RequestEncoder | None)
     try:
         if encoder is None and config.encoder is not None:
             encoder = make_encoder(config.encoder, config.encoder_options)
+        encoder = None if encoder is None else CachedEncoder(encoder).encoder  # raises where it is none
+        if encoder is not None and config.request_dim not in (None, encoder.dim):
+            message = (
+                f"request encoder {encoder.name!r} makes vectors of width {encoder.dim}, not {config.request_dim}."
+            )
+            return [Finding(FindingKind.ENCODER, message)]
+        if encoder is not None:
+            _try_encoder(config, encoder)
     except CramerError as error:
         return [Finding(FindingKind.ENCODER, str(error))]
-    if encoder is None or config.request_dim in (None, encoder.dim):
-        return []
-    message = f"request encoder {encoder.name!r} makes vectors of width {encoder.dim}, not {config.request_dim}."
-    return [Finding(FindingKind.ENCODER, message)]
+    return []
+
+
+def _try_encoder(config: RequestMaskConfig, encoder: RequestEncoder) -> None:
+    """Do what injection does with an encoder."""
+    dataclasses.replace(config, request_dim=encoder.dim)  # raises where the stored default request is not as wide
+    if config.encoder_tuning != "none":
+        TunedEncoder(encoder, config.encoder_tuning)
+        check_encoder_weights(config, encoder)
+    if isinstance(config.default_request, str):
+        CachedEncoder(encoder).encode([config.default_request])
 
 
 def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:

@@ -78,3 +78,24 @@ def test_another_entry_point(model, make_config, x) -> None:
     assert len(masks.check_effect(call=lambda: {"scores": [model(x)]})) == 4
     with pytest.raises(EffectError, match="no floating-point tensor"):
         masks.check_effect(x, call=lambda x: x)
+
+
+def test_buffers_that_a_forward_replaces_are_put_back(make_config) -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("last", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls, self.last = self.calls + 1, x
+            return self.linear(x)
+
+    model = Counts().eval()
+    calls = model.calls
+    masks = inject_request_masks(model, make_config(target_modules=["linear"]))
+    assert len(masks.check_effect(torch.randn(3, 4))) == 2
+    assert model.calls is calls
+    assert model.last is None
+    assert calls == 0

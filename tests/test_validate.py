@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
-from cramer_peft import FindingKind, HashingEncoder, RequestMaskConfig, inject_request_masks, validate
-from cramer_peft.errors import CramerError
+from cramer_peft import (
+    FindingKind,
+    HashingEncoder,
+    PrecomputedEncoder,
+    RequestMaskConfig,
+    inject_request_masks,
+    validate,
+)
+from cramer_peft.errors import ConfigError, CramerError, EncoderError, TargetModuleError
 
 PAGE = Path(__file__).parent.parent / "docs" / "validation.md"
 
@@ -112,3 +120,60 @@ def test_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(3, 3))
     assert validate(model, config(["0"])) == []
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lazy, self.lazy_convolution, self.empty = nn.LazyLinear(3), nn.LazyConv1d(3, 1), nn.Linear(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("lazy", "without weights yet"), ("lazy_convolution", "without weights yet"), ("empty", "without any features")],
+)
+def test_modules_without_weights(name: str, words: str) -> None:
+    (finding,) = validate(Odd(), config([name]))
+    assert (finding.kind, finding.module) == (FindingKind.UNSUPPORTED_MODULE, name)
+    assert words in finding.message
+    with pytest.raises(TargetModuleError, match=words):
+        inject_request_masks(Odd(), config([name]))
+
+
+def test_a_configuration_that_serves_another_model() -> None:
+    options = config(["0"])
+    other = nn.Sequential(nn.Linear(2, 2))
+    get_peft_model(other, options)
+    assert validate(nn.Sequential(nn.Linear(5, 2)), options) == []
+    inject_request_masks(nn.Sequential(nn.Linear(5, 2)), options)
+    filled = inject_request_masks(nn.Sequential(nn.Linear(2, 2)), options).peft_config["default"]
+    assert validate(nn.Sequential(nn.Linear(5, 2)), filled) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": "hashing", "encoder_tuning": "last"},
+        {"encoder": "hashing", "default_request": [1.0] * 5},
+        {"default_request": "a text without a vector"},
+    ],
+    ids=["cannot be tuned", "default of another width", "default that fails"],
+)
+def test_encoders_that_injection_cannot_use(options) -> None:
+    encoder = PrecomputedEncoder({"known": torch.ones(4)}) if "encoder" not in options else None
+    options = RequestMaskConfig(target_modules=["0"], **options)
+    (finding,) = validate(nn.Sequential(nn.Linear(2, 2)), options, encoder)
+    assert finding.kind is FindingKind.ENCODER
+    with pytest.raises(CramerError):
+        inject_request_masks(nn.Sequential(nn.Linear(2, 2)), options, encoder=encoder)
+
+
+def test_arguments_of_other_types(model) -> None:
+    with pytest.raises(ConfigError, match="must be a RequestMaskConfig, found dict"):
+        validate(model, {"target_modules": ["up"]})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"must be a torch\.nn\.Module, found int"):
+        inject_request_masks(5, config(["up"]))  # type: ignore[arg-type]
+    (finding,) = validate(model, config(["up"]), object())  # type: ignore[arg-type]
+    assert "without name, dim, encode" in finding.message
+    with pytest.raises(EncoderError, match="without name, dim, encode"):
+        inject_request_masks(model, config(["up"]), encoder=object())  # type: ignore[arg-type]

@@ -98,9 +98,18 @@ class CachedEncoder:
     Args:
         encoder: The encoder behind it.
         capacity: Number of texts kept; the least recently used go first.
+
+    Raises:
+        EncoderError: If ``encoder`` is no encoder.
     """
 
     def __init__(self, encoder: RequestEncoder, capacity: int = 65_536) -> None:
+        missing = [name for name in ("name", "dim", "encode") if not hasattr(encoder, name)]
+        if missing:
+            raise EncoderError(
+                f"a request encoder has name, dim and encode(texts); found {type(encoder).__name__} without "
+                f"{', '.join(missing)}."
+            )
         self.encoder = encoder
         self.capacity = capacity
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
