@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cramer_peft.findings import Finding
 
+_LENGTH = 8000
 _PLACE = re.compile(r" \(docs/errors\.md#\w+\)")
 
 
 class CramerError(Exception):
     """Base class of every error raised on purpose by this library.
 
-    Its text ends in the place of the documentation that explains the class.
+    Its text ends in the place of the documentation that explains the class. What it quotes may come from a file,
+    so a text that is longer than a page is cut in the middle.
     """
 
     def __str__(self) -> str:
         message = _PLACE.sub("", super().__str__())  # an error that quotes another names its own place alone
+        if len(message) > _LENGTH:
+            message = f"{message[: _LENGTH - 1000]} … ({len(message)} characters) … {message[-900:]}"
         return f"{message} (docs/errors.md#{type(self).__name__})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,9 @@ _MAX_JSON_BYTES = 16 * 2**20
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_JSON_DEPTH = 32
 _MAX_JSON_CONTAINERS = 2**22
+_MAX_JSON_TEXTS = 2**21
+_MAX_JSON_NUMBERS = 2**22
+_MAX_TENSORS = 2**17
 _MAX_INTEGER_DIGITS = 19
 _MAX_DIMENSIONS = 16
 _STALE_SECONDS = 3600
@@ -164,7 +168,7 @@ def parse_json(data: bytes) -> Any:
     """Parse UTF-8 JSON, more strictly than ``json.loads``.
 
     Refused too: a key twice in one object, NaN, infinity and numbers that overflow to it, integers beyond
-    19 digits, lone surrogates, and nesting deeper than 32.
+    19 digits, lone surrogates, nesting deeper than 32, and millions of values.
 
     Raises:
         ValueError: If it is not such JSON.
@@ -172,13 +176,17 @@ def parse_json(data: bytes) -> Any:
     text = data.decode("utf-8")
     if text.count("[") + text.count("{") > _MAX_JSON_CONTAINERS:
         raise ValueError(f"more than {_MAX_JSON_CONTAINERS} lists and objects")
+    # A text opens with a quote that has no backslash before it, and closes with one that mostly has none.
+    if text.count('"') - text.count('\\"') > 2 * _MAX_JSON_TEXTS:
+        raise ValueError(f"more than {_MAX_JSON_TEXTS} keys and texts")
+    numbers = itertools.count(1)
     try:
         values = json.loads(
             text,
             object_pairs_hook=_distinct,
             parse_constant=_no_constant,
-            parse_float=_finite_number,
-            parse_int=_integer,
+            parse_float=lambda digits: _finite_number(digits, next(numbers)),
+            parse_int=lambda digits: _integer(digits, next(numbers)),
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -199,17 +207,24 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _finite_number(text: str) -> float:
+def _finite_number(text: str, count: int) -> float:
+    _check_count(count)
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is too large")
     return value
 
 
-def _integer(text: str) -> int:
+def _integer(text: str, count: int) -> int:
+    _check_count(count)
     if len(text.lstrip("-")) > _MAX_INTEGER_DIGITS:
         raise ValueError(f"an integer has more than {_MAX_INTEGER_DIGITS} digits")
     return int(text)
+
+
+def _check_count(count: int) -> None:
+    if count > _MAX_JSON_NUMBERS:
+        raise ValueError(f"more than {_MAX_JSON_NUMBERS} numbers")
 
 
 def _check_depth(values: Any) -> None:
@@ -269,6 +284,8 @@ def _parse_layout(header: bytes, data_bytes: int) -> tuple[dict[str, TensorInfo]
     metadata = values.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not texts")
+    if len(values) > _MAX_TENSORS:
+        raise ValueError(f"it has {len(values)} tensors, more than {_MAX_TENSORS}")
     layout: dict[str, TensorInfo] = {}
     places: list[tuple[int, int]] = []
     for name, entry in values.items():
@@ -337,10 +354,10 @@ def check_finite(tensors: dict[str, Tensor], where: str) -> None:
     """
     bad = [name for name, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
     if bad:
-        raise AdapterFileError(f"{where}: {bad[0]!r} holds NaN or infinity ({len(bad)} tensors do).")
+        raise AdapterFileError(f"{where}: {bad[0][:200]!r} holds NaN or infinity ({len(bad)} tensors do).")
     odd = [name for name, value in tensors.items() if value.dtype == torch.bool and not _is_truth(value)]
     if odd:
-        raise AdapterFileError(f"{where}: {odd[0]!r} is bool, but holds bytes other than 0 and 1.")
+        raise AdapterFileError(f"{where}: {odd[0][:200]!r} is bool, but holds bytes other than 0 and 1.")
 
 
 def _is_finite(value: Tensor) -> bool:

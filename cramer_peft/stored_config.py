@@ -206,4 +206,7 @@ def _is_place(key: str, value: str) -> bool:
     if re.match(r"[~./\\]|[A-Za-z]:[/\\]|[A-Za-z][\w+.-]*://", value) or ".." in value or "\\" in value:
         return True
     # "owner/name" may be a name on the hub, and a folder that happens to be here.
-    return "path" in key.lower() and Path(value.replace("\0", "")).exists()
+    try:
+        return "path" in key.lower() and Path(value.replace("\0", "")).exists()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        return True

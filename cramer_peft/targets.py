@@ -105,6 +105,7 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
             "them in exclude_modules.",
             *problems,
         )
+    _check_saved_whole(matches, resolved)
     targets = _gated_parts(matches, resolved)
     plan = InjectionPlan(resolved, tuple(targets))
     layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
@@ -275,6 +276,24 @@ def _nested(name: str, matches: dict[str, nn.Module]) -> Finding | None:
         return None
     message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
     return Finding(FindingKind.NESTED_TARGET, message, name)
+
+
+def _check_saved_whole(matches: dict[str, nn.Module], config: RequestMaskConfig) -> None:
+    """Refuse to train whole what is masked, or lies inside: PEFT would do so, or fail halfway.
+
+    Raises:
+        TargetModuleError: If an entry of ``modules_to_save`` does so; PEFT matches them as endings.
+    """
+    for name, module in matches.items():
+        inside = [f"{name}.base_layer"] + [f"{name}.base_layer.{child}" for child, _ in module.named_modules() if child]
+        for wanted in config.modules_to_save or []:
+            found = next((place for place in [name, *inside] if place.endswith(wanted)), None)
+            if found is not None:
+                message = (
+                    f"modules_to_save={wanted!r} takes in {found.replace('.base_layer', '')!r}, which is masked: a "
+                    "module is masked or trained whole, not both. Names there match as endings; leave it out of one."
+                )
+                raise TargetModuleError.of(message, Finding(FindingKind.NESTED_TARGET, message, name))
 
 
 def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:

@@ -56,6 +56,13 @@ def test_an_error_that_quotes_another_names_its_own_place_alone() -> None:
     assert str(AdapterFileError(f"a.json: {inner}")) == "a.json: no (docs/errors.md#AdapterFileError)"
 
 
+def test_what_a_file_makes_endless_is_cut_and_keeps_both_ends() -> None:
+    message = str(AdapterFileError("a.json: found " + "x" * 10**7 + ". Save it again."))
+    assert len(message) < 9000
+    assert message.startswith("a.json: found xxx")
+    assert message.endswith("xxx. Save it again. (docs/errors.md#AdapterFileError)")
+
+
 def test_every_class_has_its_place_in_the_documentation() -> None:
     page = (Path(__file__).parent.parent / "docs" / "errors.md").read_text(encoding="utf-8")
     places = re.findall(r"^## (\w+) \{ #(\w+) \}$", page, re.MULTILINE)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
 from cramer_peft import HashingEncoder, RequestMaskConfig, inject_request_masks, load_request_masks
@@ -39,6 +40,17 @@ def test_a_failure_halfway_changes_nothing(model, snapshot, make_config, monkeyp
     with pytest.raises(KeyboardInterrupt):
         inject_request_masks(model, make_config(modules_to_save=["out"]))
     assert len(calls) == 2
+    assert before.differences(model) == []
+
+
+@pytest.mark.parametrize("make", [inject_request_masks, get_peft_model])
+def test_what_lies_inside_a_masked_module_is_not_saved_whole(make, make_config, snapshot) -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    before = snapshot(model)
+    config = make_config(target_modules=["attention"], modules_to_save=["out_proj"])
+    with pytest.raises(TargetModuleError, match=r"takes in 'attention\.out_proj', which is masked") as caught:
+        make(model, config)
+    assert [finding.kind for finding in caught.value.findings] == ["nested-target"]
     assert before.differences(model) == []
 
 

@@ -81,6 +81,30 @@ def test_a_huge_json_file_is_not_read(tmp_path: Path, monkeypatch) -> None:
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("limit", "content"),
+    [
+        ("_MAX_JSON_TEXTS", b'{"a": ["b", "c", "d"]}'),
+        ("_MAX_JSON_TEXTS", rb'{"a\\": "b\\", "c\\": "d\\", "e\\": "f\\", "g\\": "h\\"}'),
+        ("_MAX_JSON_NUMBERS", b'{"a": [1, 2.5, 3, 4]}'),
+    ],
+)
+def test_json_of_too_many_values_is_refused(tmp_path: Path, monkeypatch, limit: str, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    read_json(tmp_path / "a.json")
+    monkeypatch.setattr(io, limit, 3)
+    with pytest.raises(AdapterFileError, match="more than 3"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_header_of_too_many_tensors_is_refused(tmp_path: Path, monkeypatch) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {name: torch.ones(1) for name in "abc"}, {"texts": '["a", "b"]' * 9})
+    assert len(read_safetensors(tmp_path / "a.safetensors")[0]) == 3
+    monkeypatch.setattr(io, "_MAX_TENSORS", 2)
+    with pytest.raises(AdapterFileError, match="3 tensors, more than 2"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
 def test_safetensors_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"a": torch.ones(2, 3, dtype=dtype).T, "b": torch.zeros(0, dtype=dtype)}

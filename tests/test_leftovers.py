@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from cramer_peft import inject_request_masks
 from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.layers import RequestMaskLayer
+from cramer_peft.layers.registry import _WRAPPERS
 from cramer_peft.leftovers import ModelRecord, locations, masked_layers
 
 REQUESTS = ["more horror", None, "nothing sad"]
@@ -33,6 +34,8 @@ class Recommender(nn.Module):
             hidden = self.layer(hidden, hidden, hidden)[0]
         elif isinstance(self.attention, nn.Conv1d):
             hidden = self.layer(hidden.transpose(1, 2)).transpose(1, 2)
+        elif isinstance(self.attention, nn.Conv2d):
+            hidden = self.layer(hidden[:, None])[:, 0]
         elif isinstance(self.attention, nn.TransformerEncoder):
             hidden = self.layer(hidden, src_key_padding_mask=x == 0)
         else:
@@ -64,8 +67,14 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "LSTM": (lambda: nn.LSTM(8, 8, batch_first=True), ["layer"]),
     "RNN": (lambda: nn.RNN(8, 8, batch_first=True), ["layer"]),
     "Conv1d": (lambda: nn.Conv1d(8, 8, 3, padding=1), ["layer"]),
+    "Conv2d": (lambda: nn.Conv2d(1, 1, 3, padding=1), ["layer"]),
     "Embedding": (nn.ModuleList, ["embedding"]),
 }
+
+
+def test_every_kind_that_is_registered_is_here() -> None:
+    ours = {kind.__name__ for kind, wrapper in _WRAPPERS.items() if wrapper.__module__.startswith("cramer_peft.")}
+    assert LAYERS.keys() - {"TransformerEncoder"} == ours
 
 
 def nothing(masks, model, x) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from cramer_peft import HashingEncoder, inject_request_masks, load_request_masks, register_request_encoder
 from cramer_peft.encoders import base
-from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, ConfigError, EncoderError
+from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, ConfigError, EncoderError, TargetModuleError
 from cramer_peft.io import read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -49,6 +49,22 @@ def test_impossible_fields(saved, model, snapshot, edit_json, field: str, value:
         load_request_masks(model, saved)
     assert len(str(caught.value)) < 5000
     assert before.differences(model) == []
+
+
+@pytest.mark.parametrize("wanted", ["up", "p", "base_layer", "up.base_layer"])
+def test_modules_that_are_masked_cannot_be_saved_whole(saved, model, snapshot, edit_json, wanted: str) -> None:
+    before = snapshot(model)
+    edit_json(saved / CONFIG, modules_to_save=[wanted])
+    with pytest.raises((TargetModuleError, BaseModelMismatchError), match="up"):
+        load_request_masks(model, saved)
+    assert before.differences(model) == []
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 5000])
+def test_a_path_that_no_system_takes_is_refused_as_one(saved, model, edit_json, name: str) -> None:
+    edit_json(saved / CONFIG, encoder="transformers", encoder_options={"model_name_or_path": name})
+    with pytest.raises(EncoderError, match="names a place"):
+        load_request_masks(model, saved)
 
 
 def test_fields_of_peft_name_nothing_that_is_imported_or_fetched(saved, model, edit_json, x) -> None:

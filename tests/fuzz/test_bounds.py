@@ -112,6 +112,11 @@ def strangers(make_model, make_config, tmp_path: Path, edit_json) -> Path:
     adapter("many-targets", target_modules=["x"] * 1_000_000)
     sparse(root / "state-of-a-terabyte", 2**40, huge("up.a", 2**38))
     sparse(root / "state-of-a-gigabyte", 2**31 + 1, huge("up.a", 2**29))
+    entries = (f'"{i:07d}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(1_300_000))
+    many = ("{" + ",".join(entries) + "}").encode()
+    (root / "state-of-a-million-tensors").write_bytes(len(many).to_bytes(8, "little") + many)
+    numbers = b'{"a":[' + b"1234," * 19_000_000 + b"1]}"
+    (root / "state-of-numbers").write_bytes(len(numbers).to_bytes(8, "little") + numbers)
     sparse(root / "catalogue-of-a-terabyte", 2**40, b"{")
     (root / "catalogue-wide").write_bytes(b'{"a":[' + b"[]," * 20_000_000 + b"0]}")
     sparse(root / "atomic-of-a-terabyte", 2**40, b"a:token\n")
