@@ -289,7 +289,7 @@ class RequestMaskModel(HandleMerging):
             raise ConfigError(f"Adapter {adapter_name} does not exist; there are {sorted(self.peft_config)}.")
         if self._merged is not None and adapter_name in self._merged.adapters:
             raise MergeError(
-                f"Cannot delete adapter(s) {[adapter_name]} while they are merged: call unmerge() before that."
+                f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
             )
         active = list(self.active_adapters)
         super().delete_adapter(adapter_name)
