@@ -90,3 +90,7 @@ class DataError(CramerError, ValueError):
 
 class DownloadError(CramerError, OSError):
     """A data set could not be fetched, or what arrived is not what was asked for."""
+
+
+class MissingModelError(CramerError, OSError):
+    """A pretrained model that was asked for by name or folder is not there, or cannot be read."""

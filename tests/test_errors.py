@@ -21,6 +21,7 @@ BUILT_IN: dict[str, type[Exception]] = {
     "UnsupportedError": NotImplementedError,
     "DataError": ValueError,
     "DownloadError": OSError,
+    "MissingModelError": OSError,
 }
 CLASSES = {
     name: value for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
