@@ -50,6 +50,10 @@ class GateInputs:
     active: Tensor | None
 
 
+def _nothing() -> None:
+    pass
+
+
 class GateSource:
     """Gives each masked layer its gates.
 
@@ -67,8 +71,10 @@ class GateSource:
         inputs: GateInputs,
         watched: Sequence[Tensor],
         model: nn.Module,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self.inputs = inputs
+        self._check = check or _nothing  # raises where the adapter is gone
         self.asked: tuple[Any, Any] | None = None  # the requests and strength that it was made of
         self.for_recompute = in_backward()  # where the recompute itself has put it in force
         self.is_default = False
@@ -97,7 +103,10 @@ class GateSource:
 
     def for_forward(self) -> PinnedGates:
         """The gates for one call of the root module."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            return PinnedGates(self.make(), self.for_recompute, self.is_default)
+        self._check()
+        if torch.is_grad_enabled():
             return PinnedGates(self.make(), self.for_recompute, self.is_default)
         return PinnedGates(self._keep(), self.for_recompute, self.is_default)
 
@@ -108,6 +117,8 @@ class GateSource:
 
     def gates_of(self, entry: str) -> PartGate | None:
         """The gates of one part of a layer, or None where this adapter does not mask it."""
+        if not torch.compiler.is_compiling():
+            self._check()
         if not torch.is_grad_enabled():
             return self._keep().get(entry)
         if self._lazy is None or entry in self._asked:

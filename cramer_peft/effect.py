@@ -72,6 +72,8 @@ def check_effect(
     Raises:
         EffectError: If a layer is not called, or does not move the output; it names each.
     """
+    if not masks.adapters_enabled:
+        raise EffectError("adapters are disabled, so that no mask has an effect: leave disable_adapter() first.")
     layers = list(masked_layers(masks.model))
     effects: list[LayerEffect] = []
     for mode in ("train", "eval"):

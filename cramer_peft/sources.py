@@ -251,7 +251,14 @@ def _source(
     tuned = masks.tuned_encoder(name)
     watched = chain(generator.parameters(), () if tuned is None else tuned.parameters())
     inputs = GateInputs(rows, shared and rows == 1, scale, active)
-    return GateSource(make_tensors, generator.gate, inputs, list(watched), masks.model)
+
+    def check() -> None:
+        if name not in masks.request_mask_generator or masks.request_mask_generator[name] is not generator:
+            raise ConfigError(
+                f"adapter {name!r} was deleted while a request of it was in force: leave the request's block first."
+            )
+
+    return GateSource(make_tensors, generator.gate, inputs, list(watched), masks.model, check)
 
 
 def _is_partial(scale: Tensor, active: Tensor | None) -> bool:

@@ -19,7 +19,7 @@ from cramer_peft.registration import RequestMaskPeftType
 from cramer_peft.targets import own_modules
 
 _MESSAGE_LENGTH = 1000
-_PATTERN_LENGTH = 4 * 2**20
+_PATTERN_LENGTH = 2**20
 _LIST_LENGTH = 1000
 _LARGEST = torch.finfo(torch.float32).max
 

@@ -99,3 +99,9 @@ def test_buffers_that_a_forward_replaces_are_put_back(make_config) -> None:
     assert model.calls is calls
     assert model.last is None
     assert calls == 0
+
+
+def test_disabled_adapters_are_said_to_be_so(model, make_config, x) -> None:
+    masks = inject_request_masks(model, make_config())
+    with masks.disable_adapter(), pytest.raises(EffectError, match="adapters are disabled"):
+        masks.check_effect(x)

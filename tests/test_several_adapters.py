@@ -364,3 +364,17 @@ def test_what_is_added_must_be_a_configuration() -> None:
     with pytest.raises(ConfigError, match="must be a RequestMaskConfig, found dict"):
         masks.add_adapter("b", {"target_modules": ["0"]})  # type: ignore[arg-type]
     assert list(masks.peft_config) == ["a"]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_adapter_deleted_inside_a_block_of_its_own_request_says_so(model, make_config, x, grad: bool) -> None:
+    masks = inject_request_masks(model, make_config())
+    masks.add_adapter("other", make_config())
+    frozen = model(x)
+    with torch.set_grad_enabled(grad), masks.request("more horror"):
+        masks.delete_adapter("default")
+        for run in (model, model.predict):
+            with pytest.raises(ConfigError, match="'default' was deleted while a request of it was in force"):
+                run(x)
+    assert torch.equal(model(x), frozen)
+    assert not torch.equal(masks(x, request="more horror"), frozen)
