@@ -17,7 +17,7 @@ from cramer_peft.recsys.evaluation import EvaluationUsers
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A causal language model of two layers with random weights, and a tokenizer of single characters."""
     path = tmp_path_factory.mktemp("lm")
     vocabulary = {"<unk>": 0, "<end>": 1, **{chr(code): code - 30 for code in range(32, 127)}}
@@ -30,10 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_model_from_disk(folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers) -> None:
+def test_a_model_from_disk(model_folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers) -> None:
     task = make_task()
     before = {name: value.clone() for name, value in task.backbone.state_dict().items()}
-    ranker = ListwiseReranker(folder, candidates=5, max_new_tokens=12)
+    ranker = ListwiseReranker(model_folder, candidates=5, max_new_tokens=12)
     ranker.fit(task)
     item_ids = users.item_ids[:3]
     with torch.no_grad():
@@ -48,10 +48,10 @@ def test_a_model_from_disk(folder: Path, make_task: Callable[..., RankerTask], u
 
 
 def test_an_answer_becomes_an_order(
-    folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, prompts = make_task(), []
-    ranker = ListwiseReranker(folder, candidates=4, recent=2)
+    ranker = ListwiseReranker(model_folder, candidates=4, recent=2)
     ranker.fit(task)
     monkeypatch.setattr(ranker, "_answer", lambda prompt: prompts.append(prompt) or "[3] > [1]")
     item_ids = users.item_ids[:1]
@@ -76,7 +76,7 @@ def test_an_answer_becomes_an_order(
 
 
 def test_a_reader_of_requests_would_be_seen(
-    folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, make_task: Callable[..., RankerTask], users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in that does as the prompt says raises what is asked for: prompt, answer and order fit together."""
 
@@ -85,7 +85,7 @@ def test_a_reader_of_requests_would_be_seen(
         return " > ".join(line.split()[0] for line in sorted(lines, key=lambda line: "horror" not in line.lower()))
 
     task = make_task()
-    ranker = ListwiseReranker(folder, candidates=20)
+    ranker = ListwiseReranker(model_folder, candidates=20)
     ranker.fit(task)
     monkeypatch.setattr(ranker, "_answer", follow)
     scores = ranker.scores(users.item_ids, ["I want horror"] * len(users.item_ids)).masked_fill(users.seen, -torch.inf)
@@ -97,8 +97,8 @@ def test_a_reader_of_requests_would_be_seen(
     assert bool(reachable.float().mean() > horror[frozen.argmax(1)].float().mean() + 0.2)
 
 
-def test_chat_templates_are_used(folder: Path, make_task: Callable[..., RankerTask]) -> None:
-    ranker = ListwiseReranker(folder, candidates=3, max_new_tokens=2)
+def test_chat_templates_are_used(model_folder: Path, make_task: Callable[..., RankerTask]) -> None:
+    ranker = ListwiseReranker(model_folder, candidates=3, max_new_tokens=2)
     ranker.fit(make_task())
     seen = []
     generate = ranker._model.generate
