@@ -74,7 +74,7 @@ class GateSource:
         check: Callable[[], None] | None = None,
     ) -> None:
         self.inputs = inputs
-        self._check = check or _nothing  # raises where the adapter is gone
+        self._check = _nothing if check is None else check  # raises where the adapter is gone
         self.asked: tuple[Any, Any] | None = None  # the requests and strength that it was made of
         self.for_recompute = in_backward()  # where the recompute itself has put it in force
         self.is_default = False

@@ -58,8 +58,15 @@ class RequestModule(nn.Module):
         source = self._source(given[0], given[1] if self.with_active else None)
         run = getattr(self.masks.model, self.method)
         carrier = self.masks.carrier
-        with carrier.carrying(source.for_forward()):
+        gates = source.for_forward()
+        if not torch.compiler.is_compiling():
+            with carrier.carrying(gates):
+                return run(*own)
+        before = carrier.enter_compiled_call(gates)  # not every version of torch can trace a context manager
+        try:
             return run(*own)
+        finally:
+            carrier.leave_compiled_call(before)
 
     def _source(self, vectors: Tensor, active: Tensor | None) -> GateSource:
         generator = self.masks.generator_of(self.adapter_name)

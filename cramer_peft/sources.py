@@ -51,11 +51,11 @@ def gates_in_force(
 
 
 def _together(masks: HandleEncoders, requests: AllRequests, strength: Strength) -> GateSource | SeveralAdapters | None:
-    made = {
-        name: source
-        for name, asked in _per_adapter(masks, requests).items()
-        if (source := adapter_source(masks, name, asked, strength)) is not None
-    }
+    made: dict[str, GateSource] = {}
+    for name, asked in _per_adapter(masks, requests).items():  # a loop: torch 2.6 traces no walrus in a comprehension
+        source = adapter_source(masks, name, asked, strength)
+        if source is not None:
+            made[name] = source
     if len(made) < 2:
         return list(made.values())[0] if made else None  # noqa: RUF015 (torch 2.6 cannot trace next(iter(…)))
     counts = {name: source.inputs.rows for name, source in made.items() if not source.inputs.shared}
