@@ -19,8 +19,6 @@ from cramer_peft.sources import default_gates_by_row
 if TYPE_CHECKING:
     from cramer_peft.model import RequestMaskModel
 
-_UNSET: Any = object()
-
 
 class RequestForward:
     """The root's forward, with the keywords ``request``, ``request_strength`` and ``adapter_names``.
@@ -39,17 +37,19 @@ class RequestForward:
         self._takes_names = "adapter_names" not in parameters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tuner = self._tuner
-        request, strength, names = _UNSET, None, None
+        # A flag, not a sentinel in place of the request: torch 2.7 compiles a look at a sentinel's identity
+        # without a guard, and would go on answering for the call that it saw first.
+        given, request, strength, names = False, None, None, None
         if not self._own_keyword:
-            request, strength = kwargs.pop("request", _UNSET), kwargs.pop("request_strength", None)
+            given = "request" in kwargs
+            request, strength = kwargs.pop("request", None), kwargs.pop("request_strength", None)
             names = kwargs.pop("adapter_names", None) if self._takes_names else None
         if names is not None:
-            with row_adapters(tuner.carrier, names):
-                return self._run(request, strength, args, kwargs)
-        return self._run(request, strength, args, kwargs)
+            with row_adapters(self._tuner.carrier, names):
+                return self._run(given, request, strength, args, kwargs)
+        return self._run(given, request, strength, args, kwargs)
 
-    def _run(self, request: Any, strength: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, given: bool, request: Any, strength: Any, args: Any, kwargs: Any) -> Any:
         tuner = self._tuner
         in_force = names_in_force(tuner.carrier)
         names = None if in_force is None else in_force.repeated()
@@ -60,8 +60,8 @@ class RequestForward:
                     "adapter_names."
                 )
             _check_row_names(names, args, kwargs, tuner)
-        source = self._source(request, strength, names if tuner.adapters_enabled else None)
-        if source is None and request is _UNSET:
+        source = self._source(given, request, strength, names if tuner.adapters_enabled else None)
+        if source is None and not given:
             tuner.carrier.note(None)
             return self._forward(*args, **kwargs)
         gates = source.for_forward() if source is not None and tuner.adapters_enabled else None
@@ -74,11 +74,11 @@ class RequestForward:
         with tuner.carrier.carrying(gates):
             return self._forward(*args, **kwargs)
 
-    def _source(self, request: Any, strength: Any, names: Sequence[str] | None) -> GatesInForce | None:
+    def _source(self, given: bool, request: Any, strength: Any, names: Sequence[str] | None) -> GatesInForce | None:
         tuner = self._tuner
         if names is None:
-            return tuner.carrier.current() if request is _UNSET else tuner.gate_source(request, strength)
-        if request is not _UNSET:
+            return tuner.gate_source(request, strength) if given else tuner.carrier.current()
+        if given:
             return tuner.gate_source(request, strength, names)
         said = tuner.carrier.said()
         if isinstance(said, NoGates):
