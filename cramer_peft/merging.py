@@ -74,14 +74,14 @@ def plan_merge(model: nn.Module, gates: Gates, adapters: list[str], safe: bool =
         MergeError: If a weight is shared with another module, is no plain parameter, or (``safe``) folds
             to NaN or infinity; it names the module.
     """
-    places = _places(model)
+    shared = shared_storages(model)
     merged = Merged(adapters)
     with torch.no_grad():
         for layer in masked_layers(model):
             found = {part: gates[layer.entry(part)] for part in layer.gated_parts() if layer.entry(part) in gates}
             if not found:
                 continue
-            merged.swaps += _swaps(layer, found, places, adapters if safe else None)
+            merged.swaps += _swaps(layer, found, shared, adapters if safe else None)
             kept = {part: _one_row(gate) for part, gate in found.items() if part in layer.unfoldable_parts()}
             if kept:
                 merged.kept.append((layer, kept))
@@ -89,7 +89,7 @@ def plan_merge(model: nn.Module, gates: Gates, adapters: list[str], safe: bool =
 
 
 def _swaps(
-    layer: RequestMaskLayer, gates: dict[str, PartGate], places: dict[int, set[int]], safe_for: list[str] | None
+    layer: RequestMaskLayer, gates: dict[str, PartGate], shared: set[int], safe_for: list[str] | None
 ) -> list[Swap]:
     swaps = []
     for path, tensor in layer.fold_parts(gates, 0).items():
@@ -99,7 +99,7 @@ def _swaps(
         where = f"module {layer.module_name!r}: its parameter {path!r}"
         if original is None:
             raise MergeError(f"{where} is made by a parametrization or a hook: a request cannot be merged into it.")
-        if len(places[original.untyped_storage().data_ptr()]) > 1:
+        if original.untyped_storage().data_ptr() in shared:
             raise MergeError(
                 f"{where} is shared with another module (tied weights), which a merge would change too. Leave the "
                 "module out by exclude_modules, untie the weights, or give the request at each call."
@@ -114,14 +114,14 @@ def _swaps(
     return swaps
 
 
-def _places(model: nn.Module) -> dict[int, set[int]]:
-    """For each parameter's storage, the modules (by id) that hold a parameter in it."""
-    places: dict[int, set[int]] = defaultdict(set)
+def shared_storages(model: nn.Module) -> set[int]:
+    """The storages that parameters of several modules lie in (tied weights), by address."""
+    holders: dict[int, set[int]] = defaultdict(set)
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and not parameter.is_meta:
-                places[parameter.untyped_storage().data_ptr()].add(id(module))
-    return places
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                holders[parameter.untyped_storage().data_ptr()].add(id(module))
+    return {storage for storage, modules in holders.items() if len(modules) > 1}
 
 
 def _one_row(gate: PartGate) -> PartGate:

@@ -241,8 +241,7 @@ class RequestMaskModel(HandleMerging):
         """
         names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
         for name in names:
-            if name not in self.peft_config:
-                raise ConfigError(f"there is no adapter {name!r}; there are {sorted(self.peft_config)}.")
+            self._named(name)
         layouts = {(self.peft_config[name].batch_dim, self.peft_config[name].batch_folding) for name in names}
         if len(layouts) > 1:
             raise ConfigError(

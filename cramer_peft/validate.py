@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from cramer_peft.errors import BaseModelMismatchError, ConfigError, CramerError,
 from cramer_peft.findings import Finding, FindingKind
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.leftovers import masked_layers
+from cramer_peft.merging import shared_storages
 from cramer_peft.targets import InjectionPlan, Target, plan_injection
 
 
@@ -83,7 +83,7 @@ def _try_encoder(config: RequestMaskConfig, encoder: RequestEncoder) -> None:
 
 def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:
     modules = dict(model.named_modules())
-    shared = _shared_storages(model)
+    shared = shared_storages(model)
     notes: list[Finding] = []
     for target in plan.targets:
         notes += _tied(target, shared)
@@ -105,15 +105,6 @@ def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:
 def _ancestors(name: str) -> list[str]:
     pieces = name.split(".")
     return [".".join(pieces[:end]) for end in range(len(pieces))]
-
-
-def _shared_storages(model: nn.Module) -> set[int]:
-    holders: dict[int, set[int]] = defaultdict(set)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if not parameter.is_meta:
-                holders[parameter.untyped_storage().data_ptr()].add(id(module))
-    return {storage for storage, modules in holders.items() if len(modules) > 1}
 
 
 def _tied(target: Target, shared: set[int]) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cramer_peft.active import Gates, SeveralAdapters
-from cramer_peft.errors import ConfigError, MergeError, RequestError, UnsupportedError
+from cramer_peft.errors import MergeError, RequestError, UnsupportedError
 from cramer_peft.handle.requests import HandleRequests
 from cramer_peft.leftovers import masked_layers
 from cramer_peft.merging import Merged, plan_merge
@@ -85,10 +85,7 @@ class HandleMerging(HandleRequests):
         if before and names == before:
             warnings.warn("All adapters are already merged, nothing to do.", stacklevel=2)
             return
-        unknown = sorted(set(names) - set(self.peft_config))
-        if unknown:
-            raise ConfigError(f"there is no adapter {unknown[0]!r}; there are {sorted(self.peft_config)}.")
-        stored = {name: self.generator_of(name).default_request for name in names}
+        stored = {name: self.generator_of(self._named(name)).default_request for name in names}
         missing = sorted(name for name, vector in stored.items() if vector is None)
         if missing:
             raise UnsupportedError(
@@ -131,10 +128,10 @@ class HandleMerging(HandleRequests):
                 f"module {layer.module_name!r}: its gates on {', '.join(layer.unfoldable_parts())} have no place in a "
                 "weight, so the masks cannot be taken off it. Keep the adapter, or leave the part out by module_parts."
             )
+        assert self._record is not None  # what is merged is in use
         self._merged = None  # for good: what was replaced is not put back
-        if self._record is not None:
-            self._record.training.clear()  # nor the training mode, which PEFT's methods leave as it is
-        trained = self._record.trained_modules(self.model) if self._record is not None else []
+        self._record.training.clear()  # nor the training mode, which PEFT's methods leave as it is
+        trained = self._record.trained_modules(self.model)
         model = self.unload()
         for owner, name, module in trained:
             setattr(owner, name, module)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, Tracks
 from cramer_peft.recsys.metrics import ndcg, target_ranks
-from cramer_peft.recsys.requests import phrase
+from cramer_peft.recsys.requests import item_text
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 
@@ -37,7 +37,7 @@ class TextFusion:
         self._backbone = backbone
         self._encoder = encoder
         self._items = normalize(
-            encoder.encode([_item_text(catalogue, index) for index in range(len(catalogue))]), dim=-1
+            encoder.encode([item_text(catalogue, index) for index in range(len(catalogue))]), dim=-1
         )
         self.weight = weight
 
@@ -65,8 +65,3 @@ def next_item_ndcg(scorer: Scorer, users: EvaluationUsers, tracks: Tracks) -> fl
     """NDCG@10 of the next item under truthful requests."""
     scores = users.score(scorer, tracks.truthful).masked_fill(users.seen, -torch.inf)
     return float(ndcg(target_ranks(scores, users.targets)).mean())
-
-
-def _item_text(catalogue: Catalogue, index: int) -> str:
-    words = [phrase(name) for name in catalogue.attribute_names(index)]
-    return " ".join([catalogue.titles[index], *words])

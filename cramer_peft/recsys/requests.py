@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.catalogue import check_item_attributes
+from cramer_peft.recsys.catalogue import Catalogue, check_item_attributes
 
 FAMILIES = ("for", "against", "for_pair", "against_pair", "mixed", "none")
 
@@ -72,6 +72,11 @@ def phrase(attribute: str) -> str:
     if not words:
         raise DataError(f"The attribute {attribute!r} is blank, expected a word.")
     return " ".join(words)
+
+
+def item_text(catalogue: Catalogue, index: int) -> str:
+    """An item's title and attributes in words, as a text encoder reads them."""
+    return " ".join([catalogue.titles[index], *map(phrase, catalogue.attribute_names(index))])
 
 
 class RequestGenerator:

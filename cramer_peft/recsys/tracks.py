@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, phrase, satisfies
+from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, item_text, match_scores, phrase, satisfies
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 REPLICA_ITEMS = 3
@@ -285,14 +285,10 @@ def replica_track(catalogue: Catalogue, histories: Sequence[Tensor]) -> Track:
         if len(history) < REPLICA_ITEMS:
             requests.append(_BLANK)
             continue
-        text = " ".join(_item_text(catalogue, item) for item in history[-REPLICA_ITEMS:].tolist())
+        text = " ".join(item_text(catalogue, item) for item in history[-REPLICA_ITEMS:].tolist())
         requests.append(AttributeRequest(text, (), (), "none"))
     counts = torch.tensor([len(history) >= REPLICA_ITEMS for history in histories], dtype=torch.bool)
     return Track("replica", tuple(requests), counts)
-
-
-def _item_text(catalogue: Catalogue, item: int) -> str:
-    return " ".join([catalogue.titles[item], *map(phrase, catalogue.attribute_names(item))])
 
 
 def hold_out(values: Sequence[_T], share: float, seed: int) -> tuple[tuple[_T, ...], tuple[_T, ...]]:

@@ -319,17 +319,7 @@ def train_generator(
         )
     device = masks.generator.head.weight.device
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=min(50, options.steps // 10),
-            per_device_train_batch_size=options.batch_size,
-            dataloader_drop_last=False,
-            save_strategy="no",
-            **_quiet(seed, progress),
-        )
+        arguments = generator_arguments(folder, options, seed, progress)
         GeneratorTrainer(
             model=masks,
             args=arguments,
@@ -339,6 +329,21 @@ def train_generator(
             options=options,
         ).train()
     masks.to(device).eval()  # the Trainer moves to an accelerator where there is one
+
+
+def generator_arguments(folder: str, options: GeneratorOptions, seed: int, progress: bool) -> TrainingArguments:
+    """How generators, and what is compared with them, are trained: AdamW, warm-up and a cosine; nothing is saved."""
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=options.steps,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(50, options.steps // 10),
+        per_device_train_batch_size=options.batch_size,
+        dataloader_drop_last=False,
+        save_strategy="no",
+        **_quiet(seed, progress),
+    )
 
 
 def _quiet(seed: int, progress: bool) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import PADDING, SASRec
 from cramer_peft.recsys.baselines.base import BaselineRanker, RankerTask, frozen_copy
-from cramer_peft.recsys.training import GeneratorOptions, HistoryWindows, RequestCollator
+from cramer_peft.recsys.training import GeneratorOptions, HistoryWindows, RequestCollator, generator_arguments
 from cramer_peft.training import minimal_edit_loss
 
 
@@ -109,21 +109,7 @@ def train_learner(learner: Learner, task: RankerTask) -> None:
     options, device = task.options, task.backbone.device
     collator = RequestCollator(cast(RequestMaskModel, task.encoder), task.catalogue, options, task.seed)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=options.steps,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=min(50, options.steps // 10),
-            per_device_train_batch_size=options.batch_size,
-            weight_decay=0.01,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=not task.progress,
-            seed=task.seed,
-        )
+        arguments = generator_arguments(folder, options, task.seed, task.progress)
         _LearnerTrainer(
             model=learner,
             args=arguments,

@@ -16,7 +16,7 @@ from cramer_peft.recsys.baselines.learning import (
     mlp,
     scaled,
 )
-from cramer_peft.recsys.baselines.texts import item_texts
+from cramer_peft.recsys.requests import item_text
 from cramer_peft.recsys.training import GeneratorOptions
 
 _WIDTH = 128
@@ -35,7 +35,10 @@ class LLMESR(LearnedRanker):
         super().__init__("LLM-ESR's form")
 
     def _make(self, task: RankerTask) -> Learner:
-        return _TwoViews(task.backbone, task.encoder.encode(item_texts(task.catalogue)))
+        return _TwoViews(
+            task.backbone,
+            task.encoder.encode([item_text(task.catalogue, index) for index in range(len(task.catalogue))]),
+        )
 
 
 class _TwoViews(Learner):
