@@ -167,6 +167,7 @@ class GeneratorOptions:
         kappa: Of the minimal-edit loss.
         floor: Of the minimal-edit loss; None leaves its rows on their own scales.
         sparsity_weight: Weight of the paper's sparsity loss (``topk`` gates only).
+        attributes: The attributes that requests may name, such as those not held out for a test; None: all.
     """
 
     steps: int = 1500
@@ -180,6 +181,7 @@ class GeneratorOptions:
     kappa: float = 8.0
     floor: float | None = None
     sparsity_weight: float = 0.0
+    attributes: tuple[str, ...] | None = None
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:
@@ -204,8 +206,13 @@ class RequestCollator:
         self._masks = masks
         self._catalogue = catalogue
         self._options = options
-        self._requests = RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES)
-        self._names = [catalogue.attribute_names(index) for index in range(len(catalogue))]
+        allowed = catalogue.attributes if options.attributes is None else options.attributes
+        unknown = [name for name in allowed if name not in catalogue.attributes]
+        if unknown:
+            raise ConfigError(f"attributes: {unknown} are not in the catalogue, which has {catalogue.attributes}.")
+        self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES)
+        names = (catalogue.attribute_names(index) for index in range(len(catalogue)))
+        self._names = [tuple(name for name in own if name in allowed) for own in names]
         self._random = random.Random(seed)
         self._generator = torch.Generator().manual_seed(seed)
 

@@ -225,6 +225,26 @@ def test_shares_of_requests(
     assert counts["empty"] == pytest.approx(200, abs=40)
 
 
+def test_requests_name_only_what_they_may(
+    masks: RequestMaskModel, data: tuple[Catalogue, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, split = data
+    kept, held = catalogue.attributes[1:], catalogue.attributes[0]
+    texts: list[str] = []
+    monkeypatch.setattr(type(masks), "encode", lambda _, asked: (texts.extend(asked), torch.zeros(len(asked), 4))[1])
+    windows = HistoryWindows(split.train, 8)
+    collator = RequestCollator(masks, catalogue, replace(FEW, attributes=kept), 0)
+    batch = collator([windows[index % len(windows)] for index in range(500)])
+    assert sum(name.lower() in " ".join(texts).lower() for name in kept) == len(kept)
+    assert not any(held.lower() in text.lower() for text in texts)
+    assert bool(batch["fits"].any())
+
+
+def test_attributes_are_the_catalogues(masks: RequestMaskModel, data: tuple[Catalogue, Split]) -> None:
+    with pytest.raises(ConfigError, match="nonsense"):
+        RequestCollator(masks, data[0], replace(FEW, attributes=("nonsense",)), 0)
+
+
 def test_batches_depend_on_the_seed_alone(masks: RequestMaskModel, data: tuple[Catalogue, Split]) -> None:
     _, first = batch_of(masks, data, FEW, seed=4)
     torch.manual_seed(99)
