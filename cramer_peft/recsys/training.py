@@ -126,6 +126,23 @@ def train_sasrec(
     options = options or BackboneOptions()
     torch.manual_seed(seed)
     model = SASRec(SASRec.configure(len(catalogue), options.max_length, options.dropout))
+    fit_backbone(model, split, options, seed, progress)
+    return model
+
+
+def fit_backbone(
+    model: torch.nn.Module, split: Split, options: BackboneOptions, seed: int = 0, progress: bool = True
+) -> None:
+    """Train a backbone by its own loss on the training items of a split, and keep the epoch that validates best.
+
+    Args:
+        model: It has ``max_length`` and ``num_items``; given ``item_ids`` and ``labels`` it returns ``{"loss": …}``,
+            given ``item_ids`` alone the scores of all items. It is left on the CPU and in eval mode.
+        split: Histories and validation targets; the test targets are not looked at.
+        options: How to train.
+        seed: Of order and dropout.
+        progress: Whether to show a progress bar.
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -148,7 +165,6 @@ def train_sasrec(
             callbacks=[EarlyStoppingCallback(options.patience)],
         ).train()
     model.cpu().eval()
-    return model
 
 
 @dataclass(frozen=True)
