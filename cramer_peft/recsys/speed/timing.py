@@ -1,0 +1,108 @@
+"""Timing in pairs: each call beside one of the frozen model, so that other work on the machine falls on both."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+SHORTEST = 0.01  # seconds; shorter calls are repeated until they take as long
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the model.
+
+    Attributes:
+        name: What the report calls it.
+        run: Makes one call; its argument is what ``prepare`` returned.
+        against: Name of the row that the ratio is taken to.
+        prepare: Makes the argument of one call; not timed.
+        around: Makes a context that all calls of a turn run in; entering it is not timed.
+    """
+
+    name: str
+    run: Callable[[Any], object]
+    against: str = "frozen"
+    prepare: Callable[[], Any] = _nothing
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one row.
+
+    Attributes:
+        row: Its name.
+        against: The row it was paired with.
+        seconds: Time of one call, per round.
+        ratios: Time of one call over that of its pair, per round.
+    """
+
+    row: str
+    against: str
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+
+def measure(rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int = 0) -> list[Timing]:
+    """Time each row in pairs with the row it is compared to, all rows in every round, in random order.
+
+    Args:
+        rows: What to time; the rows named by ``against`` must be among them.
+        rounds: Number of pairs of each row.
+        warm_up: Number of calls of each row before the first round.
+        seed: Seed of the order.
+
+    Returns:
+        One timing for each row, in the order given. A row that is compared to itself shows the noise.
+    """
+    by_name = {row.name: row for row in rows}
+    timings = [Timing(row.name, row.against) for row in rows]
+    order = random.Random(seed)
+    with torch.no_grad():
+        repeats = {row.name: _repeats(row, warm_up) for row in rows}
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            for _ in range(rounds):
+                for timing in order.sample(timings, len(timings)):
+                    own, other = by_name[timing.row], by_name[timing.against]
+                    times = repeats[own.name]
+                    if order.random() < 0.5:
+                        first, second = _time(own, times), _time(other, times)
+                    else:
+                        second, first = _time(other, times), _time(own, times)
+                    timing.seconds.append(first)
+                    timing.ratios.append(first / second)
+                gc.collect()
+        finally:
+            if was_on:
+                gc.enable()
+    return timings
+
+
+def _repeats(row: Row, warm_up: int) -> int:
+    """How many calls one turn makes."""
+    seconds = min(_time(row, 1) for _ in range(max(warm_up, 1)))
+    return max(1, round(SHORTEST / max(seconds, 1e-6)))
+
+
+def _time(row: Row, times: int) -> float:
+    """Seconds of one call, averaged over ``times`` calls in a row."""
+    arguments = [row.prepare() for _ in range(times)]
+    with row.around():
+        start = time.perf_counter()
+        for argument in arguments:
+            row.run(argument)
+        return (time.perf_counter() - start) / times
