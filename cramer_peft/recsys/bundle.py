@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from cramer_peft import RequestMaskModel, load_request_masks
-from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.errors import DataError, MissingExtraError
+from cramer_peft.recsys.backbones import BACKBONES, Backbone, StoredBackbone, read_config
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.metrics import top_items
 from cramer_peft.recsys.split import pad_histories, seen_mask
@@ -72,7 +73,7 @@ class RequestRecommender:
             if not (root / name).exists():
                 raise DataError(
                     f"{folder} is not a recommender folder: {name} is missing. Give the folder that "
-                    "`cramer-peft demo` wrote, or the adapter folder in it."
+                    "`cramer-peft train` or `cramer-peft demo` wrote, or the adapter folder in it."
                 )
         catalogue = Catalogue.load(root / CATALOGUE)
         backbone = load_backbone(root / BACKBONE, catalogue)
@@ -110,35 +111,58 @@ class RequestRecommender:
         return {name: (old, new) for name, old, new in pairs if old or new}
 
 
-def save_backbone(backbone: SASRec, folder: Path) -> None:
+def save_backbone(backbone: Backbone, folder: Path) -> None:
     """Write a frozen backbone below ``folder``; call it before masks are injected."""
     backbone.save_pretrained(folder / BACKBONE)
 
 
-def load_backbone(folder: Path, catalogue: Catalogue) -> SASRec:
-    """Load a frozen backbone, in eval mode.
+def load_backbone(folder: Path, catalogue: Catalogue) -> Any:
+    """Load a frozen backbone of any kind, in eval mode.
 
     Args:
         folder: The folder ``backbone`` that :func:`save_backbone` wrote.
         catalogue: The items that it must know.
 
+    Returns:
+        A :class:`~cramer_peft.recsys.backbones.Backbone`.
+
     Raises:
         DataError: If the folder holds no complete backbone, or one for another number of items.
+        MissingExtraError: If the backbone's package is not installed.
     """
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")
-        backbone, report = SASRec.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        kind = _kind(folder)
+        if issubclass(kind, StoredBackbone):
+            backbone, report = kind.from_pretrained(folder), {}
+        else:
+            backbone, report = kind.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except MissingExtraError:
+        raise
     except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"{folder} holds no readable backbone: {error} Give the folder {BACKBONE!r} that `cramer-peft demo` wrote."
+            f"{folder} holds no readable backbone: {error} Give the folder {BACKBONE!r} that `cramer-peft train` or "
+            "`cramer-peft demo` wrote."
         ) from error
-    differing = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    differing = sorted({*report.get("missing_keys", ()), *report.get("unexpected_keys", ())})
     if differing:
-        raise DataError(f"{folder} holds no SASRec: weights missing or not expected: {', '.join(differing[:5])}.")
+        raise DataError(
+            f"{folder} holds no {kind.__name__}: weights missing or not expected: {', '.join(differing[:5])}."
+        )
     if backbone.num_items != len(catalogue):
         raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
-    frozen: SASRec = backbone.eval()
-    return frozen
+    for parameter in backbone.parameters():  # weights in a file lie unaligned, for which kernels differ in the last bit
+        parameter.data = parameter.data.clone()
+    return backbone.eval().requires_grad_(False)
+
+
+def _kind(folder: Path) -> type[Any]:
+    """The class of the backbone in a folder, by the name in its configuration."""
+    name = read_config(folder)["architectures"][0]
+    kinds = {kind.__name__: kind for kind in BACKBONES.values()}
+    if name not in kinds:
+        raise DataError(f"its architecture is {name[:100]!r}, expected one of {', '.join(kinds)}.")
+    return kinds[name]

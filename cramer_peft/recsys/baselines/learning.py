@@ -6,7 +6,7 @@ import math
 import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
+from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import PADDING, SASRec
 from cramer_peft.recsys.baselines.base import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft.recsys.training import GeneratorOptions, HistoryWindows, RequestCollator, generator_arguments
@@ -68,7 +69,13 @@ class Learner(nn.Module):
 
 
 class LearnedRanker(BaselineRanker):
-    """A baseline with a :class:`Learner`."""
+    """A baseline with a :class:`Learner`.
+
+    Attributes:
+        any_backbone: Whether the learner leaves the inside of the backbone alone; the others know SASRec's.
+    """
+
+    any_backbone: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -76,6 +83,11 @@ class LearnedRanker(BaselineRanker):
         self._encoder: RequestEncoder | None = None
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
+        if not self.any_backbone and not isinstance(task.backbone, SASRec):
+            raise ConfigError(
+                f"{self.name} reads the states inside SASRec, found a backbone of type {type(task.backbone).__name__}. "
+                "Leave this baseline out, or use SASRec."
+            )
         torch.manual_seed(task.seed)
         learner = self._make(task).to(frozen.device)
         self.trainable = sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad)

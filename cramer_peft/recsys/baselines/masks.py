@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.baselines.base import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft.recsys.baselines.learning import LearnedRanker, Learner
 from cramer_peft.recsys.training import GeneratorOptions, train_generator
@@ -32,7 +33,8 @@ class MaskRanker(BaselineRanker):
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
         torch.manual_seed(task.seed)
-        masks = inject_request_masks(frozen_copy(task.backbone), self._config, encoder=task.encoder)
+        config = config_for(task.backbone, self._config)
+        masks = inject_request_masks(frozen_copy(task.backbone), config, encoder=task.encoder)
         self.trainable = masks.get_nb_trainable_parameters()[0]
         options = _with_paper_loss(task.options) if self._paper_loss else replace(task.options, sparsity_weight=0.0)
         train_generator(masks, task.catalogue, task.split, options, task.seed, task.progress)
@@ -78,6 +80,8 @@ class StaticMask(LearnedRanker):
         config: Of the masks; None: the default gate. Its encoder is not used.
     """
 
+    any_backbone: ClassVar[bool] = True
+
     def __init__(self, request_dim: int = 16, config: RequestMaskConfig | None = None) -> None:
         super().__init__("one static mask")
         self._config = replace(
@@ -85,7 +89,7 @@ class StaticMask(LearnedRanker):
         )
 
     def _make(self, task: RankerTask) -> Learner:
-        return _Static(task.backbone, self._config)
+        return _Static(task.backbone, config_for(task.backbone, self._config))
 
 
 class _Static(Learner):

@@ -1,15 +1,15 @@
-"""Sequential recommenders to adapt, built from transformers' own models."""
+"""SASRec, built from transformers' own BERT."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from cramer_peft.errors import DataError
-
-PADDING = 0
+from cramer_peft.recsys.backbones.base import PADDING, last_positions
 
 
 class SASRec(BertPreTrainedModel):
@@ -22,6 +22,11 @@ class SASRec(BertPreTrainedModel):
     Args:
         config: A ``BertConfig``, best made by :meth:`configure`.
     """
+
+    name: ClassVar[str] = "sasrec"
+    default_targets: ClassVar[list[str] | str | None] = None  # known to the library as BERT
+    default_parts: ClassVar[list[str] | None] = None
+    expands_positions: ClassVar[bool] = False
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -97,8 +102,5 @@ class SASRec(BertPreTrainedModel):
         if positions is not None:
             chosen: Tensor = hidden[rows[:, None], positions] @ items.T
             return chosen
-        last = (item_ids != PADDING).sum(1) - 1
-        if not torch.compiler.is_compiling() and bool((last < 0).any()):
-            raise DataError(f"row {int((last < 0).nonzero()[0])} is an empty history: expected at least one item.")
-        scores: Tensor = hidden[rows, last] @ items.T
+        scores: Tensor = hidden[rows, last_positions(item_ids)] @ items.T
         return scores

@@ -1,0 +1,57 @@
+"""Trains any of the backbones by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cramer_peft.recsys.backbones import make_backbone
+from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.split import Split
+from cramer_peft.recsys.training import BackboneOptions, fit_backbone
+
+# BERT4Rec learns from the few items that it hides, so it needs many more epochs.
+_OPTIONS = {"bert4rec": BackboneOptions(epochs=150, patience=15)}
+
+
+def backbone_options(name: str) -> BackboneOptions:
+    """How a backbone is trained unless told otherwise."""
+    return _OPTIONS.get(name, BackboneOptions())
+
+
+def train_backbone(
+    name: str,
+    catalogue: Catalogue,
+    split: Split,
+    options: BackboneOptions | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
+    """Train a backbone on the training items of a split; the epoch that validates best is returned.
+
+    For ``"sasrec"`` it is what :func:`~cramer_peft.recsys.training.train_sasrec` does.
+
+    Args:
+        name: A key of :data:`~cramer_peft.recsys.backbones.BACKBONES`.
+        catalogue: The items.
+        split: Histories and validation targets; the test targets are not looked at.
+        options: How to train; None: what :func:`backbone_options` says.
+        seed: Of initialisation, order, dropout and, in BERT4Rec, of what is hidden.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A :class:`~cramer_peft.recsys.backbones.Backbone`, on the CPU, in eval mode and frozen.
+
+    Raises:
+        ConfigError: If there is no such backbone.
+        DataError: If there is nothing to train on.
+        MissingExtraError: If the backbone's package is not installed.
+    """
+    options = options or backbone_options(name)
+    torch.manual_seed(seed)
+    model = make_backbone(name, len(catalogue), max_length=options.max_length, dropout=options.dropout)
+    fit_backbone(model, split, options, seed, progress)
+    # torch runs a GRU by another kernel where weights need gradients: frozen now, the scores stay the same bit for bit
+    # when masks freeze them
+    return model.requires_grad_(False)

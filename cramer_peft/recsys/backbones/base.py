@@ -1,0 +1,202 @@
+"""What the recommender tools expect of a backbone, and what several of ours share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from cramer_peft import RequestMaskConfig
+from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.io import open_regular, parse_json, write_json, write_safetensors
+
+PADDING = 0
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_SIZE = 1 << 27  # of any number in a configuration
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A sequential recommender that can be trained, evaluated and adapted here. It is an ``nn.Module``.
+
+    Attributes:
+        name: For tables and commands.
+        default_targets: Modules worth masking, as ``RequestMaskConfig.target_modules``; None where the library knows
+            the architecture.
+        default_parts: Parts of them worth masking, as ``RequestMaskConfig.module_parts``; None: all.
+        expands_positions: Whether ``positions`` multiplies the rows inside the model, n neighbours for each row. Then
+            masks need ``batch_folding="rows_first"``, and n positions cost n times as much.
+    """
+
+    name: str
+    default_targets: list[str] | str | None
+    default_parts: list[str] | None
+    expands_positions: bool
+
+    @property
+    def num_items(self) -> int:
+        """Number of items in the catalogue."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest history, in items."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def __call__(
+        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Score the whole catalogue.
+
+        Args:
+            item_ids: Histories, (rows, length) int64, items from 1, padded with 0 on the right.
+            labels: Next item at each position, (rows, length) int64, items from 0, -100 where there is none. Given,
+                the return value is ``{"loss": …}``, the model's own training loss.
+            positions: Positions to score instead of the last, (rows, n) int64: what may come after each, seen from
+                the items up to it alone.
+
+        Returns:
+            Scores of the items 0 … num_items - 1 after each row's last item, (rows, num_items); with
+            ``positions``, (rows, n, num_items).
+
+        Raises:
+            DataError: If a row holds no item.
+        """
+
+    def save_pretrained(self, folder: Any) -> Any:
+        """Write ``config.json`` and ``model.safetensors``."""
+
+
+def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> RequestMaskConfig:
+    """A configuration of masks that suits a backbone; what ``config`` says of targets and folding stays as it is.
+
+    Args:
+        backbone: A :class:`Backbone`. Another model gets the configuration as it is.
+        config: What is wanted; None: the default.
+    """
+    config = RequestMaskConfig() if config is None else config
+    changes: dict[str, Any] = {}
+    targets = getattr(backbone, "default_targets", None)
+    if config.target_modules is None and targets is not None:
+        parts = getattr(backbone, "default_parts", None) if config.module_parts is None else config.module_parts
+        changes.update(target_modules=targets, module_parts=parts)
+    if config.batch_folding is None and getattr(backbone, "expands_positions", False):
+        changes["batch_folding"] = "rows_first"
+    return replace(config, **changes) if changes else config
+
+
+def last_positions(item_ids: Tensor) -> Tensor:
+    """Position of each row's last item, (rows,) int64.
+
+    Raises:
+        DataError: If a row holds no item.
+    """
+    last = (item_ids != PADDING).sum(1) - 1
+    if not torch.compiler.is_compiling() and bool((last < 0).any()):
+        raise DataError(f"row {int((last < 0).nonzero()[0])} is an empty history: expected at least one item.")
+    return last
+
+
+def prefixes(item_ids: Tensor, positions: Tensor) -> Tensor:
+    """Histories cut after each position, (rows · n, longest) int64: n neighbours for each row.
+
+    Args:
+        item_ids: (rows, length) int64.
+        positions: (rows, n) int64.
+    """
+    longest = int(positions.max()) + 1
+    cut = item_ids[:, :longest].repeat_interleave(positions.shape[1], 0)
+    later = torch.arange(longest, device=item_ids.device) > positions.reshape(-1, 1)
+    return cut.masked_fill(later, PADDING)
+
+
+class StoredBackbone(nn.Module):
+    """A backbone that is no transformers model: its sizes as JSON, its weights as safetensors.
+
+    Args:
+        num_items: Number of items.
+        max_length: Longest history, in items.
+        **settings: The other arguments of the subclass, kept in ``config.json``.
+    """
+
+    name: ClassVar[str]
+    default_targets: ClassVar[list[str] | str | None] = None
+    default_parts: ClassVar[list[str] | None] = None
+    expands_positions: ClassVar[bool] = False
+
+    def __init__(self, num_items: int, max_length: int, **settings: float) -> None:
+        super().__init__()
+        self.settings = {"num_items": num_items, "max_length": max_length, **settings}
+
+    @property
+    def num_items(self) -> int:
+        """Number of items in the catalogue."""
+        return int(self.settings["num_items"])
+
+    @property
+    def max_length(self) -> int:
+        """Longest history, in items."""
+        return int(self.settings["max_length"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
+        folder = Path(folder)
+        write_safetensors(folder / WEIGHTS_FILE, self.state_dict(), {})
+        write_json(folder / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Self:
+        """Read what :meth:`save_pretrained` wrote; safe for files from strangers.
+
+        Raises:
+            DataError: If a file is missing, damaged, or does not fit the other.
+        """
+        folder = Path(folder)
+        settings = read_config(folder)
+        settings.pop("architectures")
+        for key, value in settings.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SIZE:
+                raise DataError(f"{folder / CONFIG_FILE}: {key} is {value!r}, expected a number from 0 to {_MAX_SIZE}.")
+        try:
+            with torch.device("meta"):  # nothing is allocated for sizes that the weights do not have
+                model = cls(**settings)
+            with open_regular(folder / WEIGHTS_FILE, "a backbone's weights") as (file, size):
+                model.load_state_dict(load(file.read(size)), assign=True)
+        except (AdapterFileError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+            raise DataError(f"{folder} holds no readable {cls.__name__}: {error}") from error
+        except Exception as error:  # safetensors' own error is no subclass of any of these
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise DataError(f"{folder / WEIGHTS_FILE}: not a safetensors file: {error}") from error
+        return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A backbone's ``config.json``; its ``architectures`` is a list with one name.
+
+    Raises:
+        DataError: If it is missing, too large or not such JSON.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        with open_regular(path, "a backbone's configuration", _MAX_CONFIG_BYTES) as (file, size):
+            values = parse_json(file.read(size))
+    except (AdapterFileError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file: {error}") from error
+    names = values.get("architectures") if isinstance(values, dict) else None
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise DataError(f"{path}: architectures is {names!r}, expected a list with the name of one backbone.")
+    return dict(values)

@@ -1,0 +1,118 @@
+"""BERT4Rec: a bidirectional transformer that fills in hidden items; the next item is one hidden at the end."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
+
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.backbones.base import PADDING, last_positions, prefixes
+
+MASKED_SHARE = 0.2
+LAST_ONLY_SHARE = 0.5
+
+
+class BERT4Rec(BertForMaskedLM):
+    """BERT4Rec (Sun et al. 2019) on transformers' ``BertForMaskedLM``, whose head is tied to the items.
+
+    Items are numbered from 1 in its inputs, 0 pads on the right, and ``num_items + 1`` is the mask token. To score
+    what comes next, a mask token is put after the last item. In training each item is hidden with probability 0.2;
+    in half of the rows the last alone is, as when the model is used (RecBole 1.2.1 does both too).
+
+    Args:
+        config: A ``BertConfig``, best made by :meth:`configure`.
+    """
+
+    name: ClassVar[str] = "bert4rec"
+    default_targets: ClassVar[list[str] | str | None] = None  # known to the library as BERT
+    default_parts: ClassVar[list[str] | None] = None
+    expands_positions: ClassVar[bool] = True
+
+    def __init__(self, config: BertConfig) -> None:
+        if config.is_decoder:
+            raise DataError("is_decoder is True, expected a configuration of BERT4Rec: it looks in both directions.")
+        super().__init__(config)
+
+    @staticmethod
+    def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> BertConfig:
+        """The configuration for a catalogue; the sizes are SASRec's.
+
+        Args:
+            num_items: Number of items.
+            max_length: Longest history, in items; one more place is for the mask token.
+            dropout: Dropout of embeddings, attention and feed-forward layers.
+            hidden_size: Width; the inner layers are four times as wide.
+        """
+        return BertConfig(
+            vocab_size=num_items + 2,
+            hidden_size=hidden_size,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=4 * hidden_size,
+            hidden_act="gelu",
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            max_position_embeddings=max_length + 1,
+            type_vocab_size=1,
+            layer_norm_eps=1e-12,
+            pad_token_id=PADDING,
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Number of items in the catalogue."""
+        return int(self.config.vocab_size) - 2
+
+    @property
+    def max_length(self) -> int:
+        """Longest history, in items."""
+        return int(self.config.max_position_embeddings) - 1
+
+    @property
+    def mask_token(self) -> int:
+        """The number that stands for a hidden item."""
+        return self.num_items + 1
+
+    def forward(
+        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
+
+        With ``labels`` the loss is that of hidden items, of the last alone in eval mode. With ``positions`` each row
+        is scored once for each of them, cut there: inside the model rows · n rows.
+        """
+        if labels is not None:
+            return {"loss": self._cloze_loss(item_ids, labels)}
+        if positions is None:
+            return self._after_last(item_ids)
+        return self._after_last(prefixes(item_ids, positions)).reshape(*positions.shape, -1)
+
+    def _after_last(self, item_ids: Tensor) -> Tensor:
+        place = last_positions(item_ids) + 1
+        sequence = nn.functional.pad(item_ids, (0, 1)).scatter(1, place[:, None], self.mask_token)
+        rows = torch.arange(len(sequence), device=sequence.device)
+        return self._item_scores(self._states(sequence)[rows, place])
+
+    def _cloze_loss(self, item_ids: Tensor, labels: Tensor) -> Tensor:
+        place = last_positions(item_ids) + 1
+        following = labels.gather(1, place[:, None] - 1)
+        sequence = nn.functional.pad(item_ids, (0, 1)).scatter(1, place[:, None], following.clamp(min=-1) + 1)
+        last = torch.arange(sequence.shape[1], device=sequence.device) == (sequence != PADDING).sum(1)[:, None] - 1
+        hidden = last
+        if self.training:
+            drawn = torch.rand(sequence.shape, device=sequence.device) < MASKED_SHARE
+            several = torch.rand(len(sequence), 1, device=sequence.device) >= LAST_ONLY_SHARE
+            hidden = torch.where(several & drawn.any(1, keepdim=True), drawn & (sequence != PADDING), last)
+        scores = self._item_scores(self._states(sequence.masked_fill(hidden, self.mask_token))[hidden])
+        return nn.functional.cross_entropy(scores, sequence[hidden] - 1)
+
+    def _states(self, sequence: Tensor) -> Tensor:
+        states: Tensor = self.bert(sequence, attention_mask=(sequence != PADDING).long()).last_hidden_state
+        return states
+
+    def _item_scores(self, states: Tensor) -> Tensor:
+        scores: Tensor = self.cls(states)
+        return scores[..., 1 : self.num_items + 1]

@@ -1,0 +1,57 @@
+"""GRU4Rec: a recurrent layer over the items of a history."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, last_positions
+
+
+class GRU4Rec(StoredBackbone):
+    """GRU4Rec in RecBole 1.2.1's form (Tan et al. 2016): item embeddings, a GRU, a dense layer, products with items.
+
+    Items are numbered from 1 in its inputs; 0 pads on the right. The masks gate the input and the output of the GRU,
+    and the dense layer.
+
+    Args:
+        num_items: Number of items.
+        max_length: Longest history, in items.
+        dropout: Of the embeddings.
+        hidden_size: Width of the items; the GRU is twice as wide.
+    """
+
+    name: ClassVar[str] = "gru4rec"
+    default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
+
+    def __init__(self, num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> None:
+        super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size)
+        self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=PADDING)
+        self.dropout = nn.Dropout(dropout)
+        self.gru = nn.GRU(hidden_size, 2 * hidden_size, bias=False, batch_first=True)
+        self.dense = nn.Linear(2 * hidden_size, hidden_size)
+        with torch.no_grad():
+            nn.init.xavier_normal_(self.items.weight)
+            self.items.weight[PADDING] = 0
+            for weight in self.gru.parameters():
+                nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
+
+        With ``labels`` the loss is cross-entropy over the whole catalogue at every position.
+        """
+        last = last_positions(item_ids)
+        states = self.dense(self.gru(self.dropout(self.items(item_ids)))[0])
+        items = self.items.weight[1:]
+        if labels is not None:
+            known = labels >= 0
+            return {"loss": nn.functional.cross_entropy(states[known] @ items.T, labels[known])}
+        rows = torch.arange(len(item_ids), device=item_ids.device)
+        chosen = states[rows, last] if positions is None else states[rows[:, None], positions]
+        scores: Tensor = chosen @ items.T
+        return scores
