@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskModel
+from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.bootstrap import Interval, statistic_interval
+from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.evaluation import Scorer
+from cramer_peft.recsys.fusion import TextFusion
 from cramer_peft.recsys.metrics import hit_rate, mrr, ndcg, target_ranks
 from cramer_peft.recsys.redial import MatchedRequests
 from cramer_peft.recsys.split import pad_histories, seen_mask
@@ -27,6 +30,7 @@ from cramer_peft.recsys.tracks import hold_out
 
 PLACEHOLDER = "[movie]"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
+FUSION_WEIGHTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 _BATCH = 256
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {"ndcg": ndcg, "hr": hit_rate, "mrr": mrr}
@@ -91,7 +95,7 @@ class RedialParts:
 
 
 def split_dialogues(
-    matched: MatchedRequests, num_items: int, max_length: int, test_share: float = 0.5, seed: int = 0
+    matched: MatchedRequests, num_items: int, max_length: int, test_share: float = 0.7, seed: int = 0
 ) -> RedialParts:
     """Split rows by dialogue, and leave out those without a history.
 
@@ -140,6 +144,26 @@ def mask_scorer(masks: RequestMaskModel, strength: float = 1.0) -> Scorer:
         return scores
 
     return score
+
+
+def redial_methods(
+    masks: RequestMaskModel, catalogue: Catalogue, encoder: RequestEncoder | None = None
+) -> dict[str, dict[str, Scorer]]:
+    """Our masks at several strengths and text fusion at several weights, for :func:`measure_redial`.
+
+    Args:
+        masks: The adapted backbone.
+        catalogue: The items, whose titles and attributes fusion reads.
+        encoder: Of fusion; by default the masks' own.
+    """
+    own = encoder or masks.encoder()
+    return {
+        "ours": {f"strength {strength:g}": mask_scorer(masks, strength) for strength in STRENGTHS},
+        "text fusion": {
+            f"weight {weight:g}": TextFusion(masks, own, catalogue, weight)  # masks without a request: the frozen model
+            for weight in FUSION_WEIGHTS
+        },
+    }
 
 
 def redial_ranks(scorer: Scorer, part: RedialPart, requests: Sequence[str | None] | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cramer_peft import RequestMaskModel, inject_request_masks, load_request_masks
-from cramer_peft.encoders import RequestEncoder
+from cramer_peft.encoders import CachedEncoder, RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark.redial import mask_scorer
@@ -31,7 +31,7 @@ from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer
 from cramer_peft.recsys.metrics import expected_share, hit_rate, mrr, ndcg, target_ranks
 from cramer_peft.recsys.redial import TitleIndex
 from cramer_peft.recsys.requests import phrase
-from cramer_peft.recsys.split import Split
+from cramer_peft.recsys.split import Split, Stage
 from cramer_peft.recsys.tracks import BlindTracks, Track, truthful_track
 from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions, fit_backbone, train_generator
 
@@ -65,7 +65,7 @@ def align_items(
     source_catalogue: Catalogue,
     source_split: Split,
     target_catalogue: Catalogue,
-    encoder: RequestEncoder,
+    encoder: RequestEncoder | CachedEncoder,
     same_items: bool = True,
 ) -> ItemAlignment:
     """Predict item embeddings from texts, by a ridge regression on the source's items.
@@ -114,7 +114,7 @@ def item_table(backbone: SASRec) -> Tensor:
     return items
 
 
-def _features(catalogue: Catalogue, encoder: RequestEncoder) -> dict[str, Tensor]:
+def _features(catalogue: Catalogue, encoder: RequestEncoder | CachedEncoder) -> dict[str, Tensor]:
     """Text vectors of length 1 or, where an item has no text, 0; the last column is 1."""
     names = [" ".join(map(phrase, catalogue.attribute_names(item))) for item in range(len(catalogue))]
     titles, attributes = _vectors(catalogue.titles, encoder), _vectors(names, encoder)
@@ -125,7 +125,7 @@ def _features(catalogue: Catalogue, encoder: RequestEncoder) -> dict[str, Tensor
     }
 
 
-def _vectors(texts: Sequence[str], encoder: RequestEncoder) -> Tensor:
+def _vectors(texts: Sequence[str], encoder: RequestEncoder | CachedEncoder) -> Tensor:
     vectors = torch.zeros(len(texts), encoder.dim)
     written = [index for index, text in enumerate(texts) if text.strip()]
     if written:
@@ -177,7 +177,7 @@ def adapt_backbone(
     alignment: ItemAlignment,
     split: Split,
     options: BackboneOptions | None = None,
-    pull: float = 1.0,
+    pull: float = 10.0,
     seed: int = 0,
     progress: bool = False,
 ) -> SASRec:
@@ -188,7 +188,7 @@ def adapt_backbone(
     further from there the more often its item was met.
 
     Args:
-        source: The source's backbone; it is not touched.
+        source: The source's backbone, without masks; it is not touched.
         alignment: Of the target's catalogue.
         split: Of the target; test targets are not looked at.
         options: How to train. Its ``max_length`` and ``dropout`` are the source's, whatever it says.
@@ -200,7 +200,8 @@ def adapt_backbone(
         In eval mode. Everything but the items is the source's, bit for bit, so the source's adapters fit.
 
     Raises:
-        DataError: If the alignment is for another number of items than the split has, or ``pull`` is negative.
+        DataError: If the alignment is for another number of items than the split has, ``pull`` is negative, or the
+            source has masks on it.
     """
     highest = max(int(history.max()) for history in split.train if len(history))
     if highest >= len(alignment.embeddings) or pull < 0:
@@ -212,6 +213,8 @@ def adapt_backbone(
     config.vocab_size = len(alignment.embeddings) + 1
     model = _Anchored(config)
     state = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}
+    if set(state) != set(model.state_dict()):
+        raise DataError("the source backbone's weights are not those of a plain SASRec: unload its masks first.")
     table = next(name for name in state if name.endswith("word_embeddings.weight"))
     state[table] = torch.cat([state[table][:1], alignment.embeddings])
     model.load_state_dict(state)
@@ -406,6 +409,65 @@ def _track_values(
 
 def _entry(interval: Interval) -> dict[str, float]:
     return {"value": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def run_transfer(
+    masks: RequestMaskModel,
+    source: tuple[SASRec, Catalogue, Split],
+    target: tuple[Catalogue, Split],
+    templates: Mapping[str, Sequence[str]],
+    options: TransferOptions,
+    encoder: RequestEncoder | None = None,
+    same_items: bool = True,
+    backbone: BackboneOptions | None = None,
+    pull: float = 10.0,
+    stage: Stage = "validation",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All of it: place the target's items, learn them, carry the generator over, train a little, measure.
+
+    Args:
+        masks: The source's backbone with its adapter.
+        source: A plain copy of the source's backbone, the source's catalogue and split.
+        target: The target's catalogue and split.
+        templates: Wordings to measure with, unknown to the generator.
+        options: What is compared, and for how long it is trained.
+        encoder: The request encoder; by default the adapter's own.
+        same_items: Whether equal titles are the same item in both.
+        backbone: How the target's items are learned.
+        pull: As for :func:`adapt_backbone`.
+        stage: Whose next items are looked at; "test" once all is settled.
+        seed: Of everything that is random.
+
+    Returns:
+        What :func:`measure_transfer` returns, and ``stage``, ``users``, ``alignment`` (``copied``, ``explained``,
+        ``features``), ``shared`` and ``new``: the attributes.
+
+    Raises:
+        DataError: As for the functions that it calls.
+    """
+    plain, source_catalogue, source_split = source
+    catalogue, split = target
+    words = encoder or masks.encoder()
+    alignment = align_items(plain, source_catalogue, source_split, catalogue, words, same_items)
+    adapted = adapt_backbone(plain, alignment, split, backbone, pull, seed)
+    rankers = transfer_rankers(masks, adapted, catalogue, split, options, encoder, seed)
+    users = EvaluationUsers.of(catalogue, split, stage, adapted.max_length)
+    tracks = transfer_tracks(users, source_catalogue, templates, seed)
+    found = measure_transfer(transfer_scorers(rankers), lambda item_ids, _: adapted(item_ids), users, tracks)
+    shared, new = shared_attributes(source_catalogue, catalogue)
+    return {
+        "stage": stage,
+        "users": len(users.targets),
+        "alignment": {
+            "copied": int(alignment.copied.sum()),
+            "explained": alignment.explained,
+            "features": alignment.features,
+        },
+        "shared": list(shared),
+        "new": list(new),
+        **found,
+    }
 
 
 def transfer_scorers(rankers: Mapping[str, RequestMaskModel]) -> dict[str, Scorer]:

@@ -18,11 +18,13 @@ from cramer_peft.recsys.benchmark.redial import (
     last_sentence,
     mask_scorer,
     measure_redial,
+    redial_methods,
     redial_ranks,
     shuffled_requests,
     split_dialogues,
     without_placeholders,
 )
+from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.redial import MatchedRequests, MatchReport
 
 ITEMS, LENGTH = 40, 8
@@ -181,3 +183,15 @@ def test_masks_at_strength_nought_are_the_frozen_model(masks: RequestMaskModel, 
     frozen = redial_ranks(mask_scorer(masks), parts.test)
     assert torch.equal(redial_ranks(mask_scorer(masks, 0.0), parts.test, parts.test.requests), frozen)
     assert not torch.equal(redial_ranks(mask_scorer(masks, 1.0), parts.test, parts.test.requests), frozen)
+
+
+def test_masks_and_fusion_bring_their_candidates(
+    masks: RequestMaskModel, catalogue: Catalogue, parts: RedialParts
+) -> None:
+    methods = redial_methods(masks, catalogue)
+    assert list(methods) == ["ours", "text fusion"]
+    texts = list(parts.test.requests)
+    for candidates in methods.values():
+        first, *_, last = candidates.values()
+        assert not torch.equal(redial_ranks(first, parts.test, texts), redial_ranks(last, parts.test, texts))
+        assert torch.equal(redial_ranks(first, parts.test), redial_ranks(last, parts.test))

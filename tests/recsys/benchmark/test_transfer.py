@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from cramer_peft.recsys.benchmark.transfer import (
     carry_masks,
     item_table,
     measure_transfer,
+    run_transfer,
     shared_attributes,
     transfer_rankers,
     transfer_scorers,
@@ -215,3 +217,25 @@ def test_what_is_measured(catalogue: Catalogue, games: Catalogue, played: Split)
     assert found["differences"]["knows - frozen"]["truthful"]["low"] > 0
     assert found["differences"]["deaf - frozen"]["for"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert set(knows["truthful"]) == {"ndcg", "hr", "mrr"}
+
+
+def test_all_of_it(
+    sasrec: SASRec,
+    catalogue: Catalogue,
+    split: Split,
+    games: Catalogue,
+    played: Split,
+    hashing: Callable[..., RequestMaskConfig],
+) -> None:
+    plain = copy.deepcopy(sasrec)
+    masks = inject_request_masks(sasrec, hashing(init_weights=False))
+    options = TransferOptions(GeneratorOptions(steps=2, batch_size=8), little=0.5)
+    found = run_transfer(
+        masks, (plain, catalogue, split), (games, played), TRAIN_TEMPLATES, options, backbone=QUICK, same_items=False
+    )
+    assert (found["stage"], found["users"], found["shared"]) == ("validation", 30, ["Action", "Comedy"])
+    assert found["alignment"]["copied"] == 0
+    assert list(found["tracks"]) == ["frozen", "zero-shot", "little training", "scratch"]
+    json.dumps(found)
+    with pytest.raises(DataError, match="unload its masks first"):
+        run_transfer(masks, (sasrec, catalogue, split), (games, played), TRAIN_TEMPLATES, options)
