@@ -1,25 +1,40 @@
-"""The best items of a row, in an order that does not depend on the rest of the batch."""
+"""The best items of each row, in an order that does not depend on the rest of the batch."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def best_items(scores: Tensor, k: int) -> list[int]:
-    """The k best items, best first; of equal scores the lower index comes first.
+def best_items(scores: Tensor, ks: Sequence[int]) -> list[list[int]]:
+    """The best items of each row, best first; of equal scores the lower index comes first.
 
     Args:
-        scores: (items,); items that must not be recommended hold -inf.
-        k: Length of the list; it is shorter where fewer items may be recommended.
+        scores: (rows, items); items that must not be recommended hold -inf.
+        ks: Length of each row's list; it is shorter where fewer items may be recommended.
 
     Raises:
         ValueError: If a score is NaN.
     """
     if bool(scores.isnan().any()):
         raise ValueError("a score is NaN: the model is broken, or its weights are.")
-    k = min(k, int((scores > -torch.inf).sum()))
-    last = torch.topk(scores, k).values[-1] if k else torch.inf
-    candidates = (scores >= last).nonzero().flatten()  # more than k where the last score is shared
-    order = torch.sort(scores[candidates], descending=True, stable=True).indices
-    return [int(index) for index in candidates[order][:k].tolist()]
+    # One more than asked for, to see whether the last score is shared.
+    top = scores.topk(min(max(ks) + 1, scores.shape[1]), dim=1)
+    rows = zip(top.values.tolist(), top.indices.tolist(), ks, strict=True)
+    return [
+        _all_in_order(scores[row], k) if k < len(values) and values[k - 1] == values[k] else _in_order(values, items, k)
+        for row, (values, items, k) in enumerate(rows)
+    ]
+
+
+def _in_order(values: list[float], items: list[int], k: int) -> list[int]:
+    pairs = sorted((-value, item) for value, item in zip(values[:k], items[:k], strict=True))
+    return [item for value, item in pairs if value < torch.inf]
+
+
+def _all_in_order(scores: Tensor, k: int) -> list[int]:
+    """One row's, where no part of it is enough to know the order."""
+    order = torch.sort(scores, descending=True, stable=True).indices[:k]
+    return [int(item) for item in order[scores[order] > -torch.inf].tolist()]

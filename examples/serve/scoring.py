@@ -41,7 +41,7 @@ class Scorer:
             state = stacked(self._states([ask.request for ask in asks]))
             scores = self._masks(pad_histories(histories, self._length), request=state)
             scores = scores.masked_fill(seen_mask(histories, self._items), -torch.inf)
-            return [best_items(row, ask.k) for row, ask in zip(scores, asks, strict=True)]
+            return best_items(scores, [ask.k for ask in asks])
 
     def _states(self, texts: Sequence[str | None]) -> list[MaskState | None]:
         (adapter,) = self._masks.active_adapters

@@ -19,7 +19,7 @@ def make_server(app: Starlette, settings: Settings, host: str, port: int) -> uvi
         http="h11",
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # warnings are about malformed calls: strangers could fill the log with them
         access_log=False,
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=5,

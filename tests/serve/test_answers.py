@@ -108,15 +108,18 @@ def test_a_row_that_fails_alone_fails_alone(
 
 def test_equal_scores_come_in_the_order_of_items() -> None:
     scores = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0, -torch.inf])
-    assert best_items(scores, 2) == [1, 3]
-    assert best_items(scores, 3) == [1, 3, 2]
-    assert best_items(scores, 4) == [1, 3, 2, 4]
-    assert best_items(scores, 7) == [1, 3, 2, 4, 5, 0]
-    assert best_items(torch.full((3,), -torch.inf), 2) == []
-    many = torch.zeros(5000)
-    assert best_items(many, 10) == list(range(10))
+    lists = best_items(scores.expand(6, -1), [1, 2, 3, 4, 6, 7])
+    assert lists == [[1], [1, 3], [1, 3, 2], [1, 3, 2, 4], [1, 3, 2, 4, 5, 0], [1, 3, 2, 4, 5, 0]]
+    assert [best_items(scores[None], [k])[0] for k in (1, 2, 3, 4, 6, 7)] == lists
+    assert best_items(torch.full((2, 3), -torch.inf), [1, 5]) == [[], []]
+    assert best_items(torch.zeros(1, 5000), [10]) == [list(range(10))]
+    for seed in range(20):
+        scores = torch.randint(0, 9, (4, 30), generator=torch.Generator().manual_seed(seed)).float()
+        scores[scores == 3] = -torch.inf
+        expected = [[i for i in row.argsort(descending=True, stable=True).tolist() if row[i] >= 0] for row in scores]
+        assert best_items(scores, [1, 7, 20, 30]) == [r[:k] for r, k in zip(expected, (1, 7, 20, 30), strict=True)]
     with pytest.raises(ValueError, match="NaN"):
-        best_items(torch.tensor([0.0, torch.nan]), 1)
+        best_items(torch.tensor([[0.0, torch.nan]]), [1])
 
 
 def test_rows_of_states(recommender: RequestRecommender) -> None:

@@ -219,3 +219,14 @@ def test_stopping_answers_those_who_wait(recommender: RequestRecommender, gate: 
         assert [status for status, _ in replies] == [200] * 3
         with pytest.raises(OSError):  # noqa: PT011 (refused or reset)
             post(port)
+
+
+@pytest.mark.parametrize("way", range(7))
+def test_the_hostile_clients_of_the_load_script(recommender: RequestRecommender, way: int) -> None:
+    from serve.hostile import WAYS
+
+    assert len(WAYS) == 7
+    with listening(recommender) as (_, port, _):
+        for _ in range(3):
+            assert WAYS[way](("127.0.0.1", port), json.dumps(BODY).encode())
+        assert post(port)[0] == 200
