@@ -19,10 +19,12 @@ except ModuleNotFoundError as error:
         f"the command cramer-peft needs {error.name!r}. It comes with an extra: pip install 'cramer-peft[demo]'."
     ) from error
 
+from cramer_peft.recsys.benchmark.command import benchmark
 from cramer_peft.recsys.speed.command import speed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_show_locals=False)
 app.command()(speed)
+app.command()(benchmark)
 
 
 @app.command()

@@ -1,0 +1,149 @@
+"""The methods that a benchmark compares, by name, and the ablations of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cramer_peft import RequestMaskConfig
+from cramer_peft.errors import ConfigError, MissingModelError
+from cramer_peft.recsys.baselines import (
+    LLMESR,
+    ExpertFiLM,
+    FusionRanker,
+    ListwiseReranker,
+    OracleFilter,
+    ParsedFilter,
+    QuerySeqRec,
+    RequestLoRA,
+    RequestRanker,
+    ShuffledRequests,
+    StaticMask,
+    our_masks,
+    paper_gate,
+    paper_gate_with_our_loss,
+)
+from cramer_peft.recsys.benchmark.cells import CellSettings
+
+_Config = Callable[..., RequestMaskConfig]
+RERANKED_USERS = 100
+RERANKED_TRACKS = frozenset({"truthful", "for", "against favourite", "empty"})
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is made, and what can be asked of it.
+
+    Attributes:
+        make: Makes the ranker from its configuration; None for the frozen model.
+        config: Makes its configuration of masks; None: it has none.
+        reads: Whether it reads what a request says, so that shuffled requests must erase its gain.
+        learns: Cost of a training step, as a multiple of ours; 0: nothing is trained.
+        scores: Cost of scoring, as a multiple of the frozen model's with its metrics.
+        tracks: The only tracks it is asked; None: all.
+        max_users: Most users it is asked for; None: all.
+    """
+
+    make: Callable[[RequestMaskConfig | None, CellSettings], RequestRanker] | None
+    config: _Config | None = None
+    reads: bool = True
+    learns: float = 0.0
+    scores: float = 1.0
+    tracks: frozenset[str] | None = None
+    max_users: int | None = None
+
+
+def _reranker(_: RequestMaskConfig | None, settings: CellSettings) -> RequestRanker:
+    if settings.language_model is None:
+        raise MissingModelError(
+            "reranking needs a causal language model, and none was given: pass --language-model NAME_OR_FOLDER."
+        )
+    return ListwiseReranker(settings.language_model)
+
+
+METHODS: dict[str, Method] = {
+    "frozen": Method(None, reads=False, scores=0.5),
+    "parsed filter": Method(lambda config, settings: ParsedFilter()),
+    "oracle filter": Method(lambda config, settings: OracleFilter()),
+    "text fusion": Method(lambda config, settings: FusionRanker()),
+    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8),
+    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7),
+    "query-seqrec token, tuned": Method(lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0),
+    "query-seqrec joined, tuned": Method(lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0),
+    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8),
+    "reranker": Method(_reranker, scores=50.0, tracks=RERANKED_TRACKS, max_users=RERANKED_USERS),
+    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7),
+    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1),
+    "static mask": Method(
+        lambda config, settings: StaticMask(config=config), RequestMaskConfig, reads=False, learns=1.0
+    ),
+    "paper's gate": Method(lambda config, settings: paper_gate(config), RequestMaskConfig.paper, learns=0.8),
+    "paper's gate, our loss": Method(
+        lambda config, settings: paper_gate_with_our_loss(config), RequestMaskConfig.paper, learns=1.0
+    ),
+    "ours": Method(lambda config, settings: our_masks(config), RequestMaskConfig, learns=1.0),
+    "ours, shuffled requests": Method(
+        lambda config, settings: ShuffledRequests(our_masks(config)), RequestMaskConfig, reads=False, learns=1.0
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One change to ours.
+
+    Attributes:
+        config: Fields of the configuration that change.
+        generator: Fields of the generator's options that change.
+        encoder: Another request encoder.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    generator: Mapping[str, Any] = field(default_factory=dict)
+    encoder: str | None = None
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "gate scale": Ablation({"gate": "scale", "rank": None}),
+    "rank 1": Ablation({"rank": 1}),
+    "rank 2": Ablation({"rank": 2}),
+    "rank 8": Ablation({"rank": 8}),
+    "all linear layers": Ablation({"target_modules": "all-linear"}),
+    "last layer only": Ablation({"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"}),
+    "no hidden layer": Ablation({"generator_width": None}),
+    "no minimal-edit loss": Ablation(generator={"edit_weight": 0.0, "next_item_weight": 1.0}),
+    "no next-item loss": Ablation(generator={"next_item_weight": 0.0}),
+    "true requests only": Ablation(generator={"random_share": 0.0, "empty_share": 0.0}),
+    "no empty requests": Ablation(generator={"empty_share": 0.0}),
+    "kappa 4": Ablation(generator={"kappa": 4.0}),
+    "kappa 16": Ablation(generator={"kappa": 16.0}),
+    "MiniLM": Ablation(encoder="all-minilm-l6-v2"),
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method: found {name!r}, expected one of {', '.join(map(repr, METHODS))}.")
+    return METHODS[name]
+
+
+def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None:
+    """The configuration of a method's masks; None where it has none.
+
+    Raises:
+        ConfigError: If a field is unknown or impossible.
+    """
+    make = method_named(method).config
+    if make is None:
+        return None
+    encoder = {} if settings.encoder is None else {"encoder": settings.encoder}
+    try:
+        return make(**encoder, **settings.config)
+    except TypeError as error:
+        raise ConfigError(f"{method}: {error}. Expected fields of RequestMaskConfig.") from error
