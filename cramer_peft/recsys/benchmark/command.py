@@ -106,6 +106,7 @@ def run_benchmark(
         CramerError: If the plan or its data cannot be used, or nothing fits the budget.
     """
     from cramer_peft.recsys.benchmark.plan import plan_cells, within
+    from cramer_peft.recsys.benchmark.plots import write_plots
     from cramer_peft.recsys.benchmark.report import write_report
     from cramer_peft.recsys.benchmark.run import load_results, plan_jobs
 
@@ -131,7 +132,8 @@ def run_benchmark(
     settings = _plain(asdict(replace(options, sources=())))
     document = write_report(results, output, command, time.perf_counter() - start, settings)
     console.print(result_table(document))
-    console.print(f"Written to {output}: results.md, results.json, cells", highlight=False, markup=False)
+    write_plots([result.document() for result in results if result.status == "done"], output / "plots")
+    console.print(f"Written to {output}: results.md, results.json, plots, cells", highlight=False, markup=False)
     return results
 
 

@@ -15,6 +15,8 @@ from cramer_peft.recsys.benchmark.methods import ABLATIONS, METHODS, mask_config
 OURS = "ours"
 HOLD_OUTS = {"unseen attributes": "attributes", "unseen users": "users"}
 _CEILINGS = ("parsed filter", "oracle filter")
+# every cell is measured with shuffled requests: training ours once more for that would double its cost
+_FULL = tuple(name for name in METHODS if name != "ours, shuffled requests")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Matrix:
 
 
 MATRICES: dict[str, Matrix] = {
-    "full": Matrix(("movielens-100k",), ("leave-one-out",), tuple(METHODS), (0, 1, 2), variants=True),
+    "full": Matrix(("movielens-100k",), ("leave-one-out",), _FULL, (0, 1, 2), variants=True),
     "headline": Matrix(
         ("movielens-1m",),
         ("temporal", "leave-one-out"),

@@ -28,7 +28,7 @@ CELL = Cell(DataSource("films"), "leave-one-out", "sasrec", "ours", 0)
 def test_the_full_matrix_has_every_method_for_every_seed_and_every_change_once() -> None:
     cells = plan_cells(PlanOptions())
     assert {(cell.method, cell.seed) for cell in cells if cell.variant is None} == {
-        (method, seed) for method in METHODS for seed in (0, 1, 2)
+        (method, seed) for method in METHODS if method != "ours, shuffled requests" for seed in (0, 1, 2)
     }
     assert sorted(cell.variant for cell in cells if cell.variant) == sorted([*ABLATIONS, *HOLD_OUTS])
     assert len({cell.name for cell in cells}) == len(cells)
