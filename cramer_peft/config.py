@@ -20,7 +20,7 @@ _GATE_FIELDS: dict[str, dict[str, Any]] = {
     "drop_ratio": {"topk": 0.1},
     "temperature_start": {"topk": 0.7},
     "temperature_end": {"topk": 0.3},
-    "gate_bias": {"topk": False, "scale": True},
+    "gate_bias": {"topk": False, "scale": True, "signed": True},
 }
 
 
@@ -70,7 +70,7 @@ class RequestMaskConfig(PeftConfig):
         default="low_rank",
         metadata=_help(
             "Form of the mask M on a weight W. 'low_rank': M = 1 + sum_k a_k b_k^T. 'scale': M = r c^T with "
-            "gates 2*sigmoid(z) in (0, 2). 'topk': the paper's binary M = r c^T keeping a fixed share of gates."
+            "gates 2*sigmoid(z) in (0, 2). 'signed': the same with gates 1 + z, unbounded. 'topk': the paper's binary M = r c^T keeping a fixed share of gates."
         ),
     )
     rank: int | None = field(
@@ -91,8 +91,8 @@ class RequestMaskConfig(PeftConfig):
     gate_bias: bool | None = field(
         default=None,
         metadata=_help(
-            "gate='scale' and 'topk' only: whether a row gate multiplies the unit's bias too "
-            "(default True for 'scale', False for 'topk')."
+            "gate='scale', 'signed' and 'topk' only: whether a row gate multiplies the unit's bias too "
+            "(default False for 'topk', else True)."
         ),
     )
     generator_width: int | None = field(
@@ -154,7 +154,7 @@ class RequestMaskConfig(PeftConfig):
     init_weights: bool = field(
         default=True,
         metadata=_help(
-            "True: the generator starts at the identity ('low_rank', 'scale'). False: at random gates, for tests."
+            "True: the generator starts at the identity ('low_rank', 'scale', 'signed'). False: at random gates, for tests."
         ),
     )
     batch_dim: int = field(

@@ -411,7 +411,7 @@ class ScaleGate(Gate):
         self, tensors: Mapping[str, LayerTensors], scale: Tensor | None, active: Tensor | None, training: bool
     ) -> dict[str, PartGate]:
         def gate(logits: Tensor) -> Tensor:
-            value = 2 * torch.sigmoid(logits)
+            value = self._value(logits)
             if scale is None:
                 return value
             # At strength 1 the value itself, which 1 + (value - 1) rounds: a row's bits must not depend on
@@ -423,6 +423,18 @@ class ScaleGate(Gate):
             name: _row_column({part: gate(value) for part, value in parts.items()}, self.gate_bias)
             for name, parts in tensors.items()
         }
+
+    def _value(self, logits: Tensor) -> Tensor:
+        return 2 * torch.sigmoid(logits)
+
+
+class SignedGate(ScaleGate):
+    """Row and column gates 1 + z without bounds: as cheap as ``scale``, and a gate may turn a unit's sign."""
+
+    name = "signed"
+
+    def _value(self, logits: Tensor) -> Tensor:
+        return 1 + logits
 
 
 class LowRankMaskGate(Gate):
@@ -627,7 +639,7 @@ def _init_zero_or_random(head: nn.Linear, identity: bool) -> None:
         nn.init.normal_(head.bias, std=0.3)
 
 
-GATES: dict[str, type[Gate]] = {gate.name: gate for gate in (LowRankMaskGate, ScaleGate, TopKGate)}
+GATES: dict[str, type[Gate]] = {gate.name: gate for gate in (LowRankMaskGate, ScaleGate, SignedGate, TopKGate)}
 
 
 def make_gate(config: Any) -> Gate:
@@ -636,4 +648,6 @@ def make_gate(config: Any) -> Gate:
         return LowRankMaskGate(rank=config.rank)
     if config.gate == ScaleGate.name:
         return ScaleGate(gate_bias=config.gate_bias)
+    if config.gate == SignedGate.name:
+        return SignedGate(gate_bias=config.gate_bias)
     return TopKGate(drop_ratio=config.drop_ratio, temperature=config.temperature_start, gate_bias=config.gate_bias)

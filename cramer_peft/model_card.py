@@ -21,6 +21,7 @@ _LISTED_MODULES = 12
 _GATES = {
     "low_rank": "W ∘ (1 + Σₖ aₖ bₖᵀ) with {rank} terms; {bias}",
     "scale": "W ∘ r cᵀ with gates 2·sigmoid(z) in (0, 2); {bias}",
+    "signed": "W ∘ r cᵀ with gates 1 + z of any sign and size; {bias}",
     "topk": "W ∘ r cᵀ with binary gates, of which {drop_ratio:.0%} are dropped; {bias}",
 }
 _REGIMES = {"none": "frozen", "last": "its last layer is trained with the adapter", "all": "trained with the adapter"}

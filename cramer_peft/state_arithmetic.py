@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import BaseModelMismatchError, RequestError, UnsupportedError
-from cramer_peft.gates import LayerTensors, LowRankMaskGate, ScaleGate
+from cramer_peft.gates import LayerTensors, LowRankMaskGate, ScaleGate, SignedGate
 
 if TYPE_CHECKING:
     from cramer_peft.state import MaskState
 
 
 def scaled(state: MaskState, factor: float) -> MaskState:
-    """A state of ``factor`` times the logits (``scale``) or the factors ``a`` (``low_rank``).
+    """A state of ``factor`` times the logits (``scale``), the deviations z (``signed``) or the factors ``a`` (``low_rank``).
 
     Raises:
         UnsupportedError: If the gates are binary.
@@ -40,19 +40,19 @@ def scaled(state: MaskState, factor: float) -> MaskState:
 
 
 def added(one: MaskState, other: MaskState) -> MaskState:
-    """A state that composes two: logits add up (``scale``), terms stand side by side (``low_rank``).
+    """A state that composes two: logits (``scale``) or deviations (``signed``) add up, terms stand side by side (``low_rank``).
 
     Raises:
         UnsupportedError: If the gates are binary.
         RequestError: If they are of different adapters, gates or layers, on different devices, of different
-            numbers of rows (other than one), or, for ``scale``, of different strengths.
+            numbers of rows (other than one), or, for ``scale`` and ``signed``, of different strengths.
         BaseModelMismatchError: If they were made for different base models.
     """
     _check_gate(one)
     _check_pair(one, other)
     rows = max(len(one), len(other))
     asks = [(state.active & (state.strength != 0)).expand(rows) for state in (one, other)]
-    if one.gate == ScaleGate.name:
+    if one.gate in (ScaleGate.name, SignedGate.name):
         strength = _common_strength(one, other, asks, rows)
         tensors = [_for_rows(state.tensors, rows, asked, None) for state, asked in zip((one, other), asks, strict=True)]
     else:
@@ -72,10 +72,10 @@ def added(one: MaskState, other: MaskState) -> MaskState:
 
 
 def _check_gate(state: MaskState) -> None:
-    if state.gate not in (ScaleGate.name, LowRankMaskGate.name):
+    if state.gate not in (ScaleGate.name, SignedGate.name, LowRankMaskGate.name):
         raise UnsupportedError(
             f"mask states of gate={state.gate!r} cannot be negated, added or multiplied: its gates are 0 or 1, have no "
-            "strength, and their number is fixed. Use gate='low_rank' or 'scale'."
+            "strength, and their number is fixed. Use gate='low_rank', 'scale' or 'signed'."
         )
 
 
@@ -125,7 +125,7 @@ def _common_strength(one: MaskState, other: MaskState, asks: list[Tensor], rows:
     if bool(differ.any()):
         row = int(differ.nonzero()[0])
         raise RequestError(
-            f"gate='scale' adds logits, which have no strength of their own: row {row} has strength "
+            f"gate={one.gate!r} adds logits, which have no strength of their own: row {row} has strength "
             f"{float(strengths[0][row]):g} in one state and {float(strengths[1][row]):g} in the other. Make both with "
             "equal strengths, or multiply the states instead."
         )

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import RequestMaskConfig
 
-GATES = ("low_rank", "scale", "topk")
+GATES = ("low_rank", "scale", "signed", "topk")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 _HOOKS = [name for name in vars(nn.Linear(1, 1)) if "hooks" in name]
 

@@ -53,7 +53,7 @@ class Case:
 
 
 @st.composite
-def cases(draw, gates: tuple[str, ...] = ("low_rank", "scale", "topk")) -> Case:
+def cases(draw, gates: tuple[str, ...] = ("low_rank", "scale", "signed", "topk")) -> Case:
     depth = draw(st.integers(1, 4))
     gate = draw(st.sampled_from(gates))
     options: dict = {"gate": gate, "generator_width": draw(st.sampled_from([None, 2, 5]))}
@@ -74,7 +74,7 @@ def cases(draw, gates: tuple[str, ...] = ("low_rank", "scale", "topk")) -> Case:
 
 
 @quick
-@given(cases(gates=("low_rank", "scale")))
+@given(cases(gates=("low_rank", "scale", "signed")))
 def test_the_start_and_strength_0_are_the_frozen_model(case: Case) -> None:
     model, (x, requests) = case.model(), case.tensors()
     frozen = model(x)
@@ -192,7 +192,7 @@ def test_a_mask_state_is_exact_through_files_and_in_use(case: Case, asked: list[
             assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("gate", ["low_rank", "scale", "topk"])
+@pytest.mark.parametrize("gate", ["low_rank", "scale", "signed", "topk"])
 def test_the_masks_of_these_properties_have_an_effect(gate: str) -> None:
     case = Case(3, [4, 6, 5], ["linear", "conv1d"], [3, 2], {"gate": gate})
     model, (x, requests) = case.model(), case.tensors()

@@ -96,7 +96,7 @@ def test_generation_with_a_request_for_each_row(make, gate: str, sample: str, sn
     model, ids = make(), torch.randint(1, 30, (3, 6))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "num_beams": 3 if sample == "beams" else 1}
     before, frozen = snapshot(model), model.generate(ids, **options)
-    options_of_gate = {"strength": 3.0} if gate == "scale" else {}  # enough to change what is generated
+    options_of_gate = {"strength": 3.0} if gate in ("scale", "signed") else {}  # enough to change what is generated
     config = RequestMaskConfig(gate=gate, batch_folding="rows_first", **options_of_gate, **CONFIG)
     masks = inject_request_masks(model, config)
     with masks.request(REQUESTS):

@@ -12,7 +12,7 @@ from cramer_peft import MaskState, RequestMaskConfig, RequestMaskModel, inject_r
 from cramer_peft.errors import BaseModelMismatchError, RequestError, UnsupportedError
 
 DIM = 5
-LINEAR_GATES = ("low_rank", "scale")
+LINEAR_GATES = ("low_rank", "scale", "signed")
 quick = settings(deadline=None, max_examples=25)
 optional = st.lists(st.booleans(), min_size=3, max_size=3)
 
