@@ -70,7 +70,8 @@ class RequestMaskConfig(PeftConfig):
         default="low_rank",
         metadata=_help(
             "Form of the mask M on a weight W. 'low_rank': M = 1 + sum_k a_k b_k^T. 'scale': M = r c^T with "
-            "gates 2*sigmoid(z) in (0, 2). 'signed': the same with gates 1 + z, unbounded. 'topk': the paper's binary M = r c^T keeping a fixed share of gates."
+            "gates 2*sigmoid(z) in (0, 2). 'signed': the same with gates 1 + z, unbounded. 'topk': the paper's "
+            "binary M = r c^T keeping a fixed share of gates."
         ),
     )
     rank: int | None = field(
@@ -154,7 +155,8 @@ class RequestMaskConfig(PeftConfig):
     init_weights: bool = field(
         default=True,
         metadata=_help(
-            "True: the generator starts at the identity ('low_rank', 'scale', 'signed'). False: at random gates, for tests."
+            "True: the generator starts at the identity ('low_rank', 'scale', 'signed'). False: at random gates, "
+            "for tests."
         ),
     )
     batch_dim: int = field(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def scaled(state: MaskState, factor: float) -> MaskState:
-    """A state of ``factor`` times the logits (``scale``), the deviations z (``signed``) or the factors ``a`` (``low_rank``).
+    """A state of ``factor`` times the logits (``scale``), z (``signed``) or the factors ``a`` (``low_rank``).
 
     Raises:
         UnsupportedError: If the gates are binary.
@@ -40,7 +40,7 @@ def scaled(state: MaskState, factor: float) -> MaskState:
 
 
 def added(one: MaskState, other: MaskState) -> MaskState:
-    """A state that composes two: logits (``scale``) or deviations (``signed``) add up, terms stand side by side (``low_rank``).
+    """A state that composes two: logits (``scale``) or z (``signed``) add up, terms stand side by side (``low_rank``).
 
     Raises:
         UnsupportedError: If the gates are binary.
