@@ -20,9 +20,13 @@ except ModuleNotFoundError as error:
     ) from error
 
 from cramer_peft.recsys.benchmark.command import benchmark
+from cramer_peft.recsys.commands.evaluate import evaluate
+from cramer_peft.recsys.commands.train import train
 from cramer_peft.recsys.speed.command import speed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_show_locals=False)
+app.command()(train)
+app.command()(evaluate)
 app.command()(speed)
 app.command()(benchmark)
 
@@ -31,8 +35,11 @@ app.command()(benchmark)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder that the results are written to.")] = Path("cramer-demo"),
     data: Annotated[
-        Path | None,
-        typer.Option(help="Folder of RecBole atomic files (.inter, .item). Without it, MovieLens-100k is fetched."),
+        str | None,
+        typer.Option(
+            help="movielens-100k, movielens-1m, or a folder of RecBole atomic files (.inter, .item). Without it, "
+            "MovieLens-100k is fetched."
+        ),
     ] = None,
     title_column: Annotated[str | None, typer.Option(help="Column of the .item file that holds titles.")] = None,
     attribute_column: Annotated[

@@ -278,7 +278,7 @@ def test_missing_columns(demo: Run, tmp_path: Path, folder: Path) -> None:
 def test_bad_data(demo: Run, tmp_path: Path, folder: Path) -> None:
     data = Path(shutil.copytree(folder, tmp_path / "data"))
     inter, item = (data / "x.inter").read_text(), (data / "x.item").read_text()
-    assert "not a folder" in demo("--data", tmp_path / "absent").message
+    assert "neither a data set's name" in demo("--data", tmp_path / "absent").message
     (data / "x.inter").write_text(inter + "u0\t999\t7\n")
     assert "not in x.item: '999'" in demo("--data", data).message
     (data / "x.inter").write_text("".join(inter.splitlines(keepends=True)[:2]))
@@ -307,8 +307,10 @@ def test_a_download_that_fails(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     def cut_off() -> Path:
         raise DownloadError("the download was cut off")
 
-    monkeypatch.setattr("cramer_peft.recsys.demo.fetch_movielens_100k", cut_off)
-    assert "the download was cut off" in run("demo", "--output", tmp_path / "out").message
+    monkeypatch.setattr("cramer_peft.recsys.datasets.fetch_movielens_100k", cut_off)
+    monkeypatch.setattr("cramer_peft.recsys.datasets.fetch_movielens_1m", cut_off)
+    for named in ((), ("--data", "movielens-1m"), ("--data", "movielens-100k")):
+        assert "the download was cut off" in run("demo", "--output", tmp_path / "out", *named).message
 
 
 def test_a_missing_extra_is_named(demo: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, fit_backbone
 
-# BERT4Rec learns from the few items that it hides, so it needs many more epochs.
-_OPTIONS = {"bert4rec": BackboneOptions(epochs=150, patience=15)}
+# BERT4Rec learns from the few items that it hides, so it needs more epochs.
+_OPTIONS = {"bert4rec": BackboneOptions(epochs=60, patience=10)}
 
 
 def backbone_options(name: str) -> BackboneOptions:

@@ -22,10 +22,9 @@ from cramer_peft.io import write_json
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.bundle import Answer, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.datasets import fetch_movielens_100k
+from cramer_peft.recsys.datasets import load_dataset
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, evaluate, make_tracks
 from cramer_peft.recsys.fusion import TextFusion
-from cramer_peft.recsys.interactions import load_interactions
 from cramer_peft.recsys.metrics import share, top_items
 from cramer_peft.recsys.requests import RequestGenerator, phrase
 from cramer_peft.recsys.split import Split, leave_one_out
@@ -47,7 +46,8 @@ class DemoOptions:
 
     Attributes:
         output: Folder that the results are written to.
-        data: Folder of RecBole atomic files (one ``.inter``, one ``.item``); None fetches MovieLens-100k.
+        data: A data set's name, or a folder of RecBole atomic files (one ``.inter``, one ``.item``); None: fetch
+            MovieLens-100k.
         title_column, attribute_column, attribute_separator: Of the ``.item`` file; None: found by name.
         backbone: Folder of a SASRec that an earlier run wrote, to skip its training.
         seed: Of everything that is random.
@@ -59,7 +59,7 @@ class DemoOptions:
     """
 
     output: Path
-    data: Path | None = None
+    data: str | Path | None = None
     title_column: str | None = None
     attribute_column: str | None = None
     attribute_separator: str | None = None
@@ -110,8 +110,8 @@ class _Run:
     def load(self) -> tuple[Catalogue, Split]:
         options = self.options
         self.say("reading the data" if options.data else "fetching MovieLens-100k")
-        catalogue, interactions = load_interactions(
-            options.data or fetch_movielens_100k(),
+        catalogue, interactions = load_dataset(
+            options.data or "movielens-100k",
             title_column=options.title_column,
             attribute_column=options.attribute_column,
             attribute_separator=options.attribute_separator,
