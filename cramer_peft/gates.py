@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
+from cramer_peft import row_weights
+
 LayerTensors = dict[str, Tensor]
 
 
@@ -65,6 +67,15 @@ class Projection(Protocol):
         """The frozen bias, (out,), or None."""
 
 
+def is_product(layer: Projection) -> bool:
+    """Whether ``layer.base_forward`` is the product with ``weight_matrix`` plus the bias, and no more.
+
+    Then other ways to the same result may take its place. A layer says so by ``is_product``; one that says nothing may
+    do anything.
+    """
+    return getattr(layer, "is_product", False)
+
+
 @dataclass(frozen=True)
 class WeightProjection:
     """A projection by tensors at hand, for layers that hold several weights.
@@ -77,6 +88,7 @@ class WeightProjection:
     weight_matrix: Tensor
     base_bias: Tensor | None = None
     feature_dim: int = -1
+    is_product: bool = True
 
     def base_forward(self, x: Tensor) -> Tensor:
         """The weight and the bias on ``x``."""
@@ -94,6 +106,7 @@ class _Masked:
     projection: Projection
     gate: LayerGate
     batch_dim: int
+    is_product: bool = False
 
     @property
     def feature_dim(self) -> int:
@@ -219,11 +232,14 @@ class RowColumnGate(LayerGate):
     def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         output = layer.base_forward(x * spread(self.column, x, batch_dim, layer.feature_dim))
         row = spread(self.row, output, batch_dim, layer.feature_dim)
+        # In place where it may be, since a large tensor costs more to get than to fill.
+        in_place = is_product(layer) and not torch.is_grad_enabled()
+        output = output.mul_(row) if in_place else row * output
         bias = layer.base_bias
         if self.gate_bias or bias is None:
-            return row * output
+            return output
         # Exact where row == 1, unlike row * (output - bias) + bias.
-        return row * output + (1 - row) * spread(bias[None], output, batch_dim, layer.feature_dim)
+        return output + (1 - row) * spread(bias[None], output, batch_dim, layer.feature_dim)
 
     def weight_mask(self) -> Tensor:
         return self.row.unsqueeze(-1) * self.column.unsqueeze(-2)
@@ -248,6 +264,12 @@ class LowRankGate(LayerGate):
     active: Tensor | None
 
     def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        if self._has_a_faster_way(layer, x, batch_dim):
+            weight, bias = layer.weight_matrix, layer.base_bias
+            if torch.compiler.is_compiling():
+                traced: Tensor = row_weights.traced_low_rank_linear(x, weight, bias, self.a, self.b, self.active)
+                return traced
+            return row_weights.low_rank_linear(x, weight, bias, self.a, self.b, self.active, layer.base_forward)
         frozen = layer.base_forward(x)
         if layer.feature_dim != -1:
             change = self._term_by_term(layer, x, batch_dim)
@@ -260,6 +282,17 @@ class LowRankGate(LayerGate):
         if self.active is None:
             return output
         return torch.where(spread(self.active[:, None].float(), frozen, batch_dim) > 0, output, frozen)
+
+    def _has_a_faster_way(self, layer: Projection, x: Tensor, batch_dim: int) -> bool:
+        """Whether each row gets a weight of its own in place of the frozen one: see :mod:`cramer_peft.row_weights`."""
+        rows, terms = max(self.a.shape[0], self.b.shape[0]), self.a.shape[1]
+        return (
+            is_product(layer)
+            and layer.feature_dim == -1
+            and (rows == 1 or batch_dim in (0, -x.dim()))
+            and row_weights.worth_making(x.numel() // max(x.shape[-1] * rows, 1), terms)
+            and row_weights.usable(x, layer.weight_matrix, layer.base_bias)
+        )
 
     def _term_by_term(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         where = (batch_dim, layer.feature_dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 import torch
@@ -82,6 +82,8 @@ def _from_sequence(
             rows[row] = request
         else:
             raise RequestError(f"request {row} must be a text, a vector or None, found {type(request).__name__}.")
+    if len(texts) == len(requests) > 0:  # without taking the vectors apart and putting them together again
+        return RequestBatch(encode(list(texts.values())), None, tuple(texts.values()), shared)
     if texts:
         rows.update(zip(texts, encode(list(texts.values())), strict=True))
     if not rows:
@@ -133,3 +135,19 @@ def batch_strength(strength: Strength, default: float, rows: int, shared: bool) 
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(values).all()):
         raise RequestError("strength must hold finite numbers only.")
     return values
+
+
+def without_silent(batch: RequestBatch) -> RequestBatch | None:
+    """Leave rows whose text an encoder turned into zeros to the frozen model: it says that nothing is asked.
+
+    None where no row is left. While compiling the batch stays as it is, since a look at values breaks the graph.
+    """
+    if torch.compiler.is_compiling():
+        return batch
+    silent = (batch.vectors == 0).all(-1) & torch.tensor(
+        [text is not None for text in batch.texts], device=batch.vectors.device
+    )
+    if not bool(silent.any()):
+        return batch
+    active = ~silent if batch.active is None else batch.active & ~silent
+    return replace(batch, active=active) if bool(active.any()) else None

@@ -137,7 +137,10 @@ class CachedEncoder:
                     found[text] = self._vectors[text]
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
-            found.update(zip(missing, self._encode_new(missing), strict=True))
+            new = self._encode_new(missing)
+            if len(missing) == len(texts):
+                return new
+            found.update(zip(missing, new, strict=True))
         return torch.stack([found[text] for text in texts]) if texts else torch.empty(0, self.dim)
 
     def _encode_new(self, texts: list[str]) -> Tensor:
@@ -145,13 +148,13 @@ class CachedEncoder:
             vectors = torch.as_tensor(self.encoder.encode(texts))
         vectors = vectors.detach().float().cpu()
         check_vectors(self.encoder, texts, vectors)
-        # Cloned rows, so that keeping one does not keep the whole batch's storage; made outside
-        # inference mode, so that a cached row can later be used in training.
+        # Cloned rows, so that keeping one does not keep the whole batch's storage, and the caller may change what it
+        # gets; made outside inference mode, so that a cached row can later be used in training.
         with torch.inference_mode(False):
             vectors = vectors.clone()
         with self._lock:
             for text, vector in zip(texts, vectors, strict=True):
-                self._vectors[text] = vector.clone() if len(texts) > 1 else vector
+                self._vectors[text] = vector.clone()
             while len(self._vectors) > self.capacity:
                 self._vectors.popitem(last=False)
         return vectors

@@ -133,6 +133,11 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
         """The frozen bias, (out_features,), or None."""
         return getattr(self.base_layer, "bias", None)
 
+    @property
+    def is_product(self) -> bool:
+        """Whether the frozen module is a product with its weight, a bias and no more: no hook, no other forward."""
+        return False
+
     def base_forward(self, x: Tensor) -> Tensor:
         """The frozen module on ``x``."""
         output: Tensor = self.base_layer(x)

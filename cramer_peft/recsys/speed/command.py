@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+_WIDTH = 100  # of the tables, where there is no terminal
 
 
 def speed(
@@ -26,7 +29,7 @@ def speed(
     gate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Form of mask, may be repeated: scale, topk, low_rank:RANK. Without it, scale and low_rank:4."
+            help="Form of mask, may be repeated: scale, signed, topk, low_rank:RANK. Without it, scale and low_rank:4."
         ),
     ] = None,
     adapters: Annotated[
@@ -43,6 +46,9 @@ def speed(
     peft: Annotated[bool, typer.Option(help="Whether to time PEFT's adapters, too.")] = True,
     memory: Annotated[bool, typer.Option(help="Whether to measure peak memory, too.")] = True,
     startup: Annotated[bool, typer.Option(help="Whether to time importing and injecting, too.")] = True,
+    clock: Annotated[
+        str, typer.Option(help="wall, or cpu: time on the processor, which other processes disturb less.")
+    ] = "wall",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch. Without it, torch's own number.")
     ] = None,
@@ -56,8 +62,8 @@ def speed(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console()
-    options = SpeedOptions(rounds=rounds, compiled=compiled, peft=peft, memory=memory)
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    options = SpeedOptions(rounds=rounds, compiled=compiled, peft=peft, memory=memory, clock=clock)
     lists: dict[str, Any] = {"models": model, "batches": batch, "gates": gate, "adapters": adapters, "rows": row}
     chosen: dict[str, Any] = {name: tuple(given) for name, given in lists.items() if given}
     options = replace(options, **chosen)

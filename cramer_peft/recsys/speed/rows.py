@@ -25,14 +25,14 @@ _WORDS = ("funny", "sad", "old", "french", "horror", "romance", "short", "war", 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of mask to time: ``scale``, ``topk``, or ``low_rank`` with a rank."""
+    """A form of mask to time: ``scale``, ``signed``, ``topk``, or ``low_rank`` with a rank."""
 
     gate: str
     rank: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Form:
-        """``"scale"``, ``"topk"`` or ``"low_rank:4"``.
+        """``"scale"``, ``"signed"``, ``"topk"`` or ``"low_rank:4"``.
 
         Raises:
             DataError: If it is neither.
@@ -40,8 +40,10 @@ class Form:
         gate, _, rank = text.partition(":")
         if gate == "low_rank" and (rank or "4").isdigit() and int(rank or 4) > 0:
             return cls(gate, int(rank or 4))
-        if gate not in ("scale", "topk") or rank:
-            raise DataError(f"gate: found {text!r}, expected 'scale', 'topk' or 'low_rank:RANK', such as 'low_rank:4'.")
+        if gate not in ("scale", "signed", "topk") or rank:
+            raise DataError(
+                f"gate: found {text!r}, expected 'scale', 'signed', 'topk' or 'low_rank:RANK', such as 'low_rank:4'."
+            )
         return cls(gate)
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ from cramer_peft.recsys.speed.rows import (
     peft_rows,
     split,
 )
-from cramer_peft.recsys.speed.timing import measure
+from cramer_peft.recsys.speed.timing import CLOCKS, measure
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class SpeedOptions:
     Attributes:
         models: Names of the models.
         batches: Batch sizes.
-        gates: Forms of mask: ``scale``, ``topk``, ``low_rank:RANK``.
+        gates: Forms of mask: ``scale``, ``signed``, ``topk``, ``low_rank:RANK``.
         adapters: Numbers of LoRA adapters in one batch.
         rounds: Number of pairs of each row.
         compiled: Whether to time compiled models, which takes minutes to compile.
         peft: Whether to time PEFT's adapters.
         memory: Whether to measure peak memory.
+        clock: ``"wall"`` or ``"cpu"``; see :func:`~cramer_peft.recsys.speed.timing.measure`.
         rows: Only rows whose name holds one of these texts; empty: all. The frozen model is always there.
     """
 
@@ -55,6 +56,7 @@ class SpeedOptions:
     peft: bool = True
     memory: bool = True
     rows: tuple[str, ...] = ()
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -70,6 +72,8 @@ class SpeedOptions:
                 raise DataError(f"{name}: found {getattr(self, name)}, expected numbers of at least {least}.")
         if self.rounds < 1:
             raise DataError(f"rounds: found {self.rounds}, expected at least 1.")
+        if self.clock not in CLOCKS:
+            raise DataError(f"clock: found {self.clock!r}, expected one of {list(CLOCKS)}.")
         for gate in self.gates:
             Form.parse(gate)
 
@@ -130,7 +134,7 @@ def measure_model(model: SpeedModel, batch: int, options: SpeedOptions) -> dict[
         per form of mask the milliseconds of encoding, generating gates, gating and scoring.
     """
     subjects = _subjects(model, batch, options)
-    timings = measure([subject.row for subject in subjects], options.rounds)
+    timings = measure([subject.row for subject in subjects], options.rounds, clock=options.clock)
     rows = [row_figures(timing) for timing in timings]
     if options.memory:
         _add_memory(rows, subjects)
@@ -174,7 +178,7 @@ def _split(model: SpeedModel, batch: int, options: SpeedOptions, rows: list[dict
     found = {}
     for gate in options.gates:
         form = Form.parse(gate)
-        parts = measure(split(model, batch, form, default_encoder()), options.rounds)
+        parts = measure(split(model, batch, form, default_encoder()), options.rounds, clock=options.clock)
         scoring = milliseconds["frozen"]
         ready = next(row for row in rows if row["row"] == f"{form}: gates ready")
         found[str(form)] = {

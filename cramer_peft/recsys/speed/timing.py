@@ -55,7 +55,12 @@ class Timing:
     ratios: list[float] = field(default_factory=list)
 
 
-def measure(rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int = 0) -> list[Timing]:
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def measure(
+    rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int = 0, clock: str = "wall"
+) -> list[Timing]:
     """Time each row in pairs with the row it is compared to, all rows in every round, in random order.
 
     Args:
@@ -63,15 +68,18 @@ def measure(rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int =
         rounds: Number of pairs of each row.
         warm_up: Number of calls of each row before the first round.
         seed: Seed of the order.
+        clock: ``"wall"``, or ``"cpu"``: the time of all threads of this process on the processor, which other
+            processes disturb less; with several threads it says nothing of how long a call takes.
 
     Returns:
         One timing for each row, in the order given. A row that is compared to itself shows the noise.
     """
+    now = CLOCKS[clock]
     by_name = {row.name: row for row in rows}
     timings = [Timing(row.name, row.against) for row in rows]
     order = random.Random(seed)
     with torch.no_grad():
-        repeats = {row.name: _repeats(row, warm_up) for row in rows}
+        repeats = {row.name: _repeats(row, warm_up, now) for row in rows}
         was_on = gc.isenabled()
         gc.disable()
         try:
@@ -80,9 +88,9 @@ def measure(rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int =
                     own, other = by_name[timing.row], by_name[timing.against]
                     times = repeats[own.name]
                     if order.random() < 0.5:
-                        first, second = _time(own, times), _time(other, times)
+                        first, second = _time(own, times, now), _time(other, times, now)
                     else:
-                        second, first = _time(other, times), _time(own, times)
+                        second, first = _time(other, times, now), _time(own, times, now)
                     timing.seconds.append(first)
                     timing.ratios.append(first / second)
                 gc.collect()
@@ -92,17 +100,17 @@ def measure(rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int =
     return timings
 
 
-def _repeats(row: Row, warm_up: int) -> int:
+def _repeats(row: Row, warm_up: int, now: Callable[[], float]) -> int:
     """How many calls one turn makes."""
-    seconds = min(_time(row, 1) for _ in range(max(warm_up, 1)))
+    seconds = min(_time(row, 1, now) for _ in range(max(warm_up, 1)))
     return max(1, round(SHORTEST / max(seconds, 1e-6)))
 
 
-def _time(row: Row, times: int) -> float:
+def _time(row: Row, times: int, now: Callable[[], float]) -> float:
     """Seconds of one call, averaged over ``times`` calls in a row."""
     arguments = [row.prepare() for _ in range(times)]
     with row.around():
-        start = time.perf_counter()
+        start = now()
         for argument in arguments:
             row.run(argument)
-        return (time.perf_counter() - start) / times
+        return (now() - start) / times

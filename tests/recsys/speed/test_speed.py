@@ -172,7 +172,9 @@ def test_a_wrong_gate_is_refused(gate: str) -> None:
         SpeedOptions(gates=(gate,))
 
 
-@pytest.mark.parametrize("wrong", [{"models": ("other",)}, {"batches": (0,)}, {"adapters": (0,)}, {"rounds": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"models": ("other",)}, {"batches": (0,)}, {"adapters": (0,)}, {"rounds": 0}, {"clock": "sun"}]
+)
 def test_wrong_options_are_refused(wrong: dict) -> None:
     with pytest.raises(DataError, match=f"{next(iter(wrong))}: found"):
         SpeedOptions(**wrong)
