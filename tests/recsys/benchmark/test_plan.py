@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cramer_peft import inject_request_masks
 from cramer_peft.errors import ConfigError
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark.cells import Cell, CellSettings, DataSource
 from cramer_peft.recsys.benchmark.methods import ABLATIONS, METHODS, mask_config
 from cramer_peft.recsys.benchmark.plan import (
@@ -131,3 +134,14 @@ def test_a_budget_takes_what_fits_and_counts_the_backbone() -> None:
 def test_a_budget_for_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs about 2"):
         within(jobs(), minutes=1.5, workers=1)
+
+
+@pytest.mark.parametrize("variant", ABLATIONS)
+def test_each_change_of_the_masks_can_be_made(variant: str, make_sasrec: Callable[..., SASRec]) -> None:
+    settings = CellSettings(config=ABLATIONS[variant].config, encoder="hashing")
+    config = mask_config("ours", settings)
+    masks = inject_request_masks(make_sasrec(), config)
+    layers = masks.peft_config[masks.active_adapters[0]].masked_modules
+    assert layers
+    if variant == "last layer only":
+        assert {name.split(".layer.")[1][0] for name in layers} == {"1"}
