@@ -219,21 +219,19 @@ def plot_shares(methods: Mapping[str, Sequence[_Result]], title: str, focus: str
     figure, axes = _canvas((7.6, 1.9 + 0.27 * len(order)))
     rows = range(len(order))
     values = {key: [100 * column[index] for index in order] for key, column in columns.items()}
-    axes.hlines(rows, values["before"], values["for"], color=BLUE, alpha=0.35, linewidth=2.5)
-    axes.hlines(rows, values["against"], values["before"], color=RED, alpha=0.35, linewidth=2.5)
-    styles = (
-        ("against", "asked against", RED, "s"),
-        ("before", "no request", INK, "|"),
-        ("for", "asked for", BLUE, "o"),
-    )
-    for key, label, colour, marker in styles:
-        axes.plot(values[key], rows, marker, color=colour, markersize=9 if marker == "|" else 6, label=label)
+    # two lines a row, so that neither hides the other where both requests move the share the same way
+    styles = (("for", "asked for", BLUE, "o", 0.14), ("against", "asked against", RED, "s", -0.14))
+    axes.plot(values["before"], rows, "|", color=INK, markersize=12, markeredgewidth=1.4, label="no request")
+    for key, label, colour, marker, shift in styles:
+        places = [row + shift for row in rows]
+        axes.hlines(places, values["before"], values[key], color=colour, alpha=0.4, linewidth=2.2)
+        axes.plot(values[key], places, marker, color=colour, markersize=5.5, label=label)
     axes.set_yticks(rows, [names[index] for index in order])
     axes.set_xlabel("share of the top ten, %")
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.7, len(order) - 0.3)
     _title(axes, "What a request moves", f"{focus}, {title}")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 

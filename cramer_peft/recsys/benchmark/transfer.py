@@ -24,7 +24,7 @@ from cramer_peft.encoders import CachedEncoder, RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark.redial import mask_scorer
-from cramer_peft.recsys.bootstrap import Interval, difference_interval, mean_interval, ratio_interval
+from cramer_peft.recsys.bootstrap import Interval, ratio_interval, resampled_means
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.control import best_share, normalised_gain, retention
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer
@@ -215,8 +215,10 @@ def adapt_backbone(
     state = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}
     if set(state) != set(model.state_dict()):
         raise DataError("the source backbone's weights are not those of a plain SASRec: unload its masks first.")
-    table = next(name for name in state if name.endswith("word_embeddings.weight"))
-    state[table] = torch.cat([state[table][:1], alignment.embeddings])
+    table = state["bert.embeddings.word_embeddings.weight"]
+    items = torch.cat([table[:1], alignment.embeddings])
+    # the layer that scores the items, where there is one, is tied to the table
+    state = {name: items if torch.equal(tensor, table) else tensor for name, tensor in state.items()}
     model.load_state_dict(state)
     model.requires_grad_(False)
     model.bert.embeddings.word_embeddings.weight.requires_grad_(True)
@@ -245,9 +247,17 @@ def carry_masks(
         is_trainable: Whether the generator can be trained on.
 
     Raises:
+        DataError: If the adapter gates the layer that scores the items, which is a different one in each domain.
         BaseModelMismatchError: If the target's masked weights are not the source's.
         AdapterFileError, EncoderError: As for :func:`~cramer_peft.load_request_masks`.
     """
+    heads = getattr(masks.model, "head_targets", [])
+    gated = [name for name in masks.targeted_module_names if any(f".{name}".endswith(f".{head}") for head in heads)]
+    if gated:
+        raise DataError(
+            f"the adapter gates {', '.join(gated)}, which scores the source's items: the target has others. Train it "
+            "with target_modules that leave this layer out."
+        )
     with tempfile.TemporaryDirectory() as folder:
         masks.save_pretrained(Path(folder))
         return load_request_masks(target, Path(folder), encoder=encoder, is_trainable=is_trainable)
@@ -317,7 +327,8 @@ def transfer_rankers(
     budgets = {"scratch": few, **({"full training": options.generator} if options.full else {})}
     for name, budget in budgets.items():
         torch.manual_seed(seed)
-        config = masks.peft_config[masks.active_names()[0]]
+        config = masks.peft_config[masks.active_names()[0]].copy()
+        config.inference_mode = False  # a loaded adapter's says that it is not to be trained
         rankers[name] = inject_request_masks(copy.deepcopy(target), config, encoder=encoder)
         train_generator(rankers[name], catalogue, split, budget, seed, progress=False)
     return rankers
@@ -368,22 +379,43 @@ def measure_transfer(
         DataError: If nobody counts in a track.
     """
     before = users.score(frozen, None)
-    tables: dict[str, Any] = {"frozen": {}, **{name: {} for name in scorers}}
-    main: dict[str, dict[str, Tensor]] = {name: {} for name in tables}
+    names = ["frozen", *scorers]
+    tables: dict[str, Any] = {name: {} for name in names}
+    differences: dict[str, Any] = {f"{one} - {two}": {} for one in scorers for two in names if two != one}
     for track_name, track in tracks.items():
-        for name in tables:
+        values, ratios = {}, {}
+        for name in names:
             scores = before if name == "frozen" else users.score(scorers[name], track.requests)
-            values, ratios = _track_values(track_name, track, scores, before, users, k)
-            main[name][track_name] = next(iter(values.values()))
-            intervals = {metric: mean_interval(value) for metric, value in values.items()}
-            intervals |= {metric: ratio_interval(*parts) for metric, parts in ratios.items() if parts[1].sum() > 0}
-            tables[name][track_name] = {metric: _entry(interval) for metric, interval in intervals.items()}
-    pairs = [(one, two) for one in scorers for two in tables if two != one]
-    differences = {
-        f"{one} - {two}": {track: _entry(difference_interval(main[one][track], main[two][track])) for track in tracks}
-        for one, two in pairs
-    }
+            values[name], ratios[name] = _track_values(track_name, track, scores, before, users, k)
+        means = _Means({(name, metric): value for name in names for metric, value in values[name].items()})
+        first = next(iter(values["frozen"]))
+        for name in names:
+            tables[name][track_name] = {metric: means.entry((name, metric)) for metric in values[name]}
+            found = {metric: ratio_interval(*parts) for metric, parts in ratios[name].items() if parts[1].sum() > 0}
+            tables[name][track_name] |= {metric: _entry(interval) for metric, interval in found.items()}
+        for one in scorers:
+            for two in names:
+                if two != one:
+                    differences[f"{one} - {two}"][track_name] = means.entry((one, first), (two, first))
     return {"tracks": tables, "differences": differences}
+
+
+class _Means:
+    """Means of several columns over the same users, and over the same draws of them: drawn once for all."""
+
+    def __init__(self, columns: Mapping[tuple[str, str], Tensor]) -> None:
+        self._places = {key: place for place, key in enumerate(columns)}
+        matrix = torch.stack([column.double() for column in columns.values()], dim=1)
+        self._means = torch.cat([matrix.mean(0, keepdim=True), resampled_means(matrix)])  # all users first
+
+    def entry(self, key: tuple[str, str], less: tuple[str, str] | None = None) -> dict[str, float]:
+        """A mean, or its difference from another, with the middle 95% of the draws."""
+        values = self._means[:, self._places[key]]
+        if less is not None:
+            values = values - self._means[:, self._places[less]]
+        ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = torch.quantile(values[1:], ends, interpolation="nearest").tolist()
+        return {"value": float(values[0]), "low": low, "high": high}
 
 
 def _track_values(

@@ -105,7 +105,9 @@ def test_only_the_items_are_learned(sasrec: SASRec, alignment: ItemAlignment, pl
     after = target.state_dict()
     table = "bert.embeddings.word_embeddings.weight"
     assert set(after) == set(before)
-    assert [name for name in before if not torch.equal(after[name], before[name])] == [table]
+    changed = [name for name in before if not torch.equal(after[name], before[name])]
+    assert table in changed
+    assert all(torch.equal(after[name], after[table]) for name in changed)  # tied to it, where there are others
     assert not torch.equal(item_table(target), alignment.embeddings)
     assert torch.equal(after[table][0], before[table][0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in sasrec.state_dict().items())
@@ -145,6 +147,15 @@ def test_masks_are_carried_only_where_the_weights_are_the_same(
     assert not torch.equal(carried(items, request="something funny"), frozen)
     with pytest.raises(BaseModelMismatchError):
         carry_masks(masks, make_sasrec(num_items=GAMES, hidden_size=64))
+
+
+def test_masks_on_the_scoring_of_items_are_not_carried(
+    sasrec: SASRec, hashing: Callable[..., RequestMaskConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = inject_request_masks(sasrec, hashing(init_weights=False, target_modules=["layer.1.output.dense"]))
+    monkeypatch.setattr(type(sasrec), "head_targets", ["1.output.dense"], raising=False)  # stands for the head
+    with pytest.raises(DataError, match=r"layer.1.output.dense, which scores the source's items"):
+        carry_masks(masks, sasrec)
 
 
 def test_which_attributes_are_shared(catalogue: Catalogue, games: Catalogue) -> None:
@@ -228,7 +239,8 @@ def test_all_of_it(
     hashing: Callable[..., RequestMaskConfig],
 ) -> None:
     plain = copy.deepcopy(sasrec)
-    masks = inject_request_masks(sasrec, hashing(init_weights=False))
+    made = inject_request_masks(sasrec, hashing(init_weights=False))
+    masks = carry_masks(made, copy.deepcopy(plain))  # loaded, and so not to be trained itself
     options = TransferOptions(GeneratorOptions(steps=2, batch_size=8), little=0.5)
     found = run_transfer(
         masks, (plain, catalogue, split), (games, played), TRAIN_TEMPLATES, options, backbone=QUICK, same_items=False
