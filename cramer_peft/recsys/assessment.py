@@ -99,8 +99,9 @@ def assess(
         ``against favourite`` the most frequent in the history; ``empty`` asks nothing; ``own requests`` are those of
         the data, where it states any.
     """
-    rows = _drawn(len(data.split.history(stage)), users, seed)
-    histories = [data.split.history(stage)[row] for row in rows.tolist()]
+    known = data.split.history(stage)
+    rows = _drawn(len(known), users, seed)
+    histories = [known[row] for row in rows.tolist()]
     targets = (data.split.test_target if stage == "test" else data.split.validation_target)[rows]
     tracks = _tracks(data.catalogue, histories, targets, templates, seed)
     own = data.own_requests(stage)
