@@ -213,7 +213,11 @@ def _weights(weight: Tensor, left: Tensor, right: Tensor, room: Tensor | None) -
     return torch.addcmul(weight, change, weight, out=change)
 
 
-@torch.library.custom_op("cramer_peft::low_rank_linear", mutates_args=())
+@torch.library.custom_op(
+    "cramer_peft::low_rank_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, Tensor? active) -> Tensor",
+)
 def traced_low_rank_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, active: Tensor | None
 ) -> Tensor:

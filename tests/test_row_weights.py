@@ -24,7 +24,13 @@ class Feed(nn.Module):
 
 
 def adapted(model: nn.Module, **options):
-    config = {"target_modules": ["up", "down"], "request_dim": DIM, "init_weights": False, "rank": 2}
+    config = {
+        "target_modules": ["up", "down"],
+        "request_dim": DIM,
+        "init_weights": False,
+        "gate": "low_rank",
+        "rank": 2,
+    }
     return inject_request_masks(model.eval(), RequestMaskConfig(**{**config, **options})).eval()
 
 

@@ -29,7 +29,7 @@ def speed(
     gate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Form of mask, may be repeated: scale, signed, topk, low_rank:RANK. Without it, scale and low_rank:4."
+            help="Form of mask, may be repeated: scale, signed, topk, low_rank:RANK. Without it, signed and low_rank:4."
         ),
     ] = None,
     adapters: Annotated[

@@ -49,7 +49,7 @@ class SpeedOptions:
 
     models: tuple[str, ...] = ("sasrec-64", "sasrec-256")
     batches: tuple[int, ...] = (1, 32, 256)
-    gates: tuple[str, ...] = ("scale", "low_rank:4")
+    gates: tuple[str, ...] = ("signed", "low_rank:4")
     adapters: tuple[int, ...] = (4, 16, 64, 256)
     rounds: int = 15
     compiled: bool = True
