@@ -67,7 +67,7 @@ class RequestMaskConfig(PeftConfig):
         metadata=_help("Modules outside the masks that are trained whole and saved with the adapter."),
     )
     gate: str = field(
-        default="low_rank",
+        default="signed",
         metadata=_help(
             "Form of the mask M on a weight W. 'low_rank': M = 1 + sum_k a_k b_k^T. 'scale': M = r c^T with "
             "gates 2*sigmoid(z) in (0, 2). 'signed': the same with gates 1 + z, unbounded. 'topk': the paper's "

@@ -449,7 +449,7 @@ class ScaleGate(Gate):
                 return value
             # At strength 1 the value itself, which 1 + (value - 1) rounds: a row's bits must not depend on
             # whether another row has a strength.
-            value = torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * (value - 1))
+            value = torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * self._deviation(logits))
             return value if active is None else torch.where(active[:, None], value, 1.0)  # not even a NaN reaches them
 
         return {
@@ -460,6 +460,9 @@ class ScaleGate(Gate):
     def _value(self, logits: Tensor) -> Tensor:
         return 2 * torch.sigmoid(logits)
 
+    def _deviation(self, logits: Tensor) -> Tensor:
+        return self._value(logits) - 1
+
 
 class SignedGate(ScaleGate):
     """Row and column gates 1 + z without bounds: as cheap as ``scale``, and a gate may turn a unit's sign."""
@@ -468,6 +471,9 @@ class SignedGate(ScaleGate):
 
     def _value(self, logits: Tensor) -> Tensor:
         return 1 + logits
+
+    def _deviation(self, logits: Tensor) -> Tensor:
+        return logits  # not (1 + z) - 1, which rounds: a strength of 2 is the state of 2 z, bit for bit
 
 
 class LowRankMaskGate(Gate):

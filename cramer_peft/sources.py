@@ -13,7 +13,7 @@ from cramer_peft.active import GateInputs, GateSource, SeveralAdapters
 from cramer_peft.errors import BaseModelMismatchError, ConfigError, RequestError
 from cramer_peft.gates import LayerTensors
 from cramer_peft.leftovers import masked_layers
-from cramer_peft.requests import RequestBatch, Requests, Strength, batch_requests, batch_strength
+from cramer_peft.requests import RequestBatch, Requests, Strength, batch_requests, batch_strength, without_silent
 from cramer_peft.row_names import as_names
 from cramer_peft.state import MaskState
 
@@ -115,6 +115,7 @@ def request_vectors(
     tuned = masks.tuned_encoder(name)
     if tuned is None:
         batch = batch_requests(requests, generator.request_dim, masks.encoder_of(name))
+        batch = None if batch is None else without_silent(batch)
         if batch is None:
             return None, lambda: torch.zeros(0, generator.request_dim, device=device)
         ready = batch.vectors.to(device)

@@ -121,6 +121,7 @@ def main() -> None:
     # Three of its six linear layers get masks. "hashing" stands in for an encoder that knows what words mean.
     config = RequestMaskConfig(
         target_modules=["attention_out", "up", "down"],
+        gate="low_rank",
         rank=2,
         generator_width=None,
         encoder="hashing",

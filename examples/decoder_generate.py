@@ -67,7 +67,7 @@ def main() -> None:
     frozen = generate(model, prompts)
 
     # No target_modules: for a known architecture they are the feed-forward and attention-output projections.
-    config = RequestMaskConfig(generator_width=None, encoder="hashing", encoder_options={"dim": 32})
+    config = RequestMaskConfig(gate="low_rank", generator_width=None, encoder="hashing", encoder_options={"dim": 32})
     masks = inject_request_masks(model, config)
     modules = masks.peft_config["default"].masked_modules
     assert modules is not None

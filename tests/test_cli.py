@@ -89,11 +89,15 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("made")
     catalogue, _ = load_interactions(folder)
+
+    torch.manual_seed(3)  # one of the seeds whose list the request changes
     model = SASRec(SASRec.configure(len(catalogue), hidden_size=16)).eval()
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.mul_(20)
     save_backbone(model, path)
-    config = RequestMaskConfig(encoder="hashing", encoder_options={"dim": 16}, init_weights=False)
+    config = RequestMaskConfig(
+        encoder="hashing", encoder_options={"dim": 16}, init_weights=False, gate="low_rank", strength=4.0
+    )
     RequestRecommender(inject_request_masks(model, config), catalogue).save(path)
     return path
 

@@ -41,6 +41,12 @@ def _sentence_transformers(**options: Any) -> RequestEncoder:
     return SentenceTransformersEncoder(**options)
 
 
+def _reader(**options: Any) -> RequestEncoder:
+    from cramer_peft.encoders.reader import RequestReader
+
+    return RequestReader(**options)
+
+
 def _precomputed(**options: Any) -> RequestEncoder:
     raise EncoderError(
         "the encoder 'precomputed' holds vectors that are not in the adapter: pass them again, as "
@@ -53,4 +59,5 @@ register_request_encoder("wordllama", WordLlamaEncoder)
 register_request_encoder("transformers", _transformers)
 register_request_encoder("all-minilm-l6-v2", _minilm)
 register_request_encoder("sentence-transformers", _sentence_transformers)
+register_request_encoder("request-reader", _reader)
 register_request_encoder("precomputed", _precomputed)

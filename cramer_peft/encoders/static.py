@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class WordLlamaEncoder:
         except FileNotFoundError as error:
             raise EncoderError(f"the installed wordllama has no weights or tokenizer in its wheel: {error}.") from error
         self.dim = int(self._model.embedding.shape[1])
+
+    def tokens(self) -> tuple[Tensor, Any]:
+        """The table of token vectors, (tokens, 256) float32, and the tokenizer that numbers them."""
+        return torch.from_numpy(self._model.embedding).float(), self._model.tokenizer
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors of ``texts``, (texts, 256) float32; NaN where a text has no token."""

@@ -14,6 +14,7 @@ from cramer_peft import RequestMaskModel, load_request_masks
 from cramer_peft.errors import DataError, MissingExtraError
 from cramer_peft.recsys.backbones import BACKBONES, Backbone, StoredBackbone, read_config
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.metrics import top_items
 from cramer_peft.recsys.split import pad_histories, seen_mask
 
@@ -77,7 +78,10 @@ class RequestRecommender:
                 )
         catalogue = Catalogue.load(root / CATALOGUE)
         backbone = load_backbone(root / BACKBONE, catalogue)
-        return cls(load_request_masks(backbone, root / ADAPTER), catalogue)
+        masks = load_request_masks(backbone, root / ADAPTER)
+        if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # only these two can make it
+            masks.set_encoder(request_encoder(DEFAULT_ENCODER, catalogue, backbone))
+        return cls(masks, catalogue)
 
     def recommend(self, history: list[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
         """The k best unseen items under a request, beside those without it.

@@ -17,12 +17,14 @@ from torch import Tensor
 
 import cramer_peft
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.io import write_json
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.bundle import Answer, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.datasets import load_dataset
+from cramer_peft.recsys.encoders import request_encoder, text_encoder
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, evaluate, make_tracks
 from cramer_peft.recsys.fusion import TextFusion
 from cramer_peft.recsys.metrics import share, top_items
@@ -51,7 +53,7 @@ class DemoOptions:
         title_column, attribute_column, attribute_separator: Of the ``.item`` file; None: found by name.
         backbone: Folder of a SASRec that an earlier run wrote, to skip its training.
         seed: Of everything that is random.
-        encoder: Registered name of the request encoder; None: the default of :class:`RequestMaskConfig`.
+        encoder: Registered name of the request encoder; None: the one that knows the catalogue, ``CatalogueEncoder``.
         backbone_options: How the backbone is trained.
         generator: How our generator is trained.
         paper_generator: How the paper's gate is trained: its own loss, no minimal-edit loss.
@@ -106,6 +108,7 @@ class _Run:
         self.options = options
         self.say = say
         self.rows: dict[str, dict[str, float]] = {}
+        self._encoder: RequestEncoder | None = None
 
     def load(self) -> tuple[Catalogue, Split]:
         options = self.options
@@ -138,12 +141,18 @@ class _Run:
         save_backbone(model, options.output)
         return model, time.perf_counter() - start
 
+    def encoder(self, model: SASRec, catalogue: Catalogue) -> RequestEncoder:
+        """One for all methods; its cache is kept."""
+        if self._encoder is None:
+            self._encoder = request_encoder(self.options.encoder, catalogue, model)
+        return self._encoder
+
     def generator(
         self, model: SASRec, name: str, config: RequestMaskConfig, catalogue: Catalogue, split: Split
     ) -> tuple[RequestMaskModel, float]:
         start = time.perf_counter()
         torch.manual_seed(self.options.seed)
-        masks = inject_request_masks(model, config)
+        masks = inject_request_masks(model, config_for(model, config), encoder=self.encoder(model, catalogue))
         parameters = sum(p.numel() for p in masks.generator.parameters())
         self.say(f"training the generator of {name} ({parameters:,} parameters)")
         options = self.options.generator if name == OURS else self.options.paper_generator
@@ -175,10 +184,10 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
         run.rows[name] = {**evaluate(scorer, users, tracks, frozen), "seconds": seconds}
 
     measure(FROZEN, lambda item_ids, _: model(item_ids), backbone_seconds)
-    paper, seconds = run.generator(model, PAPER, RequestMaskConfig.paper(encoder=options.encoder), catalogue, split)
+    paper, seconds = run.generator(model, PAPER, RequestMaskConfig.paper(), catalogue, split)
     measure(PAPER, _scorer(paper), seconds)
     paper.unload()
-    masks, seconds = run.generator(model, OURS, RequestMaskConfig(encoder=options.encoder), catalogue, split)
+    masks, seconds = run.generator(model, OURS, RequestMaskConfig(), catalogue, split)
     measure(OURS, _scorer(masks), seconds)
     fusion, seconds = _tuned_fusion(masks, catalogue, split, options.seed)
     measure(FUSION, fusion, seconds)
@@ -243,7 +252,9 @@ def _scorer(masks: RequestMaskModel) -> Scorer:
 
 def _tuned_fusion(masks: RequestMaskModel, catalogue: Catalogue, split: Split, seed: int) -> tuple[TextFusion, float]:
     start = time.perf_counter()
-    fusion = TextFusion(masks, masks.encoder(), catalogue)  # without a request the masks are the frozen model
+    fusion = TextFusion(
+        masks, text_encoder(masks.encoder()), catalogue
+    )  # without a request the masks are the frozen model
     users = EvaluationUsers.of(catalogue, split, "validation", int(masks.model.max_length))  # type: ignore[arg-type]
     fusion.tune(users, make_tracks(users, RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES), seed))
     return fusion, time.perf_counter() - start

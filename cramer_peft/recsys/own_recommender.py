@@ -25,6 +25,7 @@ from cramer_peft.recsys.backbone_training import backbone_options, train_backbon
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.bundle import ADAPTER, BACKBONE, CATALOGUE, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.evaluation import Scorer
 from cramer_peft.recsys.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.split import Stage
@@ -99,7 +100,7 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
         EncoderError: If the request encoder is unknown.
     """
     config = mask_config(options.config)
-    if config.encoder is not None:
+    if config.encoder not in (None, DEFAULT_ENCODER):
         make_encoder(config.encoder, config.encoder_options)  # before the training: fail early
     options.output.mkdir(parents=True, exist_ok=True)
     say(f"reading {Path(options.data).name}")
@@ -111,7 +112,8 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     seconds = {"backbone": time.perf_counter() - start}
     start = time.perf_counter()
     torch.manual_seed(options.seed)
-    masks = inject_request_masks(backbone, config_for(backbone, config))
+    encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options)
+    masks = inject_request_masks(backbone, config_for(backbone, config), encoder=encoder)
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
     generator = options.generator or generator_options(backbone)
     train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress)

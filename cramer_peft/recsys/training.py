@@ -18,6 +18,9 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.concepts import ConceptGenerator, concept_match
+from cramer_peft.recsys.encoders import without_cache
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfies
 from cramer_peft.recsys.split import Split, pad_histories, seen_mask
@@ -184,6 +187,8 @@ class GeneratorOptions:
         floor: Of the minimal-edit loss; None leaves its rows on their own scales.
         sparsity_weight: Weight of the paper's sparsity loss (``topk`` gates only).
         attributes: The attributes that requests may name, such as those not held out for a test; None: all.
+        concept_share: Share of requests, of all kinds, whose place a made-up set of items takes, so that a generator
+            learns to steer anywhere. Only a ``CatalogueEncoder`` has vectors for them; with others it counts as 0.
     """
 
     steps: int = 1500
@@ -198,12 +203,13 @@ class GeneratorOptions:
     floor: float | None = None
     sparsity_weight: float = 0.0
     attributes: tuple[str, ...] | None = None
+    concept_share: float = 0.5
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:
         """The paper's training: true requests only, next-item loss and sparsity loss (weight 0.3)."""
         settings = {"random_share": 0.0, "empty_share": 0.0, "edit_weight": 0.0, "next_item_weight": 1.0}
-        return cls(**{**settings, "sparsity_weight": 0.3, **overrides})
+        return cls(**{**settings, "sparsity_weight": 0.3, "concept_share": 0.0, **overrides})
 
 
 class RequestCollator:
@@ -231,6 +237,9 @@ class RequestCollator:
         self._names = [tuple(name for name in own if name in allowed) for own in names]
         self._random = random.Random(seed)
         self._generator = torch.Generator().manual_seed(seed)
+        self._encoder = _catalogue_encoder(masks)
+        features = None if self._encoder is None else self._encoder.features
+        self._concepts = None if features is None else ConceptGenerator(features, self._random, self._generator)
 
     def __call__(self, windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """A batch of R rows, P positions and I items.
@@ -242,21 +251,38 @@ class RequestCollator:
         item_ids = torch.stack([window["item_ids"] for window in windows])
         labels = torch.stack([window["labels"] for window in windows])
         requests, truthful = zip(*(self._request(row) for row in labels), strict=True)
-        attributes = self._catalogue.attributes, self._catalogue.item_attributes
+        vectors = self._masks.encode([request.text for request in requests])
         known = labels >= 0
-        fits = satisfies(requests, *attributes).gather(1, labels.clamp(min=0)) & known
-        fits &= torch.tensor(truthful)[:, None]
+        match, satisfied = self._wishes(requests, vectors, torch.tensor(truthful))
+        fits = satisfied.gather(1, labels.clamp(min=0)) & known
         order = torch.rand(known.shape, generator=self._generator) + known + fits
         positions = order.topk(min(self._options.positions, known.shape[1]), dim=1).indices
         return {
             "item_ids": item_ids,
-            "vectors": self._masks.encode([request.text for request in requests]),
+            "vectors": vectors,
             "positions": positions,
             "targets": labels.gather(1, positions),
             "known": known.gather(1, positions),
             "fits": fits.gather(1, positions),
-            "match": match_scores(requests, *attributes),
+            "match": match,
         }
+
+    def _wishes(self, requests: Sequence[AttributeRequest], vectors: Tensor, truthful: Tensor) -> tuple[Tensor, Tensor]:
+        """How well each item matches each row's request, and whether it satisfies one that may be true.
+
+        Concepts take the place of some requests: their vectors are written into ``vectors``.
+        """
+        attributes = self._catalogue.attributes, self._catalogue.item_attributes
+        match = match_scores(requests, *attributes)
+        satisfied = satisfies(requests, *attributes) & truthful[:, None]
+        if self._concepts is None or self._encoder is None:
+            return match, satisfied
+        rows = [row for row in range(len(requests)) if self._random.random() < self._options.concept_share]
+        concepts = [self._concepts() for _ in rows]
+        for row, concept, own in zip(rows, concepts, concept_match(concepts, match.shape[1]), strict=True):
+            vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
+            match[row], satisfied[row] = own, (own > 0) & (concept.unwanted is None)
+        return match, satisfied
 
     def _request(self, labels: Tensor) -> tuple[AttributeRequest, bool]:
         """A request for one window, and whether it is true of one of its next items."""
@@ -268,6 +294,12 @@ class RequestCollator:
         known = labels[labels >= 0]
         target = int(known[self._random.randrange(len(known))])
         return self._requests.truthful(self._names[target], self._random), True
+
+
+def _catalogue_encoder(masks: Any) -> CatalogueEncoder | None:
+    """The encoder of an adapted backbone, or a bare encoder, if it knows the catalogue."""
+    encoder = without_cache(masks.encoder() if isinstance(masks, RequestMaskModel) else masks)
+    return encoder if isinstance(encoder, CatalogueEncoder) else None
 
 
 class GeneratorTrainer(Trainer):

@@ -3,9 +3,15 @@
 The test wordings and a first part of the training wordings were written together. The bulk of the training
 wordings was then written without sight of the test wordings; what came out the same, apart from case and
 punctuation, was left out. The test wordings have not been changed since a model was first scored on them.
+``training_wordings.tsv`` came last, from three authors who saw neither of the others nor the test wordings; six that
+came out as a test wording were left out.
 """
 
-TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
+from __future__ import annotations
+
+from importlib.resources import files
+
+_FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
     "for": (
         "I'm in the mood for {wanted}",
         "I feel like {wanted} tonight",
@@ -875,3 +881,12 @@ TEST_TEMPLATES: dict[str, tuple[str, ...]] = {
         "I haven't thought about it yet, so simply start somewhere",
     ),
 }
+
+
+def _with_file(templates: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    lines = files(__package__).joinpath("training_wordings.tsv").read_text(encoding="utf-8").splitlines()
+    more = [line.split("\t") for line in lines]
+    return {family: (*own, *(text for kind, text in more if kind == family)) for family, own in templates.items()}
+
+
+TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = _with_file(_FIRST_TRAIN_TEMPLATES)

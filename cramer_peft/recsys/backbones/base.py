@@ -30,6 +30,8 @@ class Backbone(Protocol):
         default_targets: Modules worth masking, as ``RequestMaskConfig.target_modules``; None where the library knows
             the architecture.
         default_parts: Parts of them worth masking, as ``RequestMaskConfig.module_parts``; None: all.
+        head_targets: Modules that score the items, worth masking too unless the paper's gate is asked for, which
+            leaves them alone; empty where there is no such module.
         expands_positions: Whether ``positions`` multiplies the rows inside the model, n neighbours for each row. Then
             masks need ``batch_folding="rows_first"``, and n positions cost n times as much.
     """
@@ -37,6 +39,7 @@ class Backbone(Protocol):
     name: str
     default_targets: list[str] | str | None
     default_parts: list[str] | None
+    head_targets: list[str]
     expands_positions: bool
 
     @property
@@ -85,6 +88,8 @@ def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> Reques
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
     targets = getattr(backbone, "default_targets", None)
+    if isinstance(targets, list) and config.gate != "topk":
+        targets = [*targets, *getattr(backbone, "head_targets", [])]
     if config.target_modules is None and targets is not None:
         parts = getattr(backbone, "default_parts", None) if config.module_parts is None else config.module_parts
         changes.update(target_modules=targets, module_parts=parts)
@@ -130,6 +135,7 @@ class StoredBackbone(nn.Module):
     name: ClassVar[str]
     default_targets: ClassVar[list[str] | str | None] = None
     default_parts: ClassVar[list[str] | None] = None
+    head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = False
 
     def __init__(self, num_items: int, max_length: int, **settings: float) -> None:

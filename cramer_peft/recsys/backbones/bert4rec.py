@@ -27,8 +27,9 @@ class BERT4Rec(BertForMaskedLM):
     """
 
     name: ClassVar[str] = "bert4rec"
-    default_targets: ClassVar[list[str] | str | None] = None  # known to the library as BERT
+    default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
+    head_targets: ClassVar[list[str]] = ["cls.predictions.decoder"]
     expands_positions: ClassVar[bool] = True
 
     def __init__(self, config: BertConfig) -> None:

@@ -24,13 +24,17 @@ class SASRec(BertPreTrainedModel):
     """
 
     name: ClassVar[str] = "sasrec"
-    default_targets: ClassVar[list[str] | str | None] = None  # known to the library as BERT
+    default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
+    head_targets: ClassVar[list[str]] = ["head"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"head.weight": "bert.embeddings.word_embeddings.weight"}
     expands_positions: ClassVar[bool] = False
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
+        # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
         # BERT adds the embedding of a sentence number; SASRec has no such thing: zeros, and a buffer, because
         # from_pretrained would make a parameter trainable again.
@@ -65,6 +69,10 @@ class SASRec(BertPreTrainedModel):
             pad_token_id=PADDING,
         )
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The scoring layer, which transformers ties to the item embeddings."""
+        return self.head
+
     @property
     def num_items(self) -> int:
         """Number of items in the catalogue."""
@@ -94,13 +102,14 @@ class SASRec(BertPreTrainedModel):
             DataError: If a row holds no item.
         """
         hidden = self.bert(item_ids).last_hidden_state
-        items = self.bert.embeddings.word_embeddings.weight[1:]
         if labels is not None:
             known = labels >= 0
-            return {"loss": nn.functional.cross_entropy(hidden[known] @ items.T, labels[known])}
+            return {"loss": nn.functional.cross_entropy(self._items(hidden[known]), labels[known])}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         if positions is not None:
-            chosen: Tensor = hidden[rows[:, None], positions] @ items.T
-            return chosen
-        scores: Tensor = hidden[rows, last_positions(item_ids)] @ items.T
-        return scores
+            return self._items(hidden[rows[:, None], positions])
+        return self._items(hidden[rows, last_positions(item_ids)])
+
+    def _items(self, states: Tensor) -> Tensor:
+        scores: Tensor = self.head(states)
+        return scores[..., 1:]  # without the padding's

@@ -16,6 +16,7 @@ from cramer_peft.recsys.baselines.learning import (
     mlp,
     scaled,
 )
+from cramer_peft.recsys.encoders import text_encoder
 from cramer_peft.recsys.requests import item_text
 from cramer_peft.recsys.training import GeneratorOptions
 
@@ -37,7 +38,9 @@ class LLMESR(LearnedRanker):
     def _make(self, task: RankerTask) -> Learner:
         return _TwoViews(
             task.backbone,
-            task.encoder.encode([item_text(task.catalogue, index) for index in range(len(task.catalogue))]),
+            text_encoder(task.encoder).encode(
+                [item_text(task.catalogue, index) for index in range(len(task.catalogue))]
+            ),
         )
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft import RequestMaskConfig, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.baselines.base import RankerTask, frozen_copy
-from cramer_peft.recsys.baselines.learning import LearnedRanker, Learner, chosen_states, item_scores, scaled
+from cramer_peft.recsys.baselines.learning import LearnedRanker, Learner, scaled
 
 
 class RequestLoRA(LearnedRanker):
@@ -33,7 +33,8 @@ class RequestLoRA(LearnedRanker):
         self._config = config or RequestMaskConfig(request_dim=1)
 
     def _make(self, task: RankerTask) -> Learner:
-        return _Hypernetwork(task.backbone, task.encoder, self._config, self._rank, self._width)
+        config = config_for(task.backbone, self._config)
+        return _Hypernetwork(task.backbone, task.encoder, config, self._rank, self._width)
 
 
 class _Hypernetwork(Learner):
@@ -52,10 +53,10 @@ class _Hypernetwork(Learner):
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
         self._updates = self._write(scaled(vectors))
         try:
-            hidden = self.backbone.bert(item_ids).last_hidden_state
+            scores: Tensor = self.backbone(item_ids, positions=positions)
         finally:
             self._updates = None
-        return item_scores(self.backbone, chosen_states(hidden, item_ids, positions))
+        return scores
 
     def _updates_of(self, number: int) -> tuple[Tensor, Tensor] | None:
         return None if self._updates is None else self._updates[number]
@@ -83,8 +84,9 @@ class _Update:
         if found is None:
             return output
         a, b = found
-        updated: Tensor = output + (args[0] @ a.transpose(1, 2)) @ b.transpose(1, 2)
-        return updated
+        inputs = args[0] if args[0].dim() == 3 else args[0][:, None]  # the head sees the last position alone
+        change: Tensor = (inputs @ a.transpose(1, 2)) @ b.transpose(1, 2)
+        return output + change.reshape(output.shape)
 
 
 def _masked_linears(backbone: SASRec, config: RequestMaskConfig) -> dict[str, tuple[int, int]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.baselines.base import BaselineRanker, RankerTask
+from cramer_peft.recsys.encoders import text_encoder
 from cramer_peft.recsys.evaluation import EvaluationUsers, make_tracks
 from cramer_peft.recsys.fusion import TextFusion
 from cramer_peft.recsys.requests import RequestGenerator
@@ -33,7 +34,7 @@ class FusionRanker(BaselineRanker):
         return None if self.fusion is None else self.fusion.weight / (1 + self.fusion.weight)
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
-        fusion = TextFusion(frozen, task.encoder, task.catalogue)
+        fusion = TextFusion(frozen, text_encoder(task.encoder), task.catalogue)
         users = EvaluationUsers.of(task.catalogue, task.split, "validation", frozen.max_length)
         requests = RequestGenerator(task.catalogue.attributes, TRAIN_TEMPLATES)
         fusion.tune(users, make_tracks(users, requests, task.seed))

@@ -105,11 +105,12 @@ class Ablation:
 
 
 ABLATIONS: dict[str, Ablation] = {
-    "gate scale": Ablation({"gate": "scale", "rank": None}),
-    "rank 1": Ablation({"rank": 1}),
-    "rank 2": Ablation({"rank": 2}),
-    "rank 8": Ablation({"rank": 8}),
-    "all linear layers": Ablation({"target_modules": "all-linear"}),
+    "gate scale": Ablation({"gate": "scale"}),
+    "gate low_rank, 1 term": Ablation({"gate": "low_rank", "rank": 1}),
+    "gate low_rank, 4 terms": Ablation({"gate": "low_rank", "rank": 4}),
+    "without the head": Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
+    "the head alone": Ablation({"target_modules": ["head"]}),
+    "queries, keys and values too": Ablation({"target_modules": r".*dense|.*(query|key|value)|head"}),
     "last layer only": Ablation({"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"}),
     "no hidden layer": Ablation({"generator_width": None}),
     "no minimal-edit loss": Ablation(generator={"edit_weight": 0.0, "next_item_weight": 1.0}),
@@ -118,7 +119,10 @@ ABLATIONS: dict[str, Ablation] = {
     "no empty requests": Ablation(generator={"empty_share": 0.0}),
     "kappa 4": Ablation(generator={"kappa": 4.0}),
     "kappa 16": Ablation(generator={"kappa": 16.0}),
-    "MiniLM": Ablation(encoder="all-minilm-l6-v2"),
+    "no concepts": Ablation(generator={"concept_share": 0.0}),
+    "encoder wordllama": Ablation(encoder="wordllama"),
+    "encoder request-reader": Ablation(encoder="request-reader"),
+    "encoder MiniLM": Ablation(encoder="all-minilm-l6-v2"),
 }
 
 

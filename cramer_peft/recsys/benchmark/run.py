@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from cramer_peft import RequestMaskConfig
-from cramer_peft.encoders import CachedEncoder, make_encoder
 from cramer_peft.errors import AdapterFileError, CramerError, DataError, MissingExtraError, MissingModelError
 from cramer_peft.io import read_json, write_json
 from cramer_peft.recsys.backbone_training import train_backbone
@@ -52,6 +50,7 @@ from cramer_peft.recsys.benchmark.plan import (
 from cramer_peft.recsys.bundle import BACKBONE, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.datasets import dataset_folder, load_dataset
+from cramer_peft.recsys.encoders import request_encoder
 from cramer_peft.recsys.split import Split, TemporalSplit, leave_one_out, temporal_split
 from cramer_peft.recsys.tracks import hold_out
 
@@ -98,14 +97,6 @@ def load_data(source: DataSource, protocol: Protocol) -> LoadedData:
     )
     split = temporal_split(interactions) if temporal else leave_one_out(interactions)
     return LoadedData(catalogue, split, data_digest(dataset_folder(source.data)))
-
-
-@lru_cache(maxsize=4)
-def _encoder(name: str | None) -> Any:
-    default = RequestMaskConfig()
-    name, options = (default.encoder, default.encoder_options) if name is None else (name, None)
-    assert name is not None  # the configuration has filled it in
-    return CachedEncoder(make_encoder(name, options))
 
 
 def digest_of(cell: Cell, data: LoadedData) -> str:
@@ -222,7 +213,9 @@ def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method
         options = replace(options, attributes=kept)
     taught, unseen_users = _taught(split, settings.hold_out == "users", cell.seed)
     limits = [limit for limit in (settings.max_users, method.max_users) if limit is not None]
-    task = RankerTask(backbone, _encoder(settings.encoder), catalogue, taught, options, cell.seed)
+    task = RankerTask(
+        backbone, request_encoder(settings.encoder, catalogue, backbone), catalogue, taught, options, cell.seed
+    )
     setting = Setting(
         catalogue,
         split.history("test"),

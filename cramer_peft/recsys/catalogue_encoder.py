@@ -1,0 +1,193 @@
+"""An encoder that says a request in terms of a catalogue: where the items are that its words name."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft.encoders import RequestEncoder, WordLlamaEncoder
+from cramer_peft.encoders.reader import WORD, Reading, RequestReader
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.requests import phrase
+
+TEXT_WIDTH = 64  # wordllama's vectors are trained to be cut to their first 64 numbers
+_TEMPERATURE = 0.05  # of the similarity between words, from -1 to 1
+_TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
+_TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
+_LEAST = 0.25  # weight below which a phrase is taken for a mistake of the reader
+_SURELY_NOTHING = 0.9
+_BLOCK = 2048  # items at a time
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A phrase of a request.
+
+    Attributes:
+        text: Its words.
+        wanted: Whether it is asked for; else it is asked against.
+        weight: How surely, from 0 to 1.
+    """
+
+    text: str
+    wanted: bool
+    weight: float
+
+
+class CatalogueEncoder:
+    """Reads what is wanted and unwanted, and gives the middle of the items whose words are nearest to each.
+
+    An item is described by its embedding in the backbone beside the text of its attributes and title. A request's
+    vector is the mean description of the items that fit what is wanted, beside that of what is unwanted; zeros where
+    nothing is asked. Any word can be asked for, whether or not a generator was taught it: it is looked up among the
+    catalogue's words by the similarity of static word vectors.
+
+    Args:
+        catalogue: The items.
+        embeddings: Of the items in the backbone, (items, width) float, or None where it has none.
+        reader: Of requests; None: a new one.
+
+    Raises:
+        DataError: If there is not one embedding for each item, or one is not finite.
+        MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``).
+    """
+
+    name = "catalogue"
+
+    def __init__(self, catalogue: Catalogue, embeddings: Tensor | None, reader: RequestReader | None = None) -> None:
+        if embeddings is not None and (len(embeddings) != len(catalogue) or not bool(torch.isfinite(embeddings).all())):
+            raise DataError(
+                f"embeddings: found shape {tuple(embeddings.shape)}, expected one finite row for each of the "
+                f"{len(catalogue)} items of the catalogue."
+            )
+        self.reader = reader or RequestReader()
+        self.text_encoder: RequestEncoder = WordLlamaEncoder()
+        self._vectors = self.reader.vectors
+        self._attributes = {tuple(WORD.findall(phrase(name))): phrase(name) for name in catalogue.attributes}
+        self._words, self._places, self._weights = self._index(catalogue)
+        parts = [] if embeddings is None else [_standard(embeddings.detach().float().cpu())]
+        self.features = torch.cat([*parts, _standard(self._texts())], -1)
+        self.dim = 2 * self.features.shape[1]
+        self._middles: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Vectors of ``texts``, (texts, dim) float32; zeros where nothing is asked."""
+        if not texts:
+            return torch.empty(0, self.dim)
+        return torch.stack([self._vector(self._asked(reading)) for reading in self.reader.read(texts)])
+
+    def understand(self, text: str) -> list[Asked]:
+        """What a text asks, phrase by phrase."""
+        return self._asked(self.reader.read([text])[0])
+
+    def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
+        """The vector of a request for and against sets of items, (dim,), as if its words named them.
+
+        Args:
+            wanted: (items,) bool, with an item or more; None: nothing is wanted.
+            unwanted: Likewise.
+        """
+        slots = torch.zeros(2, self.features.shape[1])
+        for place, members in enumerate((wanted, unwanted)):
+            if members is not None:
+                slots[place] = self.features[members].mean(0)
+        return slots.flatten()
+
+    def _vector(self, asked: Sequence[Asked]) -> Tensor:
+        slots = torch.zeros(2, self.features.shape[1])
+        total = torch.zeros(2, 1)
+        for part in asked:
+            slots[int(not part.wanted)] += part.weight * self._middle(part.text)
+            total[int(not part.wanted)] += part.weight
+        return (slots / total.clamp(min=1)).flatten()
+
+    def _asked(self, reading: Reading) -> list[Asked]:
+        """Names of attributes first, whose side is taken from the words around; then what else was read."""
+        found: list[Asked] = []
+        taken: set[int] = set()
+        for start, stop, text in self._named(reading.words):
+            wanted, unwanted = float(reading.wanted[start:stop].mean()), float(reading.unwanted[start:stop].mean())
+            taken.update(range(start, stop))
+            if wanted + unwanted > 1 - _SURELY_NOTHING:
+                found.append(Asked(text, wanted > unwanted, 1.0))
+        rest = [place for place in range(len(reading.words)) if place not in taken]
+        others = Reading(tuple(reading.words[place] for place in rest), reading.wanted[rest], reading.unwanted[rest])
+        for text, is_wanted in others.phrases():
+            weight = self._nearness(text)
+            if weight >= _LEAST:
+                found.append(Asked(text, is_wanted, weight))
+        return found
+
+    def _named(self, words: Sequence[str]) -> list[tuple[int, int, str]]:
+        """Where attributes are named word for word, the longest names first: start, stop, name."""
+        found: list[tuple[int, int, str]] = []
+        place = 0
+        longest = max(map(len, self._attributes))
+        while place < len(words):
+            for length in range(min(longest, len(words) - place), 0, -1):
+                name = self._attributes.get(tuple(words[place : place + length]))
+                if name is not None:
+                    found.append((place, place + length, name))
+                    place += length - 1
+                    break
+            place += 1
+        return found
+
+    def _nearness(self, text: str) -> float:
+        """How near a phrase is to the nearest attribute, from 0 to 1, squared so that chance counts little."""
+        similarity = self._words[: len(self._attributes)] @ self._phrase_vector(text)
+        return float(similarity.max().clamp(0, 1) ** 2)
+
+    def _phrase_vector(self, text: str) -> Tensor:
+        return functional.normalize(self._vectors(WORD.findall(text)).mean(0), dim=0)
+
+    def _middle(self, text: str) -> Tensor:
+        with self._lock:
+            if len(self._middles) > 10_000:
+                self._middles.clear()
+            if text not in self._middles:
+                similarity = (self._words @ self._phrase_vector(text)) * self._weights
+                best = torch.cat([similarity[block].max(1).values for block in self._places.split(_BLOCK)])
+                self._middles[text] = (best / _TEMPERATURE).softmax(0) @ self.features
+            middle: Tensor = self._middles[text]
+            return middle
+
+    def _index(self, catalogue: Catalogue) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors of the catalogue's words, which of them each item has, padded by repeating, and their weights."""
+        own = [[phrase(name) for name in catalogue.attribute_names(item)] for item in range(len(catalogue))]
+        numbers = {name: place for place, name in enumerate(dict.fromkeys(self._attributes.values()))}
+        places: list[list[int]] = []
+        for item, names in enumerate(own):
+            words = _TITLE_WORD.findall(catalogue.titles[item].lower())
+            places.append([numbers.setdefault(word, len(numbers)) for word in dict.fromkeys([*names, *words])])
+        blank = numbers.setdefault("", len(numbers))  # for an item without a word
+        places = [row or [blank] for row in places]
+        longest = max(map(len, places))
+        padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in places])
+        vectors = torch.stack(
+            [self._phrase_vector(word) if word else torch.zeros(self._vectors.dim) for word in numbers]
+        )
+        weights = torch.full((len(numbers),), _TITLE_WEIGHT)
+        weights[: len(self._attributes)] = 1.0
+        return vectors, padded, weights
+
+    def _texts(self) -> Tensor:
+        """Mean vector of each item's words, cut to its first numbers."""
+        cut = self._words[:, :TEXT_WIDTH]
+        rows = [cut[torch.tensor(sorted(set(row)))].mean(0) for row in self._places.tolist()]
+        return torch.stack(rows)
+
+
+def _standard(rows: Tensor) -> Tensor:
+    """Centred, with a mean length of 1."""
+    centred = rows - rows.mean(0)
+    standard: Tensor = centred / centred.norm(dim=-1).mean().clamp(min=1e-12)
+    return standard
