@@ -1,9 +1,12 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
+from cramer_peft import inject_request_masks
 from cramer_peft.encoders import HashingEncoder
 from cramer_peft.errors import RequestError
-from cramer_peft.requests import batch_requests, batch_strength
+from cramer_peft.requests import batch_requests, batch_strength, without_silent
 
 encode = HashingEncoder(4).encode
 
@@ -82,3 +85,61 @@ def test_strengths() -> None:
 def test_unusable_strengths_are_refused(strength) -> None:
     with pytest.raises(RequestError, match="strength"):
         batch_strength(strength, 1.0, 2, shared=False)
+
+
+class Listener:
+    """Vectors of zeros where nothing is asked, as encoders that read requests give."""
+
+    name, dim = "listener", 4
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.stack([torch.zeros(4) if text == "hello" else encode([text])[0] for text in texts])
+
+
+def test_rows_of_silent_texts_are_left_out() -> None:
+    batch = batch_requests(["drama", "hello", None, torch.zeros(4)], 4, Listener().encode)
+    left = without_silent(batch)
+    assert left.active.tolist() == [True, False, False, True]  # zeros that were given as a vector are a request
+    assert torch.equal(left.vectors, batch.vectors)
+    assert left.texts == batch.texts
+    assert batch.active.tolist() == [True, True, False, True]
+
+
+def test_a_batch_that_says_something_stays_as_it_is() -> None:
+    for requests in (["drama", None], torch.zeros(2, 4), "drama"):
+        batch = batch_requests(requests, 4, Listener().encode)
+        assert without_silent(batch) is batch
+
+
+@pytest.mark.parametrize("requests", ["hello", ["hello"], ["hello", None, "hello"]])
+def test_a_batch_of_silent_texts_is_no_batch(requests) -> None:
+    assert without_silent(batch_requests(requests, 4, Listener().encode)) is None
+
+
+@torch.no_grad()
+def test_a_silent_text_leaves_the_frozen_model(gate: str, model, x, make_config) -> None:
+    masks = inject_request_masks(model, make_config(gate, encoder="listener"), encoder=Listener())
+    frozen = masks(x, request=None)
+    for silent in ("hello", ["hello"] * 3, ["hello", None, "hello"]):
+        assert torch.equal(masks(x, request=silent), frozen)
+        assert masks.gates(silent) == {}
+    asked = masks(x, request=["drama", None, "horror"])
+    found = masks(x, request=["drama", "hello", "horror"])
+    assert torch.equal(found, asked)
+    assert torch.equal(found[1], frozen[1])
+    assert not torch.equal(found[0], frozen[0])
+    named = masks(x, request=["drama", "hello", "horror"], adapter_names=["default", "default", "__base__"])
+    assert torch.equal(named[:2], found[:2])
+    assert torch.equal(named[2], frozen[2])
+
+
+@torch.no_grad()
+def test_a_mask_state_knows_its_silent_rows(gate: str, model, x, make_config) -> None:
+    masks = inject_request_masks(model, make_config(gate, encoder="listener"), encoder=Listener())
+    frozen = masks(x, request=None)
+    state = masks.mask_state(["drama", "hello", "horror"])
+    assert state.active.tolist() == [True, False, True]
+    assert torch.equal(masks(x, request=state), masks(x, request=["drama", "hello", "horror"]))
+    nothing = masks.mask_state(["hello"] * 3)
+    assert nothing.active.tolist() == [False] * 3
+    assert torch.equal(masks(x, request=nothing), frozen)

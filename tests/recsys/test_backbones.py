@@ -1,16 +1,22 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.bundle import load_backbone
+from cramer_peft.recsys.catalogue import Catalogue
 
 LENGTH = 8
+HASHING: dict[str, Any] = {"encoder": "hashing", "encoder_options": {"dim": 32}}
 
 
 @pytest.fixture
@@ -183,3 +189,69 @@ def test_round_trip(model: SASRec, item_ids: Tensor, tmp_path: Path) -> None:
     assert [name for name, _ in again.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert all(parameter.requires_grad for parameter in again.parameters())
     assert (again.num_items, again.max_length) == (40, LENGTH)
+
+
+# --- the scoring layer
+
+
+def test_the_head_is_the_item_embeddings(model: SASRec, item_ids: Tensor) -> None:
+    table = model.bert.embeddings.word_embeddings
+    assert model.head.weight is table.weight
+    assert model.get_output_embeddings() is model.head
+    hidden = model.bert(item_ids).last_hidden_state
+    last = hidden[torch.arange(3), (item_ids > 0).sum(1) - 1]
+    torch.testing.assert_close(model(item_ids), last @ table.weight[1:].T)
+
+
+def test_the_head_is_saved_once_and_tied_again(model: SASRec, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as stored:
+        assert "head.weight" not in stored.keys()  # noqa: SIM118  (as in files from before there was a head)
+        assert "bert.embeddings.word_embeddings.weight" in stored.keys()  # noqa: SIM118
+    again, report = SASRec.from_pretrained(tmp_path, output_loading_info=True)
+    assert again.head.weight is again.bert.embeddings.word_embeddings.weight
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    catalogue = Catalogue(
+        tuple(map(str, range(40))), tuple(map(str, range(40))), ("x",), torch.ones(40, 1, dtype=torch.bool)
+    )
+    loaded = load_backbone(tmp_path, catalogue)
+    assert loaded.head.weight is loaded.bert.embeddings.word_embeddings.weight
+
+
+@torch.no_grad()
+def test_masks_of_the_head_do_not_touch_the_embeddings(model: SASRec, item_ids: Tensor, gate: str) -> None:
+    model.requires_grad_(False)
+    frozen, keys = model(item_ids), list(model.state_dict())
+    table = model.bert.embeddings.word_embeddings
+    before, inputs = table.weight.clone(), table(item_ids)
+    masks = inject_request_masks(
+        model, RequestMaskConfig(target_modules=["head"], gate=gate, init_weights=False, **HASHING)
+    )
+    seen: list[Tensor] = []
+    hook = table.register_forward_hook(lambda *arguments: seen.append(arguments[-1]))
+    found = masks(item_ids, request=["more horror", None, "no comedy"])
+    hook.remove()
+    assert torch.equal(seen[0], inputs)
+    assert torch.equal(found[1], frozen[1])
+    assert not torch.allclose(found[[0, 2]], frozen[[0, 2]])
+    assert torch.equal(masks(item_ids, request=None), frozen)
+    masks.unload()
+    assert torch.equal(model(item_ids), frozen)
+    assert torch.equal(table.weight, before)
+    assert model.head.weight is table.weight
+    assert list(model.state_dict()) == keys
+
+
+def test_the_papers_gate_leaves_the_head_alone(make_sasrec: Callable[..., SASRec]) -> None:
+    for config, masked in (
+        (RequestMaskConfig(**HASHING), True),
+        (RequestMaskConfig(gate="low_rank", **HASHING), True),
+        (RequestMaskConfig.paper(**HASHING), False),
+    ):
+        model = make_sasrec()
+        masks = inject_request_masks(model, config_for(model, config))
+        assert ("head" in masks.generator.specs) == masked
+        assert len(masks.generator.specs) == 6 + masked  # two blocks with three layers each
+    own = config_for(make_sasrec(), RequestMaskConfig(target_modules=["head"], **HASHING))
+    assert own.target_modules in (["head"], {"head"})  # what is asked for by name stays

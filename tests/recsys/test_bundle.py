@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramer_peft import RequestMaskModel
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, DataError, RequestError
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.bundle import Answer, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.encoders import DEFAULT_ENCODER, request_encoder, without_cache
 
 HISTORY = [3, 7, 11]
 REQUESTS = ("more horror please", "no comedy", None)
@@ -109,6 +111,32 @@ def test_round_trip(
         for request in REQUESTS:
             assert loaded.recommend(HISTORY, request) == expected.recommend(HISTORY, request)
     assert sorted(entry.name for entry in bundle.iterdir()) == ["adapter", "backbone", "catalogue.json"]
+
+
+def test_the_encoder_that_knows_the_catalogue_is_made_anew(
+    sasrec: SASRec, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    pytest.importorskip("wordllama")
+    save_backbone(sasrec, tmp_path)
+    encoder = request_encoder(None, catalogue, sasrec)
+    config = RequestMaskConfig(init_weights=False, encoder="hashing")  # the encoder that is given counts
+    masks = inject_request_masks(sasrec, config_for(sasrec, config), encoder=encoder)
+    RequestRecommender(masks, catalogue).save(tmp_path)
+    stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (stored["encoder"], stored["request_dim"]) == (DEFAULT_ENCODER, encoder.dim)
+    loaded = RequestRecommender.load(tmp_path)
+    assert isinstance(without_cache(loaded.masks.encoder()), CatalogueEncoder)
+    texts = ["more horror please", "no comedy", "drama but no horror", "surprise me"]
+    assert torch.equal(loaded.masks.encode(texts), masks.encode(texts))
+    item_ids = torch.tensor([[item + 1 for item in HISTORY]]).expand(4, -1)
+    with torch.no_grad():
+        expected, found = (its(item_ids, request=texts) for its in (masks, loaded.masks))
+        frozen = masks(item_ids, request=None)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[3], frozen[3])
+    assert not torch.allclose(found[:3], frozen[:3])
+    for text in texts:
+        assert loaded.recommend(HISTORY, text) == RequestRecommender(masks, catalogue).recommend(HISTORY, text)
 
 
 @pytest.mark.parametrize("part", ["backbone", "catalogue.json"])

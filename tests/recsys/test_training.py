@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.gates import TopKGate
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.concepts import Concept, ConceptGenerator
+from cramer_peft.recsys.encoders import request_encoder, without_cache
 from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, evaluate, make_tracks
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import RequestGenerator
@@ -260,6 +263,97 @@ def test_no_more_positions_than_there_are(masks: RequestMaskModel, data: tuple[C
     assert batch["positions"].shape[1] == 8
 
 
+# --- concepts
+
+
+@pytest.fixture
+def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
+    """Masks with the encoder that knows the catalogue, as the commands make them."""
+    pytest.importorskip("wordllama")
+    encoder = request_encoder(None, data[0], sasrec)
+    return inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=encoder)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Concept]:
+    """The concepts that are drawn."""
+    made: list[Concept] = []
+    draw = ConceptGenerator.__call__
+    monkeypatch.setattr(ConceptGenerator, "__call__", lambda self: made.append(draw(self)) or made[-1])
+    return made
+
+
+def test_concepts_take_the_place_of_requests(
+    taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    _, batch = batch_of(taught, data, replace(FEW, concept_share=1.0, positions=8))
+    encoder = without_cache(taught.encoder())
+    assert len(drawn) == len(batch["vectors"])
+    for row, concept in enumerate(drawn):
+        assert torch.equal(batch["vectors"][row], encoder.concept(concept.wanted, concept.unwanted))
+        wanted, unwanted = (
+            torch.zeros(40) if side is None else side.float() for side in (concept.wanted, concept.unwanted)
+        )
+        assert torch.equal(batch["match"][row], wanted - unwanted)
+        for fits, known, target in zip(
+            *(batch[name][row].tolist() for name in ("fits", "known", "targets")), strict=True
+        ):
+            true = concept.wanted is not None and concept.unwanted is None and known and bool(concept.wanted[target])
+            assert fits == true
+
+
+def test_concepts_are_a_share_beside_requests(
+    taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    windows = HistoryWindows(data[1].train, 8)
+    many = [windows[index % len(windows)] for index in range(400)]
+    batch = RequestCollator(taught, data[0], replace(FEW, concept_share=0.5, empty_share=0.2), 0)(many)
+    assert len(drawn) == pytest.approx(200, abs=40)
+    silent = (batch["vectors"] == 0).all(1)
+    assert int(silent.sum()) == pytest.approx(40, abs=25)  # of the requests that ask nothing, half are left
+    assert not batch["match"][silent].any()
+
+
+def test_concepts_do_not_change_what_texts_mean(
+    taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    texts = [f"{start} {name}" for start in ("more", "no") for name in ("horror", "comedy", "drama")]
+    before = taught.encode(texts).clone()
+    batch_of(taught, data, replace(FEW, concept_share=1.0))
+    assert drawn
+    assert torch.equal(taught.encode(texts), before)  # what is kept was not written over
+
+
+def test_without_the_catalogue_there_are_no_concepts(
+    masks: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    _, first = batch_of(masks, data, replace(FEW, concept_share=0.0))
+    _, second = batch_of(masks, data, replace(FEW, concept_share=1.0))
+    assert not drawn
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_baselines_are_taught_by_concepts_too(
+    taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    """They give their encoder where others give their masks."""
+    _, ours = batch_of(taught, data, replace(FEW, concept_share=0.5))
+    encoder: Any = taught.encoder().encoder
+    _, theirs = batch_of(encoder, data, replace(FEW, concept_share=0.5))
+    assert drawn
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_with_concepts(taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]) -> None:
+    before = taught.generator.head.weight.detach().clone()
+    train_generator(taught, *data, FEW, progress=False)
+    assert drawn
+    assert not torch.equal(taught.generator.head.weight, before)
+    item_ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        assert torch.equal(taught(item_ids, request="surprise me"), taught(item_ids, request=None))
+
+
 # --- train_generator
 
 
@@ -361,7 +455,7 @@ def test_the_papers_training(
 def test_the_papers_options_follow_overrides() -> None:
     options = GeneratorOptions.paper(steps=7, sparsity_weight=0.5)
     assert (options.steps, options.sparsity_weight) == (7, 0.5)
-    assert (options.random_share, options.empty_share, options.edit_weight) == (0, 0, 0)
+    assert (options.random_share, options.empty_share, options.edit_weight, options.concept_share) == (0, 0, 0, 0)
 
 
 def test_the_sparsity_loss_is_for_topk_only(masks: RequestMaskModel, data: tuple[Catalogue, Split]) -> None:

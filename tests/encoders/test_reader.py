@@ -1,0 +1,173 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cramer_peft import RequestMaskConfig, WordLlamaEncoder, inject_request_masks
+from cramer_peft.encoders import make_encoder, reader
+from cramer_peft.encoders.reader import LONGEST, WEIGHTS, ReaderEnsemble, ReaderNetwork, Reading, RequestReader
+from cramer_peft.errors import EncoderError, MissingExtraError
+
+NOTHING = ["hello there", "surprise me", "!?"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> RequestReader:
+    pytest.importorskip("wordllama")
+    return RequestReader()
+
+
+# --- what is read
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("more horror", [("horror", True)]),
+        ("no horror, please", [("horror", False)]),
+        ("More HORROR, no comedy", [("horror", True), ("comedy", False)]),
+        ("I don't want any drama", [("drama", False)]),
+        *((text, []) for text in (*NOTHING, "", " \n")),
+    ],
+)
+def test_what_is_asked(encoder: RequestReader, text: str, phrases: list[tuple[str, bool]]) -> None:
+    assert encoder.read([text])[0].phrases() == phrases
+
+
+def test_a_reading_is_of_words_and_marks(encoder: RequestReader) -> None:
+    (found,) = encoder.read(["Sci-fi I haven't seen, OK?"])
+    assert found.words == ("sci-fi", "i", "haven't", "seen", ",", "ok", "?")
+    assert found.wanted.shape == found.unwanted.shape == (7,)
+    assert bool(((found.wanted >= 0) & (found.unwanted >= 0) & (found.wanted + found.unwanted <= 1 + 1e-6)).all())
+
+
+def test_runs_of_equal_marks_are_phrases() -> None:
+    marks = torch.tensor([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.6, 0.2, 0.2], [0.3, 0.1, 0.6]])
+    reading = Reading(("film", "noir", "gore", "and", "war"), marks[:, 1], marks[:, 2])
+    assert reading.phrases() == [("film noir", True), ("gore", False), ("war", False)]
+
+
+def test_a_text_is_read_as_alone(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["more horror", "", "I would really love a long evening of drama without any comedy in it", "!", "no war"]
+    alone = [encoder.read([text])[0] for text in texts]
+    for batch in (reader._BATCH, 2):
+        monkeypatch.setattr(reader, "_BATCH", batch)
+        for found, expected in zip(encoder.read(texts), alone, strict=True):
+            assert found.words == expected.words
+            torch.testing.assert_close(found.wanted, expected.wanted)
+            torch.testing.assert_close(found.unwanted, expected.unwanted)
+
+
+def test_what_follows_the_longest_is_not_read(encoder: RequestReader) -> None:
+    (found,) = encoder.read(["and " * LONGEST + "horror"])
+    assert found.words == ("and",) * LONGEST
+
+
+# --- vectors
+
+
+def test_what_is_wanted_lies_beside_what_is_unwanted(encoder: RequestReader) -> None:
+    vectors = encoder.encode(["more horror", "no horror", "horror but no comedy", "no comedy"]).view(4, 2, 256)
+    assert encoder.dim == 512
+    assert vectors.dtype == torch.float32
+    assert torch.equal(vectors[0], vectors[1].flip(0))
+    assert torch.equal(vectors[0, 1], torch.zeros(256))
+    torch.testing.assert_close(vectors[2], torch.stack([vectors[0, 0], vectors[3, 1]]))
+    torch.testing.assert_close(vectors[2].norm(dim=-1), torch.ones(2))
+
+
+def test_nothing_asked_is_zeros(encoder: RequestReader) -> None:
+    assert torch.equal(encoder.encode([*NOTHING, ""]), torch.zeros(4, 512))
+    assert encoder.encode([]).shape == (0, 512)
+
+
+def test_nothing_asked_leaves_a_model_as_it_is(encoder: RequestReader, model: nn.Module, x: torch.Tensor) -> None:
+    config = RequestMaskConfig(target_modules=["up", "down"], encoder="request-reader", init_weights=False)
+    masks = inject_request_masks(model, config, encoder=encoder)
+    frozen = masks(x, request=None)
+    assert torch.equal(masks(x, request="surprise me"), frozen)
+    found = masks(x, request=["no horror", "surprise me", "more horror"])
+    assert torch.equal(found[1], frozen[1])
+    assert not torch.allclose(found[[0, 2]], frozen[[0, 2]])
+
+
+def test_threads_read_the_same(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch, restless_threads: None) -> None:
+    monkeypatch.setattr(reader, "_CACHED_WORDS", 3)  # so that the cache is emptied while others read
+    texts = [f"{start} {what}" for start in ("more", "no") for what in ("horror", "comedy", "drama", "war")]
+    expected = encoder.encode(texts)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: encoder.encode(texts), range(12)):
+            assert torch.equal(found, expected)
+
+
+# --- words and weights
+
+
+def test_words_are_means_of_their_tokens(encoder: RequestReader) -> None:
+    table, tokenizer = WordLlamaEncoder().tokens()
+    assert table.shape[1] == 256
+    assert table.dtype == torch.float32
+    ids = tokenizer.encode("spaceships", add_special_tokens=False).ids
+    found = encoder.vectors(["spaceships", "the"])
+    assert found.shape == (2, 256)
+    torch.testing.assert_close(
+        nn.functional.normalize(found[0], dim=0), nn.functional.normalize(table[ids].mean(0), dim=0)
+    )
+    assert encoder.vectors([]).shape == (0, 256)
+    assert "▁the" in encoder.vectors.vocabulary()
+
+
+def test_words_are_not_kept_without_end(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_CACHED_WORDS", 10)
+    for number in range(100):
+        encoder.vectors([f"word{number}"])
+    assert len(encoder.vectors._known) <= 12
+
+
+def test_padding_does_not_matter_to_the_network() -> None:
+    network = ReaderNetwork(8, 4).eval()
+    vectors, lengths = torch.randn(3, 5, 8), torch.tensor([5, 2, 1])
+    found = network(vectors, lengths)
+    assert found.shape == (3, 5, 3)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(
+            network(vectors[row : row + 1, :length], lengths[row : row + 1])[0], found[row, :length]
+        )
+
+
+def test_several_networks_give_their_mean() -> None:
+    ensemble = ReaderEnsemble(8, 4, members=3).eval()
+    vectors, lengths = torch.randn(2, 5, 8), torch.tensor([5, 2])
+    found = ensemble(vectors, lengths)
+    torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
+    each = [member(vectors, lengths).softmax(-1) for member in ensemble.members]
+    torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3)
+    assert not torch.allclose(each[0], each[1])
+
+
+def test_the_weights_are_the_networks_and_frozen(encoder: RequestReader) -> None:
+    stored = load_file(WEIGHTS)
+    assert {name: value.shape for name, value in stored.items()} == {
+        name: value.shape for name, value in ReaderEnsemble().state_dict().items()
+    }
+    assert all(bool(torch.isfinite(value).all()) for value in stored.values())
+    assert not any(parameter.requires_grad for parameter in encoder.network.parameters())
+    assert not any(module.training for module in encoder.network.modules())
+
+
+def test_it_is_made_by_its_name() -> None:
+    pytest.importorskip("wordllama")
+    made = make_encoder("request-reader", None)
+    assert isinstance(made, RequestReader)
+    assert made.name == "request-reader"
+    with pytest.raises(EncoderError, match="does not take the options"):
+        make_encoder("request-reader", {"dim": 3})
+
+
+def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    with pytest.raises(MissingExtraError, match=r"cramer-peft\[wordllama\]"):
+        make_encoder("request-reader", None)
