@@ -21,7 +21,7 @@ TEXT_WIDTH = 64  # wordllama's vectors are trained to be cut to their first 64 n
 _TEMPERATURE = 0.05  # of the similarity between words, from -1 to 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
 _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
-_LEAST = 0.25  # weight below which a phrase is taken for a mistake of the reader
+_LEAST = 0.4  # nearness below which a phrase is taken for a mistake of the reader
 _SURELY_NOTHING = 0.9
 _BLOCK = 2048  # items at a time
 
@@ -46,8 +46,8 @@ class CatalogueEncoder:
 
     An item is described by its embedding in the backbone beside the text of its attributes and title. A request's
     vector is the mean description of the items that fit what is wanted, beside that of what is unwanted; zeros where
-    nothing is asked. Any word can be asked for, whether or not a generator was taught it: it is looked up among the
-    catalogue's words by the similarity of static word vectors.
+    nothing is asked. Any attribute can be asked for, whether or not a generator was taught it, and any word that is near
+    one by its static vector: "funny" where there is comedy.
 
     Args:
         catalogue: The items.
@@ -142,9 +142,8 @@ class CatalogueEncoder:
         return found
 
     def _nearness(self, text: str) -> float:
-        """How near a phrase is to the nearest attribute, from 0 to 1, squared so that chance counts little."""
-        similarity = self._words[: len(self._attributes)] @ self._phrase_vector(text)
-        return float(similarity.max().clamp(0, 1) ** 2)
+        """How near a phrase is to the nearest attribute, from 0 to 1."""
+        return float((self._words[: len(self._attributes)] @ self._phrase_vector(text)).max().clamp(0, 1))
 
     def _phrase_vector(self, text: str) -> Tensor:
         return functional.normalize(self._vectors(WORD.findall(text)).mean(0), dim=0)
