@@ -46,8 +46,8 @@ class CatalogueEncoder:
 
     An item is described by its embedding in the backbone beside the text of its attributes and title. A request's
     vector is the mean description of the items that fit what is wanted, beside that of what is unwanted; zeros where
-    nothing is asked. Any attribute can be asked for, whether or not a generator was taught it, and any word that is near
-    one by its static vector: "funny" where there is comedy.
+    nothing is asked. Any attribute can be asked for, whether or not a generator was taught it, and any word near one by
+    its static vector: "funny" where there is comedy.
 
     Args:
         catalogue: The items.
