@@ -21,6 +21,7 @@ from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.bootstrap import Interval, statistic_interval
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import text_encoder
 from cramer_peft.recsys.evaluation import Scorer
 from cramer_peft.recsys.fusion import TextFusion
 from cramer_peft.recsys.metrics import hit_rate, mrr, ndcg, target_ranks
@@ -154,9 +155,9 @@ def redial_methods(
     Args:
         masks: The adapted backbone.
         catalogue: The items, whose titles and attributes fusion reads.
-        encoder: Of fusion; by default the masks' own.
+        encoder: Of fusion; by default the masks' own or, where that reads requests only, its encoder of texts.
     """
-    own = encoder or masks.encoder()
+    own = text_encoder(encoder or masks.encoder())
     return {
         "ours": {f"strength {strength:g}": mask_scorer(masks, strength) for strength in STRENGTHS},
         "text fusion": {

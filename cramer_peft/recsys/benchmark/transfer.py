@@ -26,7 +26,9 @@ from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark.redial import mask_scorer
 from cramer_peft.recsys.bootstrap import Interval, ratio_interval, resampled_means
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.control import best_share, normalised_gain, retention
+from cramer_peft.recsys.encoders import item_embeddings, text_encoder, without_cache
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer
 from cramer_peft.recsys.metrics import expected_share, hit_rate, mrr, ndcg, target_ranks
 from cramer_peft.recsys.redial import TitleIndex
@@ -243,7 +245,8 @@ def carry_masks(
     Args:
         masks: The source's backbone with its adapter.
         target: From :func:`adapt_backbone`, without masks; it is masked in place.
-        encoder: The request encoder, where the adapter's is not a registered one.
+        encoder: The request encoder, where the adapter's is not a registered one; where that speaks of a catalogue,
+            :func:`target_encoder`'s.
         is_trainable: Whether the generator can be trained on.
 
     Raises:
@@ -261,6 +264,26 @@ def carry_masks(
     with tempfile.TemporaryDirectory() as folder:
         masks.save_pretrained(Path(folder))
         return load_request_masks(target, Path(folder), encoder=encoder, is_trainable=is_trainable)
+
+
+def target_encoder(masks: RequestMaskModel, target: SASRec, catalogue: Catalogue) -> RequestEncoder | None:
+    """What reads the requests of a carried adapter: a new encoder where the source's speaks of the source's items.
+
+    Both describe their items by their distance from the middle of their own catalogue: what is asked for sets an item
+    apart from the others that there are.
+
+    Args:
+        masks: The source's backbone with its adapter.
+        target: From :func:`adapt_backbone`; its item embeddings describe the items.
+        catalogue: The target's.
+
+    Returns:
+        None: the adapter's own encoder knows no catalogue, and serves as it is.
+    """
+    own = without_cache(masks.encoder())
+    if not isinstance(own, CatalogueEncoder):
+        return None
+    return CatalogueEncoder(catalogue, item_embeddings(target), own.reader)
 
 
 def shared_attributes(source: Catalogue, target: Catalogue) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -307,7 +330,7 @@ def transfer_rankers(
         catalogue: The target's.
         split: The target's; validation and test targets are not looked at.
         options: Steps, and what to train.
-        encoder: The request encoder, where the adapter's is not a registered one.
+        encoder: The request encoder, where the adapter's is not a registered one; by default :func:`target_encoder`'s.
         seed: Of initialisation, order and requests.
 
     Returns:
@@ -320,6 +343,7 @@ def transfer_rankers(
     """
     if not 0 < options.little <= 1:
         raise DataError(f"little: found {options.little}, expected a share above 0, at most 1.")
+    encoder = encoder or target_encoder(masks, target, catalogue)
     few = replace(options.generator, steps=max(1, round(options.little * options.generator.steps)))
     rankers = {"zero-shot": carry_masks(masks, copy.deepcopy(target), encoder)}
     rankers["little training"] = carry_masks(masks, copy.deepcopy(target), encoder, is_trainable=True)
@@ -464,7 +488,7 @@ def run_transfer(
         target: The target's catalogue and split.
         templates: Wordings to measure with, unknown to the generator.
         options: What is compared, and for how long it is trained.
-        encoder: The request encoder; by default the adapter's own.
+        encoder: The request encoder; by default the adapter's own, made anew where it speaks of the source's items.
         same_items: Whether equal titles are the same item in both.
         backbone: How the target's items are learned.
         pull: As for :func:`adapt_backbone`.
@@ -480,7 +504,7 @@ def run_transfer(
     """
     plain, source_catalogue, source_split = source
     catalogue, split = target
-    words = encoder or masks.encoder()
+    words = text_encoder(encoder or masks.encoder())
     alignment = align_items(plain, source_catalogue, source_split, catalogue, words, same_items)
     adapted = adapt_backbone(plain, alignment, split, backbone, pull, seed)
     rankers = transfer_rankers(masks, adapted, catalogue, split, options, encoder, seed)

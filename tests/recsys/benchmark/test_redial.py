@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cramer_peft import RequestMaskModel
+from cramer_peft import RequestMaskModel, WordLlamaEncoder, inject_request_masks
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.benchmark.redial import (
+    FUSION_WEIGHTS,
     WORDINGS,
     RedialParts,
     choose_candidate,
@@ -25,6 +27,8 @@ from cramer_peft.recsys.benchmark.redial import (
     without_placeholders,
 )
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import request_encoder
+from cramer_peft.recsys.fusion import TextFusion
 from cramer_peft.recsys.redial import MatchedRequests, MatchReport
 
 ITEMS, LENGTH = 40, 8
@@ -195,3 +199,14 @@ def test_masks_and_fusion_bring_their_candidates(
         first, *_, last = candidates.values()
         assert not torch.equal(redial_ranks(first, parts.test, texts), redial_ranks(last, parts.test, texts))
         assert torch.equal(redial_ranks(first, parts.test), redial_ranks(last, parts.test))
+
+
+def test_fusion_reads_texts_where_the_masks_read_requests_only(
+    sasrec: SASRec, catalogue: Catalogue, parts: RedialParts
+) -> None:
+    pytest.importorskip("wordllama")
+    masks = inject_request_masks(sasrec, config_for(sasrec), encoder=request_encoder(None, catalogue, sasrec))
+    (fusion, *_) = redial_methods(masks, catalogue)["text fusion"].values()
+    expected = TextFusion(masks, WordLlamaEncoder(), catalogue, FUSION_WEIGHTS[0])
+    items, texts = parts.test.item_ids[:2], ["a comedy", None]
+    assert torch.equal(fusion(items, texts), expected(items, texts))

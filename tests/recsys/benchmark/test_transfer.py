@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cramer_peft import HashingEncoder, RequestMaskConfig, inject_request_masks
-from cramer_peft.errors import BaseModelMismatchError, DataError
+from cramer_peft.errors import BaseModelMismatchError, DataError, EncoderError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark.transfer import (
     ItemAlignment,
@@ -23,11 +23,14 @@ from cramer_peft.recsys.benchmark.transfer import (
     measure_transfer,
     run_transfer,
     shared_attributes,
+    target_encoder,
     transfer_rankers,
     transfer_scorers,
     transfer_tracks,
 )
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.encoders import request_encoder, without_cache
 from cramer_peft.recsys.evaluation import EvaluationUsers
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions
@@ -228,6 +231,37 @@ def test_what_is_measured(catalogue: Catalogue, games: Catalogue, played: Split)
     assert found["differences"]["knows - frozen"]["truthful"]["low"] > 0
     assert found["differences"]["deaf - frozen"]["for"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert set(knows["truthful"]) == {"ndcg", "hr", "mrr"}
+
+
+def test_requests_are_read_in_terms_of_the_catalogue_that_is_ranked(
+    sasrec: SASRec,
+    catalogue: Catalogue,
+    alignment: ItemAlignment,
+    games: Catalogue,
+    played: Split,
+    hashing: Callable[..., RequestMaskConfig],
+) -> None:
+    pytest.importorskip("wordllama")
+    target = adapt_backbone(sasrec, alignment, played, QUICK)
+    plain = inject_request_masks(copy.deepcopy(sasrec), hashing())
+    assert target_encoder(plain, target, games) is None
+    own = request_encoder(None, catalogue, sasrec)
+    config = RequestMaskConfig(target_modules=["intermediate.dense", "output.dense"], init_weights=False)
+    masks = inject_request_masks(sasrec, config, encoder=own)
+    found = target_encoder(masks, target, games)
+    assert isinstance(found, CatalogueEncoder)
+    assert found.reader is without_cache(own).reader
+    embeddings = item_table(target)
+    assert torch.equal(found.features, CatalogueEncoder(games, embeddings, found.reader).features)
+    options = TransferOptions(GeneratorOptions(steps=2, batch_size=8), little=0.5)
+    rankers = transfer_rankers(masks, target, games, played, options)
+    for ranker in rankers.values():
+        assert torch.equal(ranker.encode(["a comedy"]).cpu(), found.encode(["a comedy"]))
+    items = torch.tensor([[1, 2, 0, 0, 0, 0, 0, 0]])
+    carried = rankers["zero-shot"]
+    assert not torch.equal(carried(items, request="a comedy"), carried(items, request="an action game"))
+    with pytest.raises(EncoderError, match="made from a catalogue"):
+        carry_masks(masks, target).encode(["a comedy"])
 
 
 def test_all_of_it(
