@@ -449,7 +449,7 @@ class ScaleGate(Gate):
                 return value
             # At strength 1 the value itself, which 1 + (value - 1) rounds: a row's bits must not depend on
             # whether another row has a strength.
-            value = torch.where(scale[:, None] == 1, value, 1 + scale[:, None] * self._deviation(logits))
+            value = torch.where(scale[:, None] == 1, value, 1 + self._deviation(logits, scale[:, None]))
             return value if active is None else torch.where(active[:, None], value, 1.0)  # not even a NaN reaches them
 
         return {
@@ -460,20 +460,25 @@ class ScaleGate(Gate):
     def _value(self, logits: Tensor) -> Tensor:
         return 2 * torch.sigmoid(logits)
 
-    def _deviation(self, logits: Tensor) -> Tensor:
-        return self._value(logits) - 1
+    def _deviation(self, logits: Tensor, scale: Tensor) -> Tensor:
+        """What a strength, (rows, 1), makes of the deviation from 1."""
+        return scale * (self._value(logits) - 1)
 
 
 class SignedGate(ScaleGate):
-    """Row and column gates 1 + z without bounds: as cheap as ``scale``, and a gate may turn a unit's sign."""
+    """Row and column gates 1 + z without bounds: as cheap as ``scale``, and a gate may turn a unit's sign.
+
+    A strength above 1 scales what is amplified alone; what is damped stays as at strength 1.
+    """
 
     name = "signed"
 
     def _value(self, logits: Tensor) -> Tensor:
         return 1 + logits
 
-    def _deviation(self, logits: Tensor) -> Tensor:
-        return logits  # not (1 + z) - 1, which rounds: a strength of 2 is the state of 2 z, bit for bit
+    def _deviation(self, logits: Tensor, scale: Tensor) -> Tensor:
+        # Not (1 + z) - 1, which rounds. Beyond 1 a strength only opens: what strength 1 closes, 2 would turn over.
+        return torch.where(logits < 0, scale.clamp(max=1), scale) * logits
 
 
 class LowRankMaskGate(Gate):

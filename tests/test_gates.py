@@ -12,6 +12,7 @@ from cramer_peft.gates import (
     LowRankMaskGate,
     RowColumnGate,
     ScaleGate,
+    SignedGate,
     TopKGate,
     make_gate,
     spread,
@@ -185,3 +186,17 @@ def test_spread_puts_rows_into_the_batch_dimension(batch_dim: int, shape: tuple)
     assert spread(torch.zeros(3, 4), torch.zeros(7, 7, 7, 4), batch_dim).shape == shape
     terms = spread(torch.zeros(3, 2, 4), torch.zeros(7, 7, 7, 4), batch_dim)
     assert terms.shape == (*shape[:-1], 2, 4)
+
+
+def test_a_strength_above_1_opens_signed_gates_and_turns_none_over() -> None:
+    spec = {"layer": LayerSpec(2, 3)}
+    tensors = {
+        "layer": {"row_logits": torch.tensor([[-0.9, 0.5]] * 3), "column_logits": torch.tensor([[-1.0, 0.0, 2.0]] * 3)}
+    }
+    gate = SignedGate()
+    assert {part: value.shape[1:] for part, value in tensors["layer"].items()} == {
+        part: torch.Size(shape) for part, shape in gate.parts(spec["layer"]).items()
+    }
+    made = gate.build(tensors, torch.tensor([0.5, 1.0, 3.0]), None, training=False)["layer"]
+    assert torch.allclose(made.row, torch.tensor([[0.55, 1.25], [0.1, 1.5], [0.1, 2.5]]))
+    assert torch.allclose(made.column, torch.tensor([[0.5, 1.0, 2.0], [0.0, 1.0, 3.0], [0.0, 1.0, 7.0]]))
