@@ -13,7 +13,7 @@ _REQUEST: Kwargs = {"request_dim": 4, "default_request": [1.0, -2.0, 0.5, 1.5]}
 
 
 def _kwargs(targets: list[str] | str | None, **options: Any) -> Kwargs:
-    return {**_REQUEST, "target_modules": targets, **options}
+    return {**_REQUEST, "gate": "low_rank", "target_modules": targets, **options}
 
 
 def _case(name: str, model: str, targets: list[str] | str, **options: Any) -> tuple[str, str, type, Kwargs]:
