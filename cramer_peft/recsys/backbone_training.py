@@ -27,6 +27,7 @@ def train_backbone(
     options: BackboneOptions | None = None,
     seed: int = 0,
     progress: bool = True,
+    negatives: int | None = None,
 ) -> Any:
     """Train a backbone on the training items of a split; the epoch that validates best is returned.
 
@@ -39,19 +40,21 @@ def train_backbone(
         options: How to train; None: what :func:`backbone_options` says.
         seed: Of initialisation, order, dropout and, in BERT4Rec, of what is hidden.
         progress: Whether to show a progress bar.
+        negatives: Train on samples of the catalogue of this size; None: as its size asks for
+            (:func:`~cramer_peft.recsys.training.fit_backbone`).
 
     Returns:
         A :class:`~cramer_peft.recsys.backbones.Backbone`, on the CPU, in eval mode and frozen.
 
     Raises:
-        ConfigError: If there is no such backbone.
+        ConfigError: If there is no such backbone, or it cannot be trained on samples.
         DataError: If there is nothing to train on.
         MissingExtraError: If the backbone's package is not installed.
     """
     options = options or backbone_options(name)
     torch.manual_seed(seed)
     model = make_backbone(name, len(catalogue), max_length=options.max_length, dropout=options.dropout)
-    fit_backbone(model, split, options, seed, progress)
+    fit_backbone(model, split, options, seed, progress, negatives)
     # torch runs a GRU by another kernel where weights need gradients: frozen now, the scores stay the same bit for bit
     # when masks freeze them
     return model.requires_grad_(False)

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones.sampling import negatives_for
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.concepts import ConceptGenerator, concept_match
@@ -77,18 +78,23 @@ class _BackboneTrainer(Trainer):
     def __init__(self, *args: Any, split: Split, **kwargs: Any) -> None:
         # Trainer wants a data set to validate on; evaluate() below ranks the split's users instead.
         super().__init__(*args, eval_dataset=kwargs["train_dataset"], **kwargs)
-        histories = split.history("validation")
-        self._item_ids = pad_histories(histories, self.model.max_length)
-        self._seen = seen_mask(histories, self.model.num_items)
+        self._histories = split.history("validation")
+        self._item_ids = pad_histories(self._histories, self.model.max_length)
         self._targets = split.validation_target
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        scores = score_histories(self.model, self._item_ids.to(self.args.device)).cpu()
-        ranks = target_ranks(scores.masked_fill(self._seen, -torch.inf), self._targets)
+        starts = range(0, len(self._targets), _SCORING_BATCH)
+        ranks = torch.cat([self._ranks(slice(start, start + _SCORING_BATCH)) for start in starts])
         metrics = {"eval_ndcg@10": float(ndcg(ranks).mean())}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # early stopping listens
         return metrics
+
+    def _ranks(self, users: slice) -> Tensor:
+        """Ranks of some users' targets: one batch's scores are all that is kept at a time."""
+        seen = seen_mask(self._histories[users], self.model.num_items)
+        scores = score_histories(self.model, self._item_ids[users].to(self.args.device)).cpu()
+        return target_ranks(scores.masked_fill(seen, -torch.inf), self._targets[users])
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def train_sasrec(
 ) -> SASRec:
     """Train SASRec on the training items of a split; the epoch that validates best is returned.
 
-    The loss is cross-entropy over the whole catalogue at every position.
+    The loss is cross-entropy at every position, over the whole catalogue unless that is large (:func:`fit_backbone`).
 
     Args:
         catalogue: The items.
@@ -134,7 +140,12 @@ def train_sasrec(
 
 
 def fit_backbone(
-    model: torch.nn.Module, split: Split, options: BackboneOptions, seed: int = 0, progress: bool = True
+    model: torch.nn.Module,
+    split: Split,
+    options: BackboneOptions,
+    seed: int = 0,
+    progress: bool = True,
+    negatives: int | None = None,
 ) -> None:
     """Train a backbone by its own loss on the training items of a split, and keep the epoch that validates best.
 
@@ -145,7 +156,13 @@ def fit_backbone(
         options: How to train.
         seed: Of order and dropout.
         progress: Whether to show a progress bar.
+        negatives: Train on samples of the catalogue of this size instead of all of it (SASRec and GRU4Rec). None:
+            512 from 20,000 items on, in the backbones that can; below that, and in the others, all items.
+
+    Raises:
+        ConfigError: If ``negatives`` is not positive, or given to a model that has no attribute of that name.
     """
+    _set_negatives(model, negatives)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -167,7 +184,19 @@ def fit_backbone(
             split=split,
             callbacks=[EarlyStoppingCallback(options.patience)],
         ).train()
+    if hasattr(model, "negatives"):
+        setattr(model, "negatives", None)  # noqa: B010 - a module's attribute that its type does not tell of
     model.cpu().eval()
+
+
+def _set_negatives(model: Any, negatives: int | None) -> None:
+    if negatives is not None and (negatives < 1 or not hasattr(model, "negatives")):
+        raise ConfigError(
+            f"negatives: found {negatives!r} for {type(model).__name__}; expected a positive number and a backbone "
+            "with an attribute negatives, such as SASRec. None trains on all items where a backbone knows no sample."
+        )
+    if hasattr(model, "negatives"):
+        model.negatives = negatives_for(model.num_items) if negatives is None else negatives
 
 
 @dataclass(frozen=True)

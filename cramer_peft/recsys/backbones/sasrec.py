@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
 from cramer_peft.recsys.backbones.base import PADDING, last_positions
+from cramer_peft.recsys.backbones.sampling import sampled_softmax
 
 
 class SASRec(BertPreTrainedModel):
@@ -35,6 +36,7 @@ class SASRec(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.negatives: int | None = None  # while it is trained on samples of the catalogue
         self.post_init()
         # BERT adds the embedding of a sentence number; SASRec has no such thing: zeros, and a buffer, because
         # from_pretrained would make a parameter trainable again.
@@ -91,7 +93,8 @@ class SASRec(BertPreTrainedModel):
         Args:
             item_ids: Histories, (rows, length) int64, items from 1, padded with 0 on the right.
             labels: Next item at each position, (rows, length) int64, items from 0, -100 where there is
-                none. Given, the return value is ``{"loss": …}`` over all positions.
+                none. Given, the return value is ``{"loss": …}`` over all positions: cross-entropy over all items or,
+                where ``negatives`` is set, :func:`~cramer_peft.recsys.backbones.sampling.sampled_softmax`.
             positions: Positions to score instead of the last, (rows, n) int64: what may come after each.
 
         Returns:
@@ -103,8 +106,10 @@ class SASRec(BertPreTrainedModel):
         """
         hidden = self.bert(item_ids).last_hidden_state
         if labels is not None:
-            known = labels >= 0
-            return {"loss": nn.functional.cross_entropy(self._items(hidden[known]), labels[known])}
+            states, targets = hidden[labels >= 0], labels[labels >= 0]
+            if self.negatives is not None:
+                return {"loss": sampled_softmax(states, self.head.weight, targets, self.negatives)}
+            return {"loss": nn.functional.cross_entropy(self._items(states), targets)}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         if positions is not None:
             return self._items(hidden[rows[:, None], positions])
