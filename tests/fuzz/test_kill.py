@@ -80,12 +80,13 @@ def which_adapter():
 
 random.seed(int(sys.argv[3]))
 counts = {"killed": 0, "state": [0, 0], "adapter": [0, 0], "mixed": 0, "broken": []}
-for _ in range(kills):
+window = 0.03
+for kill in range(1, kills + 1):
     first = random.randrange(2)
     child = os.fork()
     if child == 0:
         save_for_ever(first)
-    time.sleep(random.uniform(0.0, 0.03))
+    time.sleep(random.uniform(0.0, window))
     os.kill(child, signal.SIGKILL)
     counts["killed"] += os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     for kind, which in (("state", which_state), ("adapter", which_adapter)):
@@ -99,6 +100,8 @@ for _ in range(kills):
             versions[0].save_pretrained(adapter)
         else:
             counts[kind][version] += 1
+    if kill % 10 == 0 and not min(*counts["state"], *counts["adapter"]):
+        window = min(2 * window, 2.0)  # a busy machine has not finished a save yet
 left = [*root.glob(".*.tmp"), *adapter.glob(".*.tmp")]
 counts["left"] = len(left)
 for path in left:
