@@ -142,7 +142,7 @@ def without_silent(batch: RequestBatch) -> RequestBatch | None:
 
     None where no row is left. While compiling the batch stays as it is, since a look at values breaks the graph.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or all(text is None for text in batch.texts):
         return batch
     silent = (batch.vectors == 0).all(-1) & torch.tensor(
         [text is not None for text in batch.texts], device=batch.vectors.device

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from torch import Tensor
 
-import cramer_peft
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
@@ -37,6 +33,7 @@ from cramer_peft.recsys.training import (
     train_generator,
     train_sasrec,
 )
+from cramer_peft.recsys.versions import versions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
@@ -252,9 +249,8 @@ def _scorer(masks: RequestMaskModel) -> Scorer:
 
 def _tuned_fusion(masks: RequestMaskModel, catalogue: Catalogue, split: Split, seed: int) -> tuple[TextFusion, float]:
     start = time.perf_counter()
-    fusion = TextFusion(
-        masks, text_encoder(masks.encoder()), catalogue
-    )  # without a request the masks are the frozen model
+    # Without a request the masks are the frozen model.
+    fusion = TextFusion(masks, text_encoder(masks.encoder()), catalogue)
     users = EvaluationUsers.of(catalogue, split, "validation", int(masks.model.max_length))  # type: ignore[arg-type]
     fusion.tune(users, make_tracks(users, RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES), seed))
     return fusion, time.perf_counter() - start
@@ -291,13 +287,7 @@ def _write_results(result: DemoResult, options: DemoOptions) -> None:
         result.output / "results.json",
         {
             "options": settings,
-            "versions": {
-                "cramer-peft": cramer_peft.__version__,
-                "peft": peft.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
+            "versions": versions(),
             "metrics": result.rows,
             "examples": [dataclasses.asdict(example) for example in result.examples],
             "restored_bit_for_bit": result.restored,

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from torch import Tensor
 
-import cramer_peft
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import make_encoder
 from cramer_peft.errors import AdapterFileError, ConfigError, DataError
@@ -30,6 +26,7 @@ from cramer_peft.recsys.evaluation import Scorer
 from cramer_peft.recsys.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.split import Stage
 from cramer_peft.recsys.training import GeneratorOptions, train_generator
+from cramer_peft.recsys.versions import versions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 TRAINING_FILE = "training.json"
@@ -208,17 +205,6 @@ def generator_options(backbone: Any) -> GeneratorOptions:
 def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     """Results for JSON."""
     return {name: result.as_dict() for name, result in tracks.items()}
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    return {
-        "cramer-peft": cramer_peft.__version__,
-        "peft": peft.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
+from transformers import BertConfig
 from typing_extensions import Self
 
 from cramer_peft import RequestMaskConfig
@@ -96,6 +97,33 @@ def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> Reques
     if config.batch_folding is None and getattr(backbone, "expands_positions", False):
         changes["batch_folding"] = "rows_first"
     return replace(config, **changes) if changes else config
+
+
+def bert_config(tokens: int, positions: int, dropout: float, hidden_size: int, **options: Any) -> BertConfig:
+    """The shape that RecBole 1.2.1 gives its transformers: 2 layers, 2 heads, inner layers four times as wide, GELU.
+
+    Args:
+        tokens: Items and special tokens.
+        positions: Places of a history.
+        dropout: Of embeddings, attention and feed-forward layers.
+        hidden_size: Width.
+        **options: Others of ``BertConfig``.
+    """
+    return BertConfig(
+        vocab_size=tokens,
+        hidden_size=hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=4 * hidden_size,
+        hidden_act="gelu",
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=positions,
+        type_vocab_size=1,
+        layer_norm_eps=1e-12,
+        pad_token_id=PADDING,
+        **options,
+    )
 
 
 def last_positions(item_ids: Tensor) -> Tensor:

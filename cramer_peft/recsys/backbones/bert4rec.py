@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.base import PADDING, last_positions, prefixes
+from cramer_peft.recsys.backbones.base import PADDING, bert_config, last_positions, prefixes
 
 MASKED_SHARE = 0.2
 LAST_ONLY_SHARE = 0.5
@@ -47,20 +47,7 @@ class BERT4Rec(BertForMaskedLM):
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
         """
-        return BertConfig(
-            vocab_size=num_items + 2,
-            hidden_size=hidden_size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=4 * hidden_size,
-            hidden_act="gelu",
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            max_position_embeddings=max_length + 1,
-            type_vocab_size=1,
-            layer_norm_eps=1e-12,
-            pad_token_id=PADDING,
-        )
+        return bert_config(num_items + 2, max_length + 1, dropout, hidden_size)
 
     @property
     def num_items(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from cramer_peft.recsys.backbones.base import PADDING, last_positions
+from cramer_peft.recsys.backbones.base import bert_config, last_positions
 from cramer_peft.recsys.backbones.sampling import sampled_softmax
 
 
@@ -54,22 +54,7 @@ class SASRec(BertPreTrainedModel):
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
         """
-        return BertConfig(
-            vocab_size=num_items + 1,
-            hidden_size=hidden_size,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=4 * hidden_size,
-            hidden_act="gelu",
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            max_position_embeddings=max_length,
-            type_vocab_size=1,
-            layer_norm_eps=1e-12,
-            is_decoder=True,
-            use_cache=False,
-            pad_token_id=PADDING,
-        )
+        return bert_config(num_items + 1, max_length, dropout, hidden_size, is_decoder=True, use_cache=False)
 
     def get_output_embeddings(self) -> nn.Module:
         """The scoring layer, which transformers ties to the item embeddings."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from torch import Tensor
 
-import cramer_peft
 from cramer_peft.errors import DataError
 from cramer_peft.io import write_bytes, write_json
 from cramer_peft.recsys.benchmark.cells import CellResult
@@ -22,6 +18,7 @@ from cramer_peft.recsys.benchmark.methods import METHODS
 from cramer_peft.recsys.benchmark.plan import HOLD_OUTS, OURS
 from cramer_peft.recsys.benchmark.summary import entry, pooled, summarise, sweep_interval
 from cramer_peft.recsys.bootstrap import Interval, difference_interval, ratio_interval, statistic_interval
+from cramer_peft.recsys.versions import versions
 
 PAPER = "paper's gate"
 _NOT_LEARNED = (OURS, "ours, shuffled requests", "static mask")
@@ -451,17 +448,6 @@ def write_report(
     write_json(output / "results.json", document)
     write_bytes(output / "results.md", text.encode())
     return document
-
-
-def versions() -> dict[str, str]:
-    """What the figures were made with."""
-    return {
-        "cramer-peft": cramer_peft.__version__,
-        "peft": peft.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _versions() -> str:

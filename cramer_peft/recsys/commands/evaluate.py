@@ -34,7 +34,8 @@ def evaluate(
     from cramer_peft.io import write_json
     from cramer_peft.recsys.commands.tables import tracks_table
     from cramer_peft.recsys.own_data import Columns
-    from cramer_peft.recsys.own_recommender import evaluate_recommender, tracks_as_dict, versions
+    from cramer_peft.recsys.own_recommender import evaluate_recommender, tracks_as_dict
+    from cramer_peft.recsys.versions import versions
 
     given.no_file_bars()
     console = Console()
