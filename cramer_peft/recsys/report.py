@@ -107,10 +107,10 @@ def plot_shares(result: DemoResult, path: Path) -> None:
         axes.bar([place + shift for place in range(len(order))], heights, width=0.26, label=label, color=colour)
     axes.set_xticks(range(len(order)), order, rotation=35, ha="right")
     axes.set_ylabel("share of the top ten, %")
-    axes.set_title("What one sentence does to a frozen recommender (unseen wordings, mean over test users)")
+    axes.set_title("What one sentence does to a frozen recommender (unseen wordings, the first 200 test users at most)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)  # beside the bars, which reach the top
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
