@@ -59,6 +59,9 @@ def without_cache(encoder: Any) -> Any:
 
 def item_embeddings(backbone: Any) -> Tensor | None:
     """A backbone's embeddings of the items 0 … num_items - 1, (items, width), or None if they cannot be told."""
+    own = getattr(backbone, "item_vectors", None)
+    if isinstance(own, Tensor):
+        return own
     find = getattr(backbone, "get_input_embeddings", None)
     table = find() if callable(find) else getattr(backbone, "items", None)
     weight = getattr(table, "weight", None)

@@ -1,5 +1,6 @@
 """What all backbones have in common, whoever wrote them."""
 
+import copy
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ from cramer_peft.recsys.backbone_training import backbone_options, train_backbon
 from cramer_peft.recsys.backbones import BACKBONES, Backbone, BERT4Rec, GRU4Rec, SASRec, config_for, make_backbone
 from cramer_peft.recsys.bundle import RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import item_embeddings
 from cramer_peft.recsys.split import Split, pad_histories
 from cramer_peft.recsys.training import (
     BackboneOptions,
@@ -244,7 +246,36 @@ def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Calla
     paper = RequestMaskConfig.paper(encoder="hashing")
     assert config_for(made("sasrec"), paper).target_modules == ["intermediate.dense", "output.dense"]
     assert config_for(made("gru4rec"), hashing(target_modules=["gru"])).target_modules == ["gru"]
+    assert config_for(made("gru4rec"), hashing()).target_modules == ["gru", "dense", "head"]
+    assert config_for(made("gru4rec"), paper).target_modules == ["gru", "dense"]
+    assert config_for(made("bert4rec"), hashing()).target_modules[-1] == "cls.predictions.decoder"
     assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
+
+
+def test_the_scoring_layer_of_gru4rec_is_its_items(hashing: Callable[..., RequestMaskConfig], tmp_path: Path) -> None:
+    model = made("gru4rec")
+    model.save_pretrained(tmp_path)
+    assert "head.weight" not in model.state_dict()
+    loaded = GRU4Rec.from_pretrained(tmp_path)
+    other = make_backbone("gru4rec", ITEMS, max_length=LENGTH, hidden_size=16)
+    other.load_state_dict(model.state_dict())
+    for one in (model, loaded, other, copy.deepcopy(model)):
+        assert one.head.weight is one.items.weight
+        assert torch.equal(one.items.weight, model.items.weight)
+    before = model(torch.tensor([[1, 2, 3]]))
+    masks = inject_request_masks(model, hashing(target_modules=["head"], init_weights=False))
+    with torch.no_grad():
+        assert torch.equal(masks(torch.tensor([[1, 2, 3]]), request=None), before)
+        assert not torch.equal(masks(torch.tensor([[1, 2, 3]]), request="more horror"), before)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_item_embeddings_can_be_told(name: str) -> None:
+    model = made(name)
+    found = item_embeddings(model)
+    assert found is not None
+    assert found.shape == (ITEMS, 16)
+    assert torch.isfinite(found).all()
 
 
 # --- files

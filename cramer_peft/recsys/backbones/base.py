@@ -165,10 +165,13 @@ class StoredBackbone(nn.Module):
     default_parts: ClassVar[list[str] | None] = None
     head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = False
+    tied: ClassVar[dict[str, str]] = {}  # weight → the one that it is, under whose name alone it is stored
 
     def __init__(self, num_items: int, max_length: int, **settings: float) -> None:
         super().__init__()
         self.settings = {"num_items": num_items, "max_length": max_length, **settings}
+        self.register_state_dict_post_hook(_without_tied)
+        self.register_load_state_dict_pre_hook(_with_tied)
 
     @property
     def num_items(self) -> int:
@@ -184,6 +187,12 @@ class StoredBackbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def tie(self) -> None:
+        """Make each weight named in ``tied`` the very parameter that it is tied to."""
+        for name, source in self.tied.items():
+            module, _, parameter = name.rpartition(".")
+            setattr(self.get_submodule(module), parameter, self.get_parameter(source))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
@@ -209,6 +218,7 @@ class StoredBackbone(nn.Module):
                 model = cls(**settings)
             with open_regular(folder / WEIGHTS_FILE, "a backbone's weights") as (file, size):
                 model.load_state_dict(load(file.read(size)), assign=True)
+            model.tie()
         except (AdapterFileError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
             raise DataError(f"{folder} holds no readable {cls.__name__}: {error}") from error
         except Exception as error:  # safetensors' own error is no subclass of any of these
@@ -216,6 +226,18 @@ class StoredBackbone(nn.Module):
                 raise
             raise DataError(f"{folder / WEIGHTS_FILE}: not a safetensors file: {error}") from error
         return model
+
+
+def _without_tied(module: StoredBackbone, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name in module.tied:
+        state.pop(prefix + name, None)
+
+
+def _with_tied(module: StoredBackbone, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    for name, source in module.tied.items():
+        if name in own and prefix + source in state:
+            state[prefix + name] = state[prefix + source]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

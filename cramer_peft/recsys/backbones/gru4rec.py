@@ -15,7 +15,7 @@ class GRU4Rec(StoredBackbone):
     """GRU4Rec in RecBole 1.2.1's form (Tan et al. 2016): item embeddings, a GRU, a dense layer, products with items.
 
     Items are numbered from 1 in its inputs; 0 pads on the right. The masks gate the input and the output of the GRU,
-    and the dense layer.
+    the dense layer, and the scores of items.
 
     Args:
         num_items: Number of items.
@@ -26,6 +26,8 @@ class GRU4Rec(StoredBackbone):
 
     name: ClassVar[str] = "gru4rec"
     default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
+    head_targets: ClassVar[list[str]] = ["head"]
+    tied: ClassVar[dict[str, str]] = {"head.weight": "items.weight"}
 
     def __init__(self, num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> None:
         super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size)
@@ -39,6 +41,9 @@ class GRU4Rec(StoredBackbone):
             self.items.weight[PADDING] = 0
             for weight in self.gru.parameters():
                 nn.init.xavier_uniform_(weight)
+        # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
+        self.head = nn.Linear(hidden_size, num_items + 1, bias=False)
+        self.tie()
 
     def forward(
         self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
@@ -50,13 +55,15 @@ class GRU4Rec(StoredBackbone):
         """
         last = last_positions(item_ids)
         states = self.dense(self.gru(self.dropout(self.items(item_ids)))[0])
-        items = self.items.weight[1:]
         if labels is not None:
             known = labels >= 0
             if self.negatives is not None:
                 return {"loss": sampled_softmax(states[known], self.items.weight, labels[known], self.negatives)}
-            return {"loss": nn.functional.cross_entropy(states[known] @ items.T, labels[known])}
+            return {"loss": nn.functional.cross_entropy(self._scores(states[known]), labels[known])}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         chosen = states[rows, last] if positions is None else states[rows[:, None], positions]
-        scores: Tensor = chosen @ items.T
-        return scores
+        return self._scores(chosen)
+
+    def _scores(self, states: Tensor) -> Tensor:
+        scores: Tensor = self.head(states)
+        return scores[..., 1:]  # without the padding's

@@ -15,7 +15,8 @@ class ReplaySASRec(StoredBackbone):
     """RePlay's ``replay.nn.sequential.SasRec`` as it is, in ``model``; histories are turned into what it takes.
 
     It wants its histories padded on the left and reads the last place alone. So ``positions`` costs a row for each.
-    The masks gate the feed-forward layers and the output projections of attention.
+    The masks gate the feed-forward layers and the output projections of attention. Items are scored by products with
+    the embeddings themselves, which no module of its own does: there is no scoring layer to mask.
 
     Args:
         num_items: Number of items.
@@ -44,6 +45,12 @@ class ReplaySASRec(StoredBackbone):
             max_sequence_length=max_length,
             dropout=dropout,
         )
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """The embeddings of the items 0 … num_items - 1, (items, width)."""
+        weights: Tensor = self.model.body.embedder.get_item_weights(None)
+        return weights.detach()[: self.num_items]
 
     def forward(
         self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
