@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
-from cramer_peft import row_weights
+from cramer_peft import row_pieces, row_weights
 
 LayerTensors = dict[str, Tensor]
 
@@ -230,6 +230,11 @@ class RowColumnGate(LayerGate):
     gate_bias: bool
 
     def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
+        if is_product(layer) and layer.feature_dim == -1 and (self.rows == 1 or batch_dim in (0, -x.dim())):
+            weight, bias, gates = layer.weight_matrix, layer.base_bias, (self.row, self.column)
+            made = row_pieces.row_column_linear(x, weight, bias, *gates, self.gate_bias, layer.base_forward)
+            if made is not None:
+                return made
         output = layer.base_forward(x * spread(self.column, x, batch_dim, layer.feature_dim))
         row = spread(self.row, output, batch_dim, layer.feature_dim)
         # In place where it may be, since a large tensor costs more to get than to fill.

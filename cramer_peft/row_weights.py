@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
@@ -32,14 +32,26 @@ def worth_making(positions: int, terms: int) -> bool:
 def usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether :func:`low_rank_linear` can run here: on the CPU, in one precision, with frozen parameters."""
     return (
+        _is_on_cpu(x, weight)
+        and not weight.requires_grad
+        and not (bias is not None and bias.requires_grad)
+        and (_may_trace() if torch.compiler.is_compiling() else is_plain(x))
+    )
+
+
+def is_plain_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Whether both are on the CPU, in one precision, and nothing traces or transforms what is done with ``x``."""
+    return not torch.compiler.is_compiling() and _is_on_cpu(x, weight) and is_plain(x)
+
+
+def _is_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    return (
         x.device.type == "cpu"
         and weight.device.type == "cpu"
+        and type(weight) in (Tensor, nn.Parameter)  # not one that only looks like numbers of this type
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not weight.requires_grad
-        and not (bias is not None and bias.requires_grad)
-        and (_may_trace() if torch.compiler.is_compiling() else _is_plain(x))
     )
 
 
@@ -49,7 +61,7 @@ def _may_trace() -> bool:
     return not torch.is_grad_enabled() and exporting is not None and not exporting()
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether ``x`` holds numbers, so that one may look at them, and nobody transforms what is done with it."""
     return (
         type(x) is Tensor
