@@ -11,6 +11,7 @@ from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, fit_backbone
 
+EXPANDED_POSITIONS = 2  # of a generator's training, where each position costs a row of its own
 # BERT4Rec learns from the few items that it hides, so it needs more epochs.
 _OPTIONS = {"bert4rec": BackboneOptions(epochs=60, patience=10)}
 

@@ -17,7 +17,7 @@ from cramer_peft.encoders import make_encoder
 from cramer_peft.errors import AdapterFileError, ConfigError, DataError
 from cramer_peft.io import open_regular, parse_json, write_json
 from cramer_peft.recsys.assessment import TrackResult, assess
-from cramer_peft.recsys.backbone_training import backbone_options, train_backbone
+from cramer_peft.recsys.backbone_training import EXPANDED_POSITIONS, backbone_options, train_backbone
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.bundle import ADAPTER, BACKBONE, CATALOGUE, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
@@ -30,7 +30,6 @@ from cramer_peft.recsys.versions import versions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 TRAINING_FILE = "training.json"
-EXPANDED_POSITIONS = 2  # where each position costs a row of its own
 _MAX_JSON_BYTES = 1 << 20
 
 

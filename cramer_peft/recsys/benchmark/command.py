@@ -24,7 +24,7 @@ _WIDTH = 110  # of the tables, where there is no terminal
 
 
 def benchmark(
-    matrix: Annotated[str, typer.Option(help="full, headline, others or quick.")] = "full",
+    matrix: Annotated[str, typer.Option(help="full, headline, others, backbones or quick.")] = "full",
     output: Annotated[Path, typer.Option(help="Folder of the results; what is done there is not run again.")] = Path(
         "benchmark"
     ),
@@ -69,7 +69,7 @@ def benchmark(
         matrix=matrix,
         sources=tuple(DataSource(name, *columns) for name in data or ()),
         protocols=tuple(protocol or ()),
-        backbones=tuple(backbone or ("sasrec",)),
+        backbones=tuple(backbone or ()),
         methods=tuple(method or ()) or (("ours",) if variant else ()),
         variants=tuple(variant or ()),
         seeds=tuple(seed or ()),
@@ -199,13 +199,15 @@ def result_table(document: dict[str, Any]) -> Table:
         "empty": ("empty", "overlap"),
     }
     table = Table(title="Simulated requests; whole catalogue ranked, seen items removed")
-    for name in ("data", "split", "method", "seeds"):
+    several = len({group["backbone"] for group in document["groups"]}) > 1
+    for name in ("data", "split", *(["backbone"] if several else []), "method", "seeds"):
         table.add_column(name)
     for name in columns:
         table.add_column(name, justify="right")
     for group in document["groups"]:
         found = [group["tracks"].get(track, {}).get(metric) for track, metric in columns.values()]
         label = group["method"] if group["variant"] is None else f"{group['method']}: {group['variant']}"
-        row = [group["data"], group["protocol"], label, " ".join(map(str, group["seeds"]))]
+        place = [group["data"], group["protocol"], *([group["backbone"]] if several else [])]
+        row = [*place, label, " ".join(map(str, group["seeds"]))]
         table.add_row(*map(escape, row), *("" if entry is None else f"{entry['value']:.3f}" for entry in found))
     return table

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, MissingModelError
+from cramer_peft.recsys.backbones import BACKBONES
 from cramer_peft.recsys.baselines import (
     LLMESR,
     ExpertFiLM,
@@ -28,6 +29,7 @@ from cramer_peft.recsys.benchmark.cells import CellSettings
 
 _Config = Callable[..., RequestMaskConfig]
 RERANKED_USERS = 100
+_SASREC = frozenset({"sasrec"})
 RERANKED_TRACKS = frozenset({"truthful", "for", "against favourite", "empty"})
 
 
@@ -43,6 +45,7 @@ class Method:
         scores: Cost of scoring, as a multiple of the frozen model's with its metrics.
         tracks: The only tracks it is asked; None: all.
         max_users: Most users it is asked for; None: all.
+        backbones: The only backbones whose inside it knows; None: it needs to know none.
     """
 
     make: Callable[[RequestMaskConfig | None, CellSettings], RequestRanker] | None
@@ -52,6 +55,7 @@ class Method:
     scores: float = 1.0
     tracks: frozenset[str] | None = None
     max_users: int | None = None
+    backbones: frozenset[str] | None = None
 
 
 def _reranker(_: RequestMaskConfig | None, settings: CellSettings) -> RequestRanker:
@@ -67,14 +71,18 @@ METHODS: dict[str, Method] = {
     "parsed filter": Method(lambda config, settings: ParsedFilter()),
     "oracle filter": Method(lambda config, settings: OracleFilter()),
     "text fusion": Method(lambda config, settings: FusionRanker()),
-    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8),
-    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7),
-    "query-seqrec token, tuned": Method(lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0),
-    "query-seqrec joined, tuned": Method(lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0),
-    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8),
+    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8, backbones=_SASREC),
+    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7, backbones=_SASREC),
+    "query-seqrec token, tuned": Method(
+        lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0, backbones=_SASREC
+    ),
+    "query-seqrec joined, tuned": Method(
+        lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0, backbones=_SASREC
+    ),
+    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8, backbones=_SASREC),
     "reranker": Method(_reranker, scores=50.0, tracks=RERANKED_TRACKS, max_users=RERANKED_USERS),
-    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7),
-    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1),
+    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_SASREC),
+    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_SASREC),
     "static mask": Method(
         lambda config, settings: StaticMask(config=config), RequestMaskConfig, reads=False, learns=1.0
     ),
@@ -97,21 +105,29 @@ class Ablation:
         config: Fields of the configuration that change.
         generator: Fields of the generator's options that change.
         encoder: Another request encoder.
+        backbones: The only backbones that have the modules it names; None: any.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     generator: Mapping[str, Any] = field(default_factory=dict)
     encoder: str | None = None
+    backbones: frozenset[str] | None = None
 
 
+WITHOUT_HEAD, HEAD_ALONE = "without the head", "the head alone"  # SASRec's names; others': see ablation_on
 ABLATIONS: dict[str, Ablation] = {
     "gate scale": Ablation({"gate": "scale"}),
     "gate low_rank, 1 term": Ablation({"gate": "low_rank", "rank": 1}),
     "gate low_rank, 4 terms": Ablation({"gate": "low_rank", "rank": 4}),
-    "without the head": Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
-    "the head alone": Ablation({"target_modules": ["head"]}),
-    "queries, keys and values too": Ablation({"target_modules": r".*dense|.*(query|key|value)|head"}),
-    "last layer only": Ablation({"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"}),
+    WITHOUT_HEAD: Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
+    HEAD_ALONE: Ablation({"target_modules": ["head"]}),
+    "queries, keys and values too": Ablation(
+        {"target_modules": r".*dense|.*(query|key|value)|head"}, backbones=_SASREC
+    ),
+    "last layer only": Ablation(
+        {"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"},
+        backbones=_SASREC | {"bert4rec"},
+    ),
     "no hidden layer": Ablation({"generator_width": None}),
     "no minimal-edit loss": Ablation(generator={"edit_weight": 0.0, "next_item_weight": 1.0}),
     "no next-item loss": Ablation(generator={"next_item_weight": 0.0}),
@@ -135,6 +151,38 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method: found {name!r}, expected one of {', '.join(map(repr, METHODS))}.")
     return METHODS[name]
+
+
+def ablation_on(variant: str, backbone: str) -> Ablation:
+    """An ablation in terms of a backbone's own modules.
+
+    Args:
+        variant: A key of ``ABLATIONS``.
+        backbone: Name of the backbone.
+    """
+    ablation, kind = ABLATIONS[variant], BACKBONES.get(backbone)
+    if backbone in _SASREC or kind is None or not kind.head_targets or variant not in (WITHOUT_HEAD, HEAD_ALONE):
+        return ablation
+    if variant == HEAD_ALONE:
+        return replace(ablation, config={"target_modules": kind.head_targets})
+    return replace(ablation, config={"target_modules": kind.default_targets, "module_parts": kind.default_parts})
+
+
+def not_on(method: str, variant: str | None, backbone: str) -> str | None:
+    """Why a method, or an ablation of ours, cannot be run on a backbone; None where it can.
+
+    Args:
+        method: A key of ``METHODS``.
+        variant: A key of ``ABLATIONS``, what training leaves out, or None.
+        backbone: Name of the backbone.
+    """
+    for name, known in ((method, method_named(method)), (variant, ABLATIONS.get(variant or ""))):
+        if known is not None and known.backbones is not None and backbone not in known.backbones:
+            return f"{name!r} needs the inside of {' or '.join(sorted(known.backbones))}: {backbone} has another."
+    kind = BACKBONES.get(backbone)
+    if variant in (WITHOUT_HEAD, HEAD_ALONE) and kind is not None and not kind.head_targets:
+        return f"{variant!r}: {backbone} has no layer of its own that scores the items."
+    return None
 
 
 def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None:

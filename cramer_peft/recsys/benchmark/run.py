@@ -38,7 +38,7 @@ from cramer_peft.recsys.benchmark.cells import (
     stored_result,
 )
 from cramer_peft.recsys.benchmark.measure import Setting, StrengthScorer, make_tracks, measure
-from cramer_peft.recsys.benchmark.methods import Method, mask_config, method_named
+from cramer_peft.recsys.benchmark.methods import Method, mask_config, method_named, not_on
 from cramer_peft.recsys.benchmark.plan import (
     DataSize,
     Job,
@@ -143,13 +143,19 @@ def _train(cell: Cell, data: LoadedData, progress: bool) -> Any:
 def run_cell(cell: Cell, output: Path) -> CellResult:
     """Run one cell and write its result. Its backbone must be there.
 
-    What cannot be run here (weights or a package are missing) gives an "empty" result with the reason.
+    What cannot be run here gives an "empty" result with the reason: weights or a package are missing, or it needs the
+    inside of another backbone.
 
     Raises:
         CramerError: If the data, the backbone or the settings cannot be used.
     """
     data = load_data(cell.source, cell.protocol)
     digest = digest_of(cell, data)
+    reason = not_on(cell.method, cell.variant, cell.backbone)
+    if reason is not None:
+        result = CellResult(cell.identity, digest, "empty", reason)
+        result.save(output, cell.name)
+        return result
     backbone = load_backbone(output / BACKBONES / cell.backbone_name / BACKBONE, data.catalogue)
     try:
         result = _measured(cell, data, backbone, digest)

@@ -8,9 +8,10 @@ import pytest
 
 from cramer_peft import inject_request_masks
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import BACKBONES, SASRec
+from cramer_peft.recsys.baselines.learning import LearnedRanker
 from cramer_peft.recsys.benchmark.cells import Cell, CellSettings, DataSource
-from cramer_peft.recsys.benchmark.methods import ABLATIONS, METHODS, mask_config
+from cramer_peft.recsys.benchmark.methods import ABLATIONS, METHODS, mask_config, not_on
 from cramer_peft.recsys.benchmark.plan import (
     HOLD_OUTS,
     DataSize,
@@ -47,6 +48,44 @@ def test_each_change_changes_something() -> None:
         assert changed is not None
         if variant in ABLATIONS and ABLATIONS[variant].config:
             assert default.to_dict() != changed.to_dict(), variant
+
+
+def test_backbones_are_compared_at_their_own_modules_and_cost() -> None:
+    cells = plan_cells(PlanOptions("backbones"))
+    assert {cell.backbone for cell in cells} == {*BACKBONES} - {"sasrec"}
+    positions = {cell.backbone: cell.settings.generator.positions for cell in cells}
+    assert positions == {"bert4rec": 2, "gru4rec": 8, "replay-sasrec": 2}
+    costs = {cell.backbone: estimate_cell(cell, SMALL) for cell in cells if cell.method == "ours"}
+    assert costs["bert4rec"] > costs["gru4rec"] > 2
+    heads = {cell.backbone: cell.settings.config for cell in variants("the head alone", "gru4rec", "bert4rec")}
+    assert heads["gru4rec"]["target_modules"] == ["head"]
+    assert heads["bert4rec"]["target_modules"] == ["cls.predictions.decoder"]
+    (without,) = variants("without the head", "gru4rec")
+    assert without.settings.config["target_modules"] == ["gru", "dense"]
+
+
+def variants(variant: str, *backbones: str) -> list[Cell]:
+    return plan_cells(PlanOptions("backbones", backbones=backbones, methods=("ours",), variants=(variant,)))[1::2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_needs_the_inside_of_sasrec_is_said_to(name: str) -> None:
+    made = METHODS[name].make
+    settings = CellSettings(encoder="hashing", language_model="none")
+    ranker = None if made is None or name == "reranker" else made(mask_config(name, settings), settings)
+    needs = isinstance(ranker, LearnedRanker) and not ranker.any_backbone
+    assert (not_on(name, None, "gru4rec") is not None) == needs
+    assert not_on(name, None, "sasrec") is None
+    if needs:
+        assert estimate_cell(replace(CELL, method=name, backbone="gru4rec"), SMALL) == 0
+
+
+def test_changes_that_a_backbone_has_no_modules_for_are_said_to() -> None:
+    assert "last layer only" in str(not_on("ours", "last layer only", "gru4rec"))
+    assert not_on("ours", "last layer only", "bert4rec") is None
+    assert "no layer of its own" in str(not_on("ours", "the head alone", "replay-sasrec"))
+    assert not_on("ours", "unseen users", "gru4rec") is None
+    assert plan_cells(PlanOptions("backbones", methods=("ours",), variants=tuple(ABLATIONS)))
 
 
 def test_the_headline_has_both_splits() -> None:

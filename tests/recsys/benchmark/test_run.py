@@ -121,6 +121,15 @@ def test_without_weights_the_cell_is_empty(cells: list[Cell], tmp_path: Path) ->
     assert run([reranker], tmp_path) == [("reranker", "empty")]
 
 
+def test_what_needs_the_inside_of_another_backbone_is_empty(cells: list[Cell], tmp_path: Path) -> None:
+    film = replace(cells[0], backbone="gru4rec", method="film")
+    ours = replace(film, method="ours")
+    assert run([film, ours], tmp_path) == [("backbone gru4rec", "done"), ("film", "empty"), ("ours", "done")]
+    found = {result.cell["method"]: result for result in load_results([film, ours], tmp_path)}
+    assert "needs the inside of sasrec: gru4rec has another" in str(found["film"].reason)
+    assert found["ours"].status == "done"
+
+
 def test_a_budget_ends_the_run(cells: list[Cell], tmp_path: Path) -> None:
     assert run(cells, tmp_path, budget_minutes=0) == []
 
