@@ -457,10 +457,11 @@ class ScaleGate(Gate):
             value = torch.where(scale[:, None] == 1, value, 1 + self._deviation(logits, scale[:, None]))
             return value if active is None else torch.where(active[:, None], value, 1.0)  # not even a NaN reaches them
 
-        return {
-            name: _row_column({part: gate(value) for part, value in parts.items()}, self.gate_bias)
-            for name, parts in tensors.items()
-        }
+        made: dict[str, PartGate] = {}
+        for name, parts in tensors.items():
+            values = {part: row_weights.made_once(gate(value)) for part, value in parts.items()}
+            made[name] = _row_column(values, self.gate_bias)
+        return made
 
     def _value(self, logits: Tensor) -> Tensor:
         return 2 * torch.sigmoid(logits)
@@ -570,7 +571,7 @@ class TopKGate(Gate):
             gates = torch.where(active[:, None], gates, torch.ones_like(gates))
         values: dict[str, LayerTensors] = {name: {} for name in tensors}
         for (name, part, _), value in zip(shapes, gates.split([n for *_, n in shapes], dim=-1), strict=True):
-            values[name][part] = value
+            values[name][part] = row_weights.made_once(value)
         return {name: _row_column(parts, self.gate_bias) for name, parts in values.items()}
 
     def _binary(self, logits: Tensor, training: bool) -> Tensor:

@@ -61,6 +61,14 @@ def _may_trace() -> bool:
     return not torch.is_grad_enabled() and exporting is not None and not exporting()
 
 
+def made_once(gate: Tensor) -> Tensor:
+    """``gate``; in a compiled graph one that is written to memory, not made anew at each position that needs it."""
+    if torch.compiler.is_compiling() and _may_trace() and gate.device.type == "cpu":
+        gate = gate.contiguous()
+        return gate.as_strided(gate.shape, gate.stride())  # the compiler's rule for this needs memory
+    return gate
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` holds numbers, so that one may look at them, and nobody transforms what is done with it."""
     return (

@@ -58,6 +58,23 @@ def test_gradients_are_those_of_the_eager_run(model, make_config, gate: str, x) 
     assert found[0][0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("gate", ["scale", "signed", "topk"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_without_gradients_gates_are_written_to_memory_once(model, make_config, gate: str, gradients: bool, x) -> None:
+    masks, found = inject_request_masks(model, make_config(gate)), []
+
+    def backend(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        found.extend(node.target for node in graph.graph.nodes if node.target == "as_strided")
+        return graph
+
+    with torch.set_grad_enabled(gradients):
+        compiled = torch.compile(masks, fullgraph=True, backend=backend)
+        for vectors in (torch.randn(3, 16), torch.randn(5, 16)):
+            rows = x[[0, 1, 2, 0, 1][: len(vectors)]]
+            assert torch.equal(compiled(rows, request=vectors), masks(rows, request=vectors))
+    assert bool(found) is not gradients
+
+
 def test_the_model_itself_compiled_with_a_request_block_around(model, make_config, x) -> None:
     masks = inject_request_masks(model, make_config())
     compiled = torch.compile(model, fullgraph=True, backend="eager")
