@@ -36,9 +36,12 @@ class MaskRanker(BaselineRanker):
         config = config_for(task.backbone, self._config)
         masks = inject_request_masks(frozen_copy(task.backbone), config, encoder=task.encoder)
         self.trainable = masks.get_nb_trainable_parameters()[0]
-        options = _with_paper_loss(task.options) if self._paper_loss else replace(task.options, sparsity_weight=0.0)
-        train_generator(masks, task.catalogue, task.split, options, task.seed, task.progress)
+        train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
         self.masks = masks
+
+    def options(self, options: GeneratorOptions) -> GeneratorOptions:
+        """How it is trained within a task's options: with the paper's losses and requests, or with those given."""
+        return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
 
     def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.masks is not None

@@ -18,6 +18,7 @@ import cramer_peft
 from cramer_peft.errors import AdapterFileError, DataError
 from cramer_peft.io import read_json, write_json, write_safetensors
 from cramer_peft.recsys.backbone_training import backbone_options
+from cramer_peft.recsys.split import Stage
 from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
@@ -76,6 +77,46 @@ class CellSettings:
 
 
 @dataclass(frozen=True)
+class RealLanguage:
+    """Asks what people said in film dialogues, instead of simulated requests.
+
+    Attributes:
+        dialogues: File of the dialogues, as ``read_redial`` takes it.
+        stage: Whose dialogues are measured: those that choices were made on, or those to be looked at once.
+    """
+
+    dialogues: str
+    stage: Stage = "validation"
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"real language, {self.stage}"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Uses what was learned on the cell's data on other data.
+
+    Attributes:
+        target: The other data.
+        stage: Whose next items are measured.
+        same_items: Whether equal titles are the same item in both.
+        full: Whether a generator is trained on the target alone with all steps, to compare with.
+    """
+
+    target: DataSource
+    stage: Stage = "validation"
+    same_items: bool = False
+    full: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"transfer to {self.target.name}, {self.stage}"
+
+
+@dataclass(frozen=True)
 class Cell:
     """One method on one data set, split, backbone and seed.
 
@@ -87,6 +128,7 @@ class Cell:
         seed: Of everything that is random.
         variant: What is changed, for an ablation; None for the method as it is.
         settings: How it is trained and measured.
+        study: What is measured instead of the tracks; None: the tracks.
     """
 
     source: DataSource
@@ -96,6 +138,7 @@ class Cell:
     seed: int
     variant: str | None = None
     settings: CellSettings = field(default_factory=CellSettings)
+    study: RealLanguage | Transfer | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -107,12 +150,18 @@ class Cell:
             "method": self.method,
             "seed": self.seed,
             "variant": self.variant,
+            **({} if self.study is None else {"study": self.study.name}),
         }
 
     @property
     def name(self) -> str:
         """A name for its files: the same in every run, another for every identity."""
         return file_name(value for value in self.identity.values() if value is not None)
+
+    @property
+    def kind(self) -> str:
+        """What its cost is like: the method's, or that of the study with it."""
+        return self.method if self.study is None else f"{self.study.name}: {self.method}"
 
     @property
     def backbone_name(self) -> str:
@@ -136,25 +185,40 @@ def backbone_digest(cell: Cell, data: str) -> str:
     """
     identity = {key: cell.identity[key] for key in ("data", "protocol", "backbone", "seed")}
     options = asdict(cell.settings.backbone or backbone_options(cell.backbone))
-    return _sha(_canonical([identity, _columns(cell), data, options, _version()]))
+    return _sha(_canonical([identity, _columns(cell.source), data, options, _version()]))
 
 
-def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None) -> str:
+def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, study: str | None = None) -> str:
     """Digest of all that determines the cell's result; a stored result with another one is out of date.
 
     Args:
         cell: The cell.
         data: Digest of the data's files.
         config: The masks' configuration in full, so that changed defaults count, too.
+        study: Digest of what the cell's study is made of; None where it has none.
     """
     settings = asdict(cell.settings)
     wordings = [TRAIN_TEMPLATES, TEST_TEMPLATES]
     parts = [cell.identity, settings, config, wordings, MEASURED, backbone_digest(cell, data)]
-    return _sha(_canonical(parts))
+    return _sha(_canonical(parts if study is None else [*parts, study]))
 
 
-def _columns(cell: Cell) -> list[str | None]:
-    return [cell.source.title_column, cell.source.attribute_column, cell.source.attribute_separator]
+def study_digest(study: RealLanguage | Transfer, data: str) -> str:
+    """Digest of all that determines a study.
+
+    Args:
+        study: The study.
+        data: Digest of its file, or of the target's files.
+    """
+    settings = asdict(study)
+    for place in ("dialogues", "target"):
+        settings.pop(place, None)
+    columns = _columns(study.target) if isinstance(study, Transfer) else []
+    return _sha(_canonical([study.name, settings, columns, data]))
+
+
+def _columns(source: DataSource) -> list[str | None]:
+    return [source.title_column, source.attribute_column, source.attribute_separator]
 
 
 def _version() -> str:

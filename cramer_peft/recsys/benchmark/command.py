@@ -24,7 +24,9 @@ _WIDTH = 110  # of the tables, where there is no terminal
 
 
 def benchmark(
-    matrix: Annotated[str, typer.Option(help="full, headline, others, backbones or quick.")] = "full",
+    matrix: Annotated[
+        str, typer.Option(help="full, headline, others, backbones, real-language, transfer or quick.")
+    ] = "full",
     output: Annotated[Path, typer.Option(help="Folder of the results; what is done there is not run again.")] = Path(
         "benchmark"
     ),
@@ -47,6 +49,20 @@ def benchmark(
     max_users: Annotated[int | None, typer.Option(min=2, help="Most test users measured, drawn by the seed.")] = None,
     language_model: Annotated[
         str | None, typer.Option(help="Causal language model of the reranker: a folder, or a name in the local cache.")
+    ] = None,
+    dialogues: Annotated[
+        str | None, typer.Option(help="File of film dialogues (ReDial's requests), for the matrix real-language.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The other data set or folder, for the matrix transfer.")] = None,
+    same_items: Annotated[
+        bool, typer.Option("--same-items", help="Equal titles are the same item in both data sets of a transfer.")
+    ] = False,
+    full_training: Annotated[
+        bool, typer.Option("--full-training", help="Compare a transfer with all steps on the target alone, too.")
+    ] = False,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="validation (default) or, once all is settled, test: for real-language and transfer."),
     ] = None,
     title_column: Annotated[str | None, typer.Option(help="Column of the .item file that holds titles.")] = None,
     attribute_column: Annotated[str | None, typer.Option(help="Column of the .item file with attributes.")] = None,
@@ -76,6 +92,11 @@ def benchmark(
         steps=steps,
         epochs=epochs,
         settings=CellSettings(encoder=encoder, max_users=max_users, language_model=language_model),
+        dialogues=dialogues,
+        target=None if target is None else DataSource(target),
+        same_items=same_items,
+        full_training=full_training,
+        stage=stage,
     )
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     run_benchmark(options, output, workers, budget_minutes, dry_run, console)
@@ -129,10 +150,12 @@ def run_benchmark(
     _run(chosen, output, workers, budget_minutes, console)
     results = load_results(cells, output)
     command = shlex.join([Path(sys.argv[0]).name, *map(_without_place, sys.argv[1:])])
-    settings = _plain(asdict(replace(options, sources=())))
+    settings = _plain(asdict(replace(options, sources=(), target=None, dialogues=None)))
     document = write_report(results, output, command, time.perf_counter() - start, settings)
-    console.print(result_table(document))
-    write_plots([result.document() for result in results if result.status == "done"], output / "plots")
+    for found in [*([result_table(document)] if document["groups"] else []), *study_tables(document)]:
+        console.print(found)
+    tracks = [result.document() for result in results if result.status == "done" and "study" not in result.cell]
+    write_plots(tracks, output / "plots")
     console.print(f"Written to {output}: results.md, results.json, plots, cells", highlight=False, markup=False)
     return results
 
@@ -186,6 +209,19 @@ def cost_table(jobs: Sequence[Job], workers: int) -> Table:
         str(sum(job.stored for job in cells)), "", f"{seconds / 60:.1f}",
     )  # fmt: skip
     return table
+
+
+def study_tables(document: dict[str, Any]) -> list[Table]:
+    """What real language and transfer found, with intervals."""
+    tables = []
+    for study in document["studies"]:
+        table = Table(title=", ".join((*study["place"], study["study"])))
+        for number, name in enumerate(study["head"]):
+            table.add_column(name, justify="right" if number else "left")
+        for row in study["rows"]:
+            table.add_row(*map(escape, row))
+        tables.append(table)
+    return tables
 
 
 def result_table(document: dict[str, Any]) -> Table:

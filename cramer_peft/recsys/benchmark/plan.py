@@ -6,11 +6,20 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbone_training import EXPANDED_POSITIONS, backbone_options
 from cramer_peft.recsys.backbones import BACKBONES
-from cramer_peft.recsys.benchmark.cells import PROTOCOLS, Cell, CellSettings, DataSource, Protocol
+from cramer_peft.recsys.benchmark.cells import (
+    PROTOCOLS,
+    Cell,
+    CellSettings,
+    DataSource,
+    Protocol,
+    RealLanguage,
+    Transfer,
+)
 from cramer_peft.recsys.benchmark.methods import (
     ABLATIONS,
     METHODS,
@@ -19,9 +28,11 @@ from cramer_peft.recsys.benchmark.methods import (
     method_named,
     not_on,
 )
+from cramer_peft.recsys.split import Stage
 
 OURS = "ours"
 HOLD_OUTS = {"unseen attributes": "attributes", "unseen users": "users"}
+CARRIED = (OURS, "paper's gate", "paper's gate, our loss")
 _CEILINGS = ("parsed filter", "oracle filter")
 # every cell is measured with shuffled requests: training ours once more for that would double its cost
 _FULL = tuple(name for name in METHODS if name != "ours, shuffled requests")
@@ -40,6 +51,7 @@ class Matrix:
         steps: Steps of each generator's training; None: the default.
         epochs: Most epochs of each backbone's training; None: the default.
         backbones: Backbones.
+        study: "real language" or "transfer": what is measured instead of the tracks; None: the tracks.
     """
 
     data: tuple[str, ...]
@@ -50,6 +62,7 @@ class Matrix:
     steps: int | None = None
     epochs: int | None = None
     backbones: tuple[str, ...] = ("sasrec",)
+    study: Literal["real language", "transfer"] | None = None
 
 
 MATRICES: dict[str, Matrix] = {
@@ -68,6 +81,15 @@ MATRICES: dict[str, Matrix] = {
         (0,),
         backbones=("bert4rec", "gru4rec", "replay-sasrec"),
     ),
+    "real-language": Matrix(
+        (),
+        ("leave-one-out",),
+        ("frozen", "ours", "paper's gate", "text fusion"),
+        (0, 1, 2),
+        steps=500,
+        study="real language",
+    ),
+    "transfer": Matrix(("movielens-100k",), ("leave-one-out",), (OURS,), (0, 1, 2), steps=300, study="transfer"),
     "quick": Matrix(
         ("movielens-100k",),
         ("leave-one-out",),
@@ -94,6 +116,11 @@ class PlanOptions:
         steps: Steps of each generator's training.
         epochs: Most epochs of each backbone's training.
         settings: The rest, for all cells.
+        dialogues: File of film dialogues, for real language.
+        target: The other data, for transfer.
+        same_items: Whether equal titles are the same item in both, for transfer.
+        full_training: Whether transfer is compared with all steps on the target alone.
+        stage: Whose answers real language and transfer measure; None: "validation".
     """
 
     matrix: str = "full"
@@ -106,6 +133,11 @@ class PlanOptions:
     steps: int | None = None
     epochs: int | None = None
     settings: CellSettings = field(default_factory=CellSettings)
+    dialogues: str | None = None
+    target: DataSource | None = None
+    same_items: bool = False
+    full_training: bool = False
+    stage: str | None = None
 
 
 def plan_cells(options: PlanOptions) -> list[Cell]:
@@ -122,6 +154,7 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise ConfigError(f"data: {names} repeat a name, and results are kept by it. Rename a folder.")
+    study = _study(options, matrix)
     protocols = _protocols(options.protocols) or matrix.protocols
     methods = options.methods or matrix.methods
     for method in methods:
@@ -134,6 +167,8 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
             for backbone in options.backbones or matrix.backbones:
                 place = source, protocol, backbone
                 settings = _settings(options, matrix, backbone)
+                if isinstance(study, Transfer):
+                    settings = replace(settings, config={**_without_head(backbone), **settings.config})
                 for number, seed in enumerate(seeds):
                     cells += [Cell(*place, method, seed, None, settings) for method in methods]
                     if number == 0:
@@ -141,9 +176,61 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
                             Cell(*place, OURS, seed, variant, _changed(variant, settings, backbone))
                             for variant in variants
                         ]
+    if study is not None:
+        cells = [replace(cell, study=study) for cell in cells]
     for cell in cells:
+        _check_study(cell)
         mask_config(cell.method, cell.settings)  # an impossible one is told of before anything runs
     return cells
+
+
+def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | None:
+    """What is measured instead of the tracks; all that is said of it is looked at before anything runs."""
+    given = {
+        "dialogues": options.dialogues is not None,
+        "target": options.target is not None,
+        "same items": options.same_items,
+        "full training": options.full_training,
+        "stage": options.stage not in (None, "test"),
+    }
+    allowed = {"real language": ("dialogues", "stage"), "transfer": ("target", "same items", "full training", "stage")}
+    own = () if matrix.study is None else allowed[matrix.study]
+    wrong = [name for name, there in given.items() if there and name not in own]
+    if wrong:
+        raise ConfigError(f"{', '.join(wrong)}: not of the matrix {options.matrix!r}. Leave it out, or name another.")
+    stages: dict[str, Stage] = {"validation": "validation", "test": "test"}
+    stage = options.stage or "validation"
+    if stage not in stages:
+        raise ConfigError(f"stage: found {stage!r}, expected validation or test.")
+    if matrix.study == "real language":
+        if options.dialogues is None:
+            raise ConfigError(f"the matrix {options.matrix!r} needs a file of dialogues: give --dialogues FILE.")
+        return RealLanguage(str(Path(options.dialogues).resolve()), stages[stage])
+    if matrix.study == "transfer":
+        if options.target is None:
+            raise ConfigError(f"the matrix {options.matrix!r} needs other data: give --target NAME or FOLDER.")
+        target = replace(options.target, data=str(_absolute(options.target.data)))
+        return Transfer(target, stages[stage], options.same_items, options.full_training)
+    return None
+
+
+def _without_head(backbone: str) -> dict[str, Any]:
+    """What can be carried over: the layer that scores the items is another one in each domain."""
+    return {"target_modules": getattr(BACKBONES.get(backbone), "default_targets", None)}
+
+
+def _check_study(cell: Cell) -> None:
+    if cell.study is None:
+        return
+    if cell.settings.hold_out is not None:
+        raise ConfigError(f"variant: {cell.variant!r} holds out what only the tracks ask for; name another matrix.")
+    if isinstance(cell.study, RealLanguage) and cell.method == "oracle filter":
+        raise ConfigError(f"method: {cell.method!r} knows what made-up requests mean, and no others. Leave it out.")
+    if isinstance(cell.study, Transfer):
+        if cell.method not in CARRIED:
+            raise ConfigError(f"method: found {cell.method!r}, expected masks to carry over: {', '.join(CARRIED)}.")
+        if cell.backbone != "sasrec":
+            raise ConfigError(f"backbone: found {cell.backbone!r}; items of other data are learned on sasrec alone.")
 
 
 def _absolute(data: str) -> str | Path:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
@@ -30,6 +30,7 @@ from cramer_peft.recsys.split import pad_histories, seen_mask
 from cramer_peft.recsys.tracks import hold_out
 
 PLACEHOLDER = "[movie]"
+NO_REQUEST, SHUFFLED = "no request", "shuffled requests"
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
 FUSION_WEIGHTS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 _BATCH = 256
@@ -157,14 +158,24 @@ def redial_methods(
         catalogue: The items, whose titles and attributes fusion reads.
         encoder: Of fusion; by default the masks' own or, where that reads requests only, its encoder of texts.
     """
-    own = text_encoder(encoder or masks.encoder())
-    return {
-        "ours": {f"strength {strength:g}": mask_scorer(masks, strength) for strength in STRENGTHS},
-        "text fusion": {
-            f"weight {weight:g}": TextFusion(masks, own, catalogue, weight)  # masks without a request: the frozen model
-            for weight in FUSION_WEIGHTS
-        },
-    }
+    own = text_encoder(encoder or masks.encoder())  # masks without a request are the frozen model
+    return {"ours": mask_candidates(masks), "text fusion": fusion_candidates(masks, own, catalogue)}
+
+
+def mask_candidates(masks: RequestMaskModel) -> dict[str, Scorer]:
+    """Masks at each strength of ``STRENGTHS``."""
+    return {f"strength {strength:g}": mask_scorer(masks, strength) for strength in STRENGTHS}
+
+
+def fusion_candidates(frozen: nn.Module, encoder: RequestEncoder, catalogue: Catalogue) -> dict[str, Scorer]:
+    """Text fusion at each weight of ``FUSION_WEIGHTS``.
+
+    Args:
+        frozen: The frozen model.
+        encoder: Encodes requests and items.
+        catalogue: The items, whose titles and attributes it reads.
+    """
+    return {f"weight {weight:g}": TextFusion(frozen, encoder, catalogue, weight) for weight in FUSION_WEIGHTS}
 
 
 def redial_ranks(scorer: Scorer, part: RedialPart, requests: Sequence[str | None] | None = None) -> Tensor:
@@ -270,6 +281,39 @@ def choose_candidate(candidates: Mapping[str, Scorer], part: RedialPart, k: int 
     return RedialChoice(*best, table[best], {", ".join(key): value for key, value in table.items()})
 
 
+def redial_values(
+    scorers: Mapping[str, tuple[Scorer, str]], frozen: Scorer, part: RedialPart, seed: int = 0, k: int = 10
+) -> dict[str, dict[str, Tensor]]:
+    """HR, NDCG and MRR@k row by row: what :func:`evaluate_redial` takes the means of.
+
+    Args:
+        scorers: Method → its scorer and which of ``WORDINGS`` it is given.
+        frozen: Scores without a request.
+        part: The rows.
+        seed: Of the shuffling.
+        k: Length of the list.
+
+    Returns:
+        For "no request", each method, and "METHOD, shuffled requests": metric → (rows,) float.
+
+    Raises:
+        DataError: If a wording is unknown, a method is called "no request", or the part has fewer than two dialogues.
+    """
+    unknown = sorted({wording for _, wording in scorers.values()} - set(WORDINGS))
+    if unknown or NO_REQUEST in scorers:
+        raise DataError(
+            f"scorers: found the methods {list(scorers)} and unknown wordings {unknown}, expected wordings among "
+            f"{', '.join(WORDINGS)}, and no method called {NO_REQUEST!r}."
+        )
+    swapped = shuffled_requests(part, seed)
+    ranks = {NO_REQUEST: redial_ranks(frozen, part)}
+    for name, (scorer, wording) in scorers.items():
+        say = WORDINGS[wording]
+        ranks[name] = redial_ranks(scorer, part, [say(text) for text in part.requests])
+        ranks[f"{name}, {SHUFFLED}"] = redial_ranks(scorer, part, [say(text) for text in swapped])
+    return {name: {metric: rule(rank, k) for metric, rule in _METRICS.items()} for name, rank in ranks.items()}
+
+
 def evaluate_redial(
     scorers: Mapping[str, tuple[Scorer, str]], frozen: Scorer, part: RedialPart, seed: int = 0, k: int = 10
 ) -> dict[str, Any]:
@@ -290,22 +334,11 @@ def evaluate_redial(
     Raises:
         DataError: If a wording is unknown, a method is called "no request", or the part has fewer than two dialogues.
     """
-    unknown = sorted({wording for _, wording in scorers.values()} - set(WORDINGS))
-    if unknown or "no request" in scorers:
-        raise DataError(
-            f"scorers: found the methods {list(scorers)} and unknown wordings {unknown}, expected wordings among "
-            f"{', '.join(WORDINGS)}, and no method called 'no request'."
-        )
-    swapped = shuffled_requests(part, seed)
-    ranks = {"no request": redial_ranks(frozen, part)}
+    values = redial_values(scorers, frozen, part, seed, k)
     pairs = []
-    for name, (scorer, wording) in scorers.items():
-        say = WORDINGS[wording]
-        ranks[name] = redial_ranks(scorer, part, [say(text) for text in part.requests])
-        ranks[f"{name}, shuffled requests"] = redial_ranks(scorer, part, [say(text) for text in swapped])
-        pairs += [(name, "no request"), (name, f"{name}, shuffled requests")]
+    for name in scorers:
+        pairs += [(name, NO_REQUEST), (name, f"{name}, {SHUFFLED}")]
         pairs += [(name, other) for other in scorers if other != name]
-    values = {name: {metric: rule(rank, k) for metric, rule in _METRICS.items()} for name, rank in ranks.items()}
 
     def intervals(columns: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         found = {metric: dialogue_interval(column, part.dialogues, seed) for metric, column in columns.items()}

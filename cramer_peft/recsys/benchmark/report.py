@@ -16,13 +16,14 @@ from cramer_peft.io import write_bytes, write_json
 from cramer_peft.recsys.benchmark.cells import CellResult
 from cramer_peft.recsys.benchmark.methods import METHODS
 from cramer_peft.recsys.benchmark.plan import HOLD_OUTS, OURS
-from cramer_peft.recsys.benchmark.summary import entry, pooled, summarise, sweep_interval
+from cramer_peft.recsys.benchmark.study_report import study_reports
+from cramer_peft.recsys.benchmark.summary import pooled, summarise, sweep_interval
+from cramer_peft.recsys.benchmark.tables import Aim, Entry, aim_table, cell_text, markdown
 from cramer_peft.recsys.bootstrap import Interval, difference_interval, ratio_interval, statistic_interval
 from cramer_peft.recsys.versions import versions
 
 PAPER = "paper's gate"
 _NOT_LEARNED = (OURS, "ours, shuffled requests", "static mask")
-_Entry = Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +52,9 @@ class Group:
     tracks: Mapping[str, Mapping[str, Any]]
     strength: Mapping[str, Any] | None
 
-    def get(self, track: str, metric: str) -> _Entry | None:
+    def get(self, track: str, metric: str) -> Entry | None:
         """One figure, if it is there."""
-        found: _Entry | None = self.tracks.get(track, {}).get(metric)
+        found: Entry | None = self.tracks.get(track, {}).get(metric)
         return found
 
     @property
@@ -70,7 +71,7 @@ def group_results(results: Iterable[CellResult]) -> list[Group]:
     """
     runs: dict[tuple[str, str, str, str, str | None], list[CellResult]] = defaultdict(list)
     for result in results:
-        if result.status == "done":
+        if result.status == "done" and "study" not in result.cell:
             cell = result.cell
             key = cell["data"], cell["protocol"], cell["backbone"], cell["method"], cell["variant"]
             runs[key].append(result)
@@ -100,53 +101,8 @@ def _group(key: tuple[str, str, str, str, str | None], results: Sequence[CellRes
 # ---------------------------------------------------------------- aims
 
 
-@dataclass(frozen=True)
-class Aim:
-    """A figure that was aimed at, and what came of it.
-
-    Attributes:
-        name: What was aimed at.
-        place: Data, protocol, backbone.
-        found: The figure with its interval; None: it was not measured.
-        bound: The aim.
-        at_least: Whether the figure should be that or more, else that or less.
-        note: What stands beside it.
-    """
-
-    name: str
-    place: tuple[str, str, str]
-    found: Interval | None
-    bound: float
-    at_least: bool = True
-    note: str = ""
-
-    def _good(self, value: float) -> bool:
-        return value >= self.bound - 1e-9 if self.at_least else value <= self.bound + 1e-9
-
-    @property
-    def verdict(self) -> str:
-        """ "reached", "missed" or "not measured"; with a remark where the interval holds both."""
-        if self.found is None:
-            return "not measured"
-        word = "reached" if self._good(self.found.estimate) else "missed"
-        ends = self._good(self.found.low), self._good(self.found.high)
-        return word if ends[0] == ends[1] else f"{word} (the interval holds the aim)"
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "name": self.name,
-            "place": list(self.place),
-            "found": None if self.found is None else entry(self.found),
-            "bound": self.bound,
-            "at_least": self.at_least,
-            "verdict": self.verdict,
-            "note": self.note,
-        }
-
-
 def aims(groups: Sequence[Group]) -> list[Aim]:
-    """The aims of every place in which ours was run; transfer and real language are measured elsewhere."""
+    """The aims of every place in which ours was run, but those of transfer and real language."""
     found = []
     for place in dict.fromkeys(group.place for group in groups):
         here = {(group.method, group.variant): group for group in groups if group.place == place}
@@ -204,7 +160,7 @@ def _aims(place: tuple[str, str, str], here: Mapping[tuple[str, str | None], Gro
     ]
 
 
-def _interval(found: _Entry | None) -> Interval | None:
+def _interval(found: Entry | None) -> Interval | None:
     return None if found is None else Interval(found["value"], found["low"], found["high"])
 
 
@@ -341,18 +297,8 @@ _ABLATION = {
 def _table(groups: Sequence[Group], columns: Mapping[str, tuple[str, str]], first: str = "method") -> list[str]:
     """A Markdown table, a row for each group; columns that nobody has are left out."""
     kept = {name: place for name, place in columns.items() if any(group.get(*place) for group in groups)}
-    rows = [[group.label, *(_cell(group.get(*place)) for place in kept.values())] for group in groups]
+    rows = [[group.label, *(cell_text(group.get(*place)) for place in kept.values())] for group in groups]
     return markdown([first, *kept], rows) if kept else []
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def _cell(found: _Entry | None) -> str:
-    return "" if found is None else f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _costs(groups: Sequence[Group]) -> list[str]:
@@ -364,7 +310,7 @@ def _costs(groups: Sequence[Group]) -> list[str]:
             f"{group.seconds['train']:.0f}",
             f"{group.seconds['train_cpu']:.0f}" if "train_cpu" in group.seconds else "",
             f"{group.seconds['evaluate']:.0f}",
-            _cell(None if group.strength is None else group.strength["spearman"]),
+            cell_text(None if group.strength is None else group.strength["spearman"]),
         ]
         for group in groups
     ]
@@ -411,7 +357,8 @@ def build_report(
         settings: Of the run.
     """
     groups = group_results(results)
-    found = aims(groups)
+    studies = study_reports(results)
+    found = [*aims(groups), *(aim for study in studies for aim in study.aims)]
     document = {
         "command": command,
         "versions": versions(),
@@ -419,11 +366,14 @@ def build_report(
         "settings": dict(settings or {}),
         "cells": [result.document() for result in results],
         "groups": [_document(group) for group in groups],
+        "studies": [study.document() for study in studies],
         "aims": [aim.document() for aim in found],
     }
     lines = ["# Benchmark", "", f"`{command}`", "", f"{wall_seconds / 60:.1f} minutes in this run. {_versions()}", ""]
-    lines += ["Requests are simulated: sentences made from item attributes. Intervals: 95%, a bootstrap over users; "]
-    lines[-1] += "values of several seeds are averaged per user first."
+    lines += ["Requests are simulated, sentences made from item attributes, but where real language is named. "]
+    lines[-1] += (
+        "Intervals: 95%, a bootstrap over users or dialogues; values of several seeds are averaged per row first."
+    )
     for place in dict.fromkeys(group.place for group in groups):
         here = [group for group in groups if group.place == place]
         lines += [
@@ -431,8 +381,10 @@ def build_report(
             f"## {', '.join(place)}",
             "",
             *place_tables(here),
-            *_aim_table([a for a in found if a.place == place]),
+            *aim_table([a for a in found if a.place == place]),
         ]
+    for study in studies:
+        lines += ["", *study.lines, *aim_table(study.aims)]
     return document, "\n".join([*lines, *_unfinished(results), *_failed_checks(results)]).rstrip() + "\n"
 
 
@@ -469,21 +421,6 @@ def _document(group: Group) -> dict[str, Any]:
     }
 
 
-def _aim_table(found: Sequence[Aim]) -> list[str]:
-    if not found:
-        return []
-    rows = [
-        [
-            aim.name + (f" ({aim.note})" if aim.note else ""),
-            f"{'≥' if aim.at_least else '≤'} {aim.bound:.3g}",
-            "" if aim.found is None else str(aim.found),
-            aim.verdict,
-        ]
-        for aim in found
-    ]
-    return ["### Aims", "", *markdown(["aim", "bound", "found", ""], rows)]
-
-
 def _unfinished(results: Sequence[CellResult]) -> list[str]:
     rows = [[_name(result), result.status, str(result.reason)] for result in results if result.status != "done"]
     return ["", "## Cells without a result", "", *markdown(["cell", "", "why"], rows)] if rows else []
@@ -497,5 +434,5 @@ def _failed_checks(results: Sequence[CellResult]) -> list[str]:
 
 
 def _name(result: CellResult) -> str:
-    found = [result.cell[key] for key in ("data", "protocol", "backbone", "method", "variant", "seed")]
+    found = [result.cell.get(key) for key in ("data", "protocol", "backbone", "study", "method", "variant", "seed")]
     return ", ".join(str(value) for value in found if value is not None)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,25 @@ from cramer_peft.recsys.benchmark.cells import (
     BACKBONES,
     Cell,
     CellResult,
-    DataSource,
-    Protocol,
     Status,
     backbone_digest,
     cell_digest,
-    data_digest,
     stored_result,
 )
+from cramer_peft.recsys.benchmark.data import LoadedData, load_data
 from cramer_peft.recsys.benchmark.measure import Setting, StrengthScorer, make_tracks, measure
 from cramer_peft.recsys.benchmark.methods import Method, mask_config, method_named, not_on
 from cramer_peft.recsys.benchmark.plan import (
-    DataSize,
     Job,
     Timing,
     estimate_backbone,
     estimate_cell,
     refined,
 )
+from cramer_peft.recsys.benchmark.study import digest_of_study, estimate_study, measured_study
 from cramer_peft.recsys.bundle import BACKBONE, load_backbone, save_backbone
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.datasets import dataset_folder, load_dataset
 from cramer_peft.recsys.encoders import request_encoder
-from cramer_peft.recsys.split import Split, TemporalSplit, leave_one_out, temporal_split
+from cramer_peft.recsys.split import Split, TemporalSplit
 from cramer_peft.recsys.tracks import hold_out
 
 _STAMP = "benchmark.json"
@@ -59,50 +54,15 @@ HELD_OUT = 0.2
 _NOT_HERE = (MissingModelError, MissingExtraError)
 
 
-@dataclass(frozen=True)
-class LoadedData:
-    """A data set split for one protocol.
-
-    Attributes:
-        catalogue: The items.
-        split: Histories and targets.
-        digest: Of the files.
-    """
-
-    catalogue: Catalogue
-    split: Split
-    digest: str
-
-    @property
-    def size(self) -> DataSize:
-        """What cost grows with."""
-        return DataSize(len(self.split.test_target), len(self.catalogue), sum(map(len, self.split.train)))
-
-
-@lru_cache(maxsize=2)
-def load_data(source: DataSource, protocol: Protocol) -> LoadedData:
-    """Load and split; the last two are remembered.
-
-    Raises:
-        DataError: If there is no such data or it cannot be split so.
-        DownloadError: If it cannot be fetched.
-    """
-    temporal = protocol == "temporal"
-    catalogue, interactions = load_dataset(
-        source.data,
-        title_column=source.title_column,
-        attribute_column=source.attribute_column,
-        attribute_separator=source.attribute_separator,
-        min_interactions=1 if temporal else 3,
-    )
-    split = temporal_split(interactions) if temporal else leave_one_out(interactions)
-    return LoadedData(catalogue, split, data_digest(dataset_folder(source.data)))
-
-
 def digest_of(cell: Cell, data: LoadedData) -> str:
     """Digest of all that determines the cell's result."""
     config = mask_config(cell.method, cell.settings)
-    return cell_digest(cell, data.digest, None if config is None else config.to_dict())
+    return cell_digest(cell, data.digest, None if config is None else config.to_dict(), digest_of_study(cell))
+
+
+def seconds_of(cell: Cell, data: LoadedData) -> float:
+    """Seconds that a cell will take by the table of costs, without its backbone."""
+    return estimate_cell(cell, data.size) if cell.study is None else estimate_study(cell, data)
 
 
 # ---------------------------------------------------------------- one job
@@ -158,7 +118,8 @@ def run_cell(cell: Cell, output: Path) -> CellResult:
         return result
     backbone = load_backbone(output / BACKBONES / cell.backbone_name / BACKBONE, data.catalogue)
     try:
-        result = _measured(cell, data, backbone, digest)
+        measured = _measured if cell.study is None else measured_study
+        result = measured(cell, data, backbone, digest)
     except _NOT_HERE as error:
         result = CellResult(cell.identity, digest, "empty", str(error))
     result.save(output, cell.name)
@@ -272,7 +233,7 @@ def plan_jobs(cells: Iterable[Cell], output: Path) -> list[Job]:
             prepared.add(cell.backbone_name)
             seconds = refined(name, "backbone", estimate_backbone(cell, data.size), timings)
             jobs.append(Job(cell, True, seconds, backbone_seconds(cell, output) is not None))
-        seconds = refined(name, cell.method, estimate_cell(cell, data.size), timings)
+        seconds = refined(name, cell.kind, seconds_of(cell, data), timings)
         jobs.append(Job(cell, False, seconds, stored_result(output, cell, digest_of(cell, data)) is not None))
     return jobs
 
@@ -290,7 +251,7 @@ def stored_timings(cells: Iterable[Cell], output: Path) -> list[Timing]:
         stored = stored_result(output, cell, digest_of(cell, data))
         if stored is not None:
             seconds = sum(stored.figures["seconds"][part] for part in ("train", "evaluate"))
-            timings.append(Timing(cell.source.name, cell.method, estimate_cell(cell, data.size), seconds))
+            timings.append(Timing(cell.source.name, cell.kind, seconds_of(cell, data), seconds))
     return timings
 
 
@@ -391,7 +352,7 @@ def _next(pending: Sequence[Job], missing: set[str], deadline: float | None, tim
 
 
 def _kind(job: Job) -> str:
-    return "backbone" if job.backbone else job.cell.method
+    return "backbone" if job.backbone else job.cell.kind
 
 
 def _timing(outcome: Outcome) -> Timing:

@@ -467,6 +467,56 @@ def _entry(interval: Interval) -> dict[str, float]:
     return {"value": interval.estimate, "low": interval.low, "high": interval.high}
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedTransfer:
+    """A target's backbone, and generators of different origin on copies of it.
+
+    Attributes:
+        backbone: The frozen target backbone.
+        alignment: Where its items were put.
+        rankers: From :func:`transfer_rankers`.
+    """
+
+    backbone: SASRec
+    alignment: ItemAlignment
+    rankers: dict[str, RequestMaskModel]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """For JSON: how many items were copied, and how well texts explain the source's."""
+        return {
+            "copied": int(self.alignment.copied.sum()),
+            "explained": self.alignment.explained,
+            "features": self.alignment.features,
+        }
+
+
+def prepare_transfer(
+    masks: RequestMaskModel,
+    source: tuple[SASRec, Catalogue, Split],
+    target: tuple[Catalogue, Split],
+    options: TransferOptions,
+    encoder: RequestEncoder | None = None,
+    same_items: bool = True,
+    backbone: BackboneOptions | None = None,
+    pull: float = 10.0,
+    seed: int = 0,
+) -> PreparedTransfer:
+    """Place the target's items, learn them, carry the generator over, train a little. Arguments: :func:`run_transfer`.
+
+    Raises:
+        DataError: As for the functions that it calls.
+    """
+    plain, source_catalogue, source_split = source
+    catalogue, split = target
+    words = text_encoder(encoder or masks.encoder())
+    alignment = align_items(plain, source_catalogue, source_split, catalogue, words, same_items)
+    adapted = adapt_backbone(plain, alignment, split, backbone, pull, seed)
+    return PreparedTransfer(
+        adapted, alignment, transfer_rankers(masks, adapted, catalogue, split, options, encoder, seed)
+    )
+
+
 def run_transfer(
     masks: RequestMaskModel,
     source: tuple[SASRec, Catalogue, Split],
@@ -502,24 +552,17 @@ def run_transfer(
     Raises:
         DataError: As for the functions that it calls.
     """
-    plain, source_catalogue, source_split = source
-    catalogue, split = target
-    words = text_encoder(encoder or masks.encoder())
-    alignment = align_items(plain, source_catalogue, source_split, catalogue, words, same_items)
-    adapted = adapt_backbone(plain, alignment, split, backbone, pull, seed)
-    rankers = transfer_rankers(masks, adapted, catalogue, split, options, encoder, seed)
+    source_catalogue, (catalogue, split) = source[1], target
+    prepared = prepare_transfer(masks, source, target, options, encoder, same_items, backbone, pull, seed)
+    adapted = prepared.backbone
     users = EvaluationUsers.of(catalogue, split, stage, adapted.max_length)
     tracks = transfer_tracks(users, source_catalogue, templates, seed)
-    found = measure_transfer(transfer_scorers(rankers), lambda item_ids, _: adapted(item_ids), users, tracks)
+    found = measure_transfer(transfer_scorers(prepared.rankers), lambda item_ids, _: adapted(item_ids), users, tracks)
     shared, new = shared_attributes(source_catalogue, catalogue)
     return {
         "stage": stage,
         "users": len(users.targets),
-        "alignment": {
-            "copied": int(alignment.copied.sum()),
-            "explained": alignment.explained,
-            "features": alignment.features,
-        },
+        "alignment": prepared.found,
         "shared": list(shared),
         "new": list(new),
         **found,

@@ -14,11 +14,11 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.benchmark import methods
 from cramer_peft.recsys.benchmark.cells import CELLS, Cell, CellSettings, DataSource, stored_result, with_generator
 from cramer_peft.recsys.benchmark.command import run_benchmark
+from cramer_peft.recsys.benchmark.data import load_data
 from cramer_peft.recsys.benchmark.methods import METHODS, Method
 from cramer_peft.recsys.benchmark.plan import Job, PlanOptions
 from cramer_peft.recsys.benchmark.run import (
     digest_of,
-    load_data,
     load_results,
     plan_jobs,
     prepare_backbone,
