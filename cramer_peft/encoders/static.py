@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cramer_peft._extras import require
 from cramer_peft.errors import EncoderError
@@ -36,12 +37,28 @@ class WordLlamaEncoder:
             self._model = package.WordLlama.load(cache_dir=folder, disable_download=True)
         except FileNotFoundError as error:
             raise EncoderError(f"the installed wordllama has no weights or tokenizer in its wheel: {error}.") from error
-        self.dim = int(self._model.embedding.shape[1])
+        self._table = torch.from_numpy(self._model.embedding).float()
+        self.dim = self._table.shape[1]
 
     def tokens(self) -> tuple[Tensor, Any]:
         """The table of token vectors, (tokens, 256) float32, and the tokenizer that numbers them."""
-        return torch.from_numpy(self._model.embedding).float(), self._model.tokenizer
+        return self._table, self._model.tokenizer
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, 256) float32; NaN where a text has no token."""
-        return torch.from_numpy(self._model.embed(list(texts)))
+        """Vectors of ``texts``, (texts, 256) float32, the package's own bit for bit; zeros where there is no token."""
+        if not texts:
+            return torch.empty(0, self.dim)
+        numbers, counts = self._numbers(texts)
+        starts = counts.cumsum(0) - counts
+        sums = functional.embedding_bag(numbers, self._table, starts, mode="sum")
+        return sums / counts.clamp(min=1)[:, None]
+
+    def _numbers(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Numbers of the tokens of all texts, one text after the other, and how many each has."""
+        tokenizer = self._model.tokenizer
+        tokenize = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)  # keeps no offsets
+        found = tokenize(list(texts), add_special_tokens=False)
+        lengths = [sum(one.attention_mask) for one in found]  # without padding, which is on the right
+        numbers = [number for one, length in zip(found, lengths, strict=True) for number in one.ids[:length]]
+        most = len(self._table) - 1
+        return torch.tensor(numbers, dtype=torch.long).clamp(max=most), torch.tensor(lengths, dtype=torch.long)

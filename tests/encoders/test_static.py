@@ -22,6 +22,24 @@ def test_vectors_and_offline() -> None:
     assert similarity[1] > similarity[0]
 
 
+def test_vectors_are_the_packages_own() -> None:
+    pytest.importorskip("wordllama")
+    encoder = WordLlamaEncoder()
+    texts = [
+        "a film",
+        "",
+        "  ",
+        "no",
+        "ünïcode ☃ 東京",
+        "long " * 300,
+        *(f"film number {i}, not {i * i}" for i in range(90)),
+    ]
+    with torch.inference_mode():
+        assert torch.equal(encoder.encode(texts), torch.from_numpy(encoder._model.embed(texts)))
+    assert encoder.encode([]).shape == (0, 256)
+    assert torch.equal(encoder.encode([""]), torch.from_numpy(encoder._model.embed([""])))
+
+
 def test_importing_it_leaves_the_root_logger_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wordllama")
     before = list(logging.root.handlers), logging.root.level
