@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from cramer_peft.encoders.static import WordLlamaEncoder
 
+Spans = Callable[[Sequence[str]], Iterable[tuple[int, int]]]  # words of a text → start and stop of each name in it
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 LONGEST = 256  # words; what follows is not read
@@ -61,21 +62,24 @@ class ReaderNetwork(nn.Module):
         dropout: While it is taught.
     """
 
-    def __init__(self, dim: int = 256, width: int = 64, dropout: float = 0.15) -> None:
+    def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.25) -> None:
         super().__init__()
+        self.named = nn.Parameter(0.1 * torch.randn(dim))  # stands for any word known to name what can be asked for
         self.inputs = nn.Linear(dim, 2 * width)
         self.recurrent = nn.GRU(2 * width, width, bidirectional=True, batch_first=True)
         self.outputs = nn.Linear(2 * width, 3)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor) -> Tensor:
         """Logits of neither, wanted, unwanted, (sentences, words, 3).
 
         Args:
             vectors: Word vectors, (sentences, words, dim).
             lengths: Words of each sentence, (sentences,) int64, at least 1.
+            named: Words known to name what can be asked for, (sentences, words) bool. What they are is not looked at,
+                so that how a thing is asked for does not depend on which.
         """
-        hidden = self.dropout(self.inputs(vectors))
+        hidden = self.dropout(self.inputs(torch.where(named[..., None], self.named, vectors)))
         packed = pack_padded_sequence(hidden, lengths.cpu(), batch_first=True, enforce_sorted=False)
         context, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=hidden.shape[1])
         logits: Tensor = self.outputs(self.dropout(hidden + context))
@@ -91,13 +95,13 @@ class ReaderEnsemble(nn.Module):
         members: How many.
     """
 
-    def __init__(self, dim: int = 256, width: int = 64, members: int = 3) -> None:
+    def __init__(self, dim: int = 256, width: int = 96, members: int = 3) -> None:
         super().__init__()
         self.members = nn.ModuleList(ReaderNetwork(dim, width) for _ in range(members))
 
-    def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor) -> Tensor:
         """Probabilities of neither, wanted, unwanted, (sentences, words, 3); see :class:`ReaderNetwork`."""
-        return torch.stack([member(vectors, lengths).softmax(-1) for member in self.members]).mean(0)
+        return torch.stack([member(vectors, lengths, named).softmax(-1) for member in self.members]).mean(0)
 
 
 class WordVectors:
@@ -155,8 +159,14 @@ class RequestReader:
         self.network.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def read(self, texts: Sequence[str]) -> list[Reading]:
-        """What each text asks; a text without a word gives an empty reading."""
+    def read(self, texts: Sequence[str], names: Spans | None = None) -> list[Reading]:
+        """What each text asks; a text without a word gives an empty reading.
+
+        Args:
+            texts: To be read.
+            names: Finds names of what can be asked for among the words of a text: where each starts and stops. It
+                reads more surely where it need not find them itself. None: nothing is known.
+        """
         split = [tuple(WORD.findall(text.lower())[:LONGEST]) for text in texts]
         found = [Reading((), torch.empty(0), torch.empty(0))] * len(split)
         filled = [place for place, words in enumerate(split) if words]
@@ -164,10 +174,14 @@ class RequestReader:
             places = filled[start : start + _BATCH]
             padded = nn.utils.rnn.pad_sequence([self.vectors(split[place]) for place in places], batch_first=True)
             lengths = torch.tensor([len(split[place]) for place in places])
-            chances = self.network(padded, lengths)
-            for place, row in zip(places, chances, strict=True):
-                row = row[: len(split[place])]
-                found[place] = Reading(split[place], row[:, 1].clone(), row[:, 2].clone())
+            named = torch.zeros(padded.shape[:2], dtype=torch.bool)
+            for row, place in enumerate(places if names is not None else ()):
+                for begin, end in names(split[place]):  # type: ignore[misc]
+                    named[row, begin:end] = True
+            chances = self.network(padded, lengths, named)
+            for place, chance in zip(places, chances, strict=True):
+                chance = chance[: len(split[place])]
+                found[place] = Reading(split[place], chance[:, 1].clone(), chance[:, 2].clone())
         return found
 
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -82,11 +82,11 @@ class CatalogueEncoder:
         """Vectors of ``texts``, (texts, dim) float32; zeros where nothing is asked."""
         if not texts:
             return torch.empty(0, self.dim)
-        return torch.stack([self._vector(self._asked(reading)) for reading in self.reader.read(texts)])
+        return torch.stack([self._vector(self._asked(reading)) for reading in self.reader.read(texts, self._spans)])
 
     def understand(self, text: str) -> list[Asked]:
         """What a text asks, phrase by phrase."""
-        return self._asked(self.reader.read([text])[0])
+        return self._asked(self.reader.read([text], self._spans)[0])
 
     def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
         """The vector of a request for and against sets of items, (dim,), as if its words named them.
@@ -125,6 +125,9 @@ class CatalogueEncoder:
             if weight >= _LEAST:
                 found.append(Asked(text, is_wanted, weight))
         return found
+
+    def _spans(self, words: Sequence[str]) -> list[tuple[int, int]]:
+        return [(start, stop) for start, stop, _ in self._named(words)]
 
     def _named(self, words: Sequence[str]) -> list[tuple[int, int, str]]:
         """Where attributes are named word for word, the longest names first: start, stop, name."""

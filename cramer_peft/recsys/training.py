@@ -232,7 +232,7 @@ class GeneratorOptions:
     floor: float | None = None
     sparsity_weight: float = 0.0
     attributes: tuple[str, ...] | None = None
-    concept_share: float = 0.5
+    concept_share: float = 0.25
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:

@@ -3,8 +3,8 @@
 The test wordings and a first part of the training wordings were written together. The bulk of the training
 wordings was then written without sight of the test wordings; what came out the same, apart from case and
 punctuation, was left out. The test wordings have not been changed since a model was first scored on them.
-``training_wordings.tsv`` came last, from three authors who saw neither of the others nor the test wordings; six that
-came out as a test wording were left out.
+``training_wordings.tsv`` came last, from eight authors who saw neither the others' nor the test wordings; what came
+out as a test wording, or with one as a part, was left out.
 """
 
 from __future__ import annotations
@@ -264,7 +264,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "What else is there aside from {unwanted}?",
         "Can you give me an alternative to {unwanted}?",
         "Can we move away from {unwanted}?",
-        "Can we steer clear of {unwanted} this evening?",
         "Can you stop recommending {unwanted}?",
         "Can you filter out the {unwanted} titles?",
         "Can we not do {unwanted} again?",
@@ -448,7 +447,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "I could do without {unwanted} and without {unwanted2}.",
         "Skip the {unwanted} ones, and the {unwanted2} ones while you're at it.",
         "Leave out {unwanted} and {unwanted2}, would you?",
-        "Please exclude {unwanted} and also {unwanted2}.",
         "Remove {unwanted} and {unwanted2} from my list.",
         "Filter out anything {unwanted} or {unwanted2}.",
         "Avoid {unwanted}; avoid {unwanted2}.",
@@ -462,7 +460,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "Could we do without {unwanted} and {unwanted2} tonight?",
         "Could you hide all the {unwanted} and {unwanted2} stuff?",
         "Would you mind keeping {unwanted} and {unwanted2} out of it?",
-        "What have you got besides {unwanted} and {unwanted2}?",
         "Is there anything that isn't {unwanted} or {unwanted2}?",
         "{unwanted} and {unwanted2} are both out.",
         "{unwanted} and {unwanted2} bore me senseless.",
@@ -481,7 +478,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "Something free from {unwanted} and {unwanted2}.",
         "Something without {unwanted}, and definitely without {unwanted2}.",
         "Everything is fine apart from {unwanted} and {unwanted2}.",
-        "Spare me the {unwanted}, and spare me the {unwanted2} as well.",
         "ugh no more {unwanted} or {unwanted2} pls",
         "Too much {unwanted} and too much {unwanted2} in this list.",
     ),
@@ -548,14 +544,12 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "Less {unwanted}, more {wanted}.",
         "More {wanted} and fewer {unwanted} ones.",
         "More {wanted}, please, and go easy on the {unwanted}.",
-        "Enough {unwanted}, bring on the {wanted}!",
         "Enough of the {unwanted} stuff, show me what you've got in {wanted}.",
         "I love {wanted} but hate {unwanted}.",
         "I love {wanted}; I can't stand {unwanted}.",
         "I like {wanted}, although {unwanted} is not for me.",
         "I'm into {wanted}, not into {unwanted}.",
         "I'm tired of {unwanted}, so give me {wanted}.",
-        "I'm fed up with {unwanted} and would like some {wanted} for a change.",
         "I'm after {wanted}, so skip {unwanted}.",
         "I'm done with {unwanted}. Time for {wanted}.",
         "I'm not a fan of {unwanted}, but I do enjoy {wanted}.",
@@ -573,7 +567,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "I used to like {unwanted}, but these days it's all about {wanted}.",
         "Give me {wanted}, spare me {unwanted}.",
         "Show me {wanted} and hide {unwanted}.",
-        "Show me some {wanted} picks that steer clear of {unwanted}.",
         "Find me {wanted} stuff, excluding anything {unwanted}.",
         "Find something {wanted}, avoiding {unwanted} if at all possible.",
         "Replace {unwanted} with {wanted} in my list.",
@@ -674,7 +667,6 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
         "Hi!",
         "Hey, how's it going?",
         "Good evening.",
-        "Good morning, what have you got for me?",
         "Hiya, just having a look around.",
         "Thanks.",
         "Thank you, that's great.",

@@ -44,6 +44,15 @@ def test_a_reading_is_of_words_and_marks(encoder: RequestReader) -> None:
     assert bool(((found.wanted >= 0) & (found.unwanted >= 0) & (found.wanted + found.unwanted <= 1 + 1e-6)).all())
 
 
+def test_how_a_thing_is_asked_for_does_not_depend_on_which_where_its_name_is_known(encoder: RequestReader) -> None:
+    texts = ["hold the horror and bring on some comedy", "hold the spoons and bring on some qxz"]
+    places = {"horror": (2, 3), "spoons": (2, 3), "comedy": (7, 8), "qxz": (7, 8)}
+    first, second = encoder.read(texts, lambda words: [places[word] for word in words if word in places])
+    assert torch.equal(first.wanted, second.wanted)
+    assert torch.equal(first.unwanted, second.unwanted)
+    assert not torch.allclose(encoder.read(texts)[0].wanted, first.wanted)
+
+
 def test_runs_of_equal_marks_are_phrases() -> None:
     marks = torch.tensor([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.6, 0.2, 0.2], [0.3, 0.1, 0.6]])
     reading = Reading(("film", "noir", "gore", "and", "war"), marks[:, 1], marks[:, 2])
@@ -130,20 +139,32 @@ def test_words_are_not_kept_without_end(encoder: RequestReader, monkeypatch: pyt
 def test_padding_does_not_matter_to_the_network() -> None:
     network = ReaderNetwork(8, 4).eval()
     vectors, lengths = torch.randn(3, 5, 8), torch.tensor([5, 2, 1])
-    found = network(vectors, lengths)
+    named = torch.rand(3, 5) < 0.3
+    found = network(vectors, lengths, named)
     assert found.shape == (3, 5, 3)
     for row, length in enumerate(lengths.tolist()):
-        torch.testing.assert_close(
-            network(vectors[row : row + 1, :length], lengths[row : row + 1])[0], found[row, :length]
-        )
+        alone = network(vectors[row : row + 1, :length], lengths[row : row + 1], named[row : row + 1, :length])
+        torch.testing.assert_close(alone[0], found[row, :length])
+
+
+def test_what_is_known_by_name_is_not_looked_at() -> None:
+    network = ReaderNetwork(8, 4).eval()
+    vectors, lengths = torch.randn(2, 5, 8), torch.tensor([5, 5])
+    vectors[1, [0, 2, 4]] = vectors[0, [0, 2, 4]]
+    named = torch.tensor([[False, True, False, True, False]] * 2)
+    first, second = network(vectors, lengths, named)
+    assert torch.equal(first, second)
+    first, second = network(vectors, lengths, torch.zeros_like(named))
+    assert not torch.allclose(first, second)
 
 
 def test_several_networks_give_their_mean() -> None:
     ensemble = ReaderEnsemble(8, 4, members=3).eval()
     vectors, lengths = torch.randn(2, 5, 8), torch.tensor([5, 2])
-    found = ensemble(vectors, lengths)
+    named = torch.tensor([[False, True, False, False, True]] * 2)
+    found = ensemble(vectors, lengths, named)
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
-    each = [member(vectors, lengths).softmax(-1) for member in ensemble.members]
+    each = [member(vectors, lengths, named).softmax(-1) for member in ensemble.members]
     torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3)
     assert not torch.allclose(each[0], each[1])
 

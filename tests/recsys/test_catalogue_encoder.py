@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.encoders.reader import Reading, RequestReader
+from cramer_peft.encoders.reader import WORD, Reading, Spans
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import TEXT_WIDTH, Asked, CatalogueEncoder
@@ -79,7 +79,7 @@ def test_the_side_is_taken_from_the_words_of_the_name(
 ) -> None:
     words = ("x", "film", "noir", "horror")
     wanted, unwanted = torch.tensor([0.0, 0.2, 0.2, 0.02]), torch.tensor([0.0, 0.1, 0.6, 0.03])
-    monkeypatch.setattr(encoder.reader, "read", lambda texts: [Reading(words, wanted, unwanted)] * len(texts))
+    monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
     assert encoder.understand("whatever") == [Asked("film noir", False, 1.0)]  # the other is surely neither
 
 
@@ -170,3 +170,19 @@ def test_a_word_alone_or_none_at_all_is_a_catalogue_too(reader: RequestReader) -
 def test_embeddings_are_of_the_items(reader: RequestReader, broken: Tensor) -> None:
     with pytest.raises(DataError, match=f"one finite row for each of the {ITEMS} items"):
         CatalogueEncoder(make_catalogue(), broken, reader)
+
+
+def test_the_reader_is_told_where_attributes_are_named(
+    encoder: CatalogueEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    read = encoder.reader.read
+
+    def listen(texts: list[str], names: Spans) -> list[Reading]:
+        told.extend(names(WORD.findall(text.lower())) for text in texts)
+        return read(texts, names)
+
+    monkeypatch.setattr(encoder.reader, "read", listen)
+    encoder.encode(["no Horror, more film noir", "hello"])
+    encoder.understand("horror")
+    assert told == [[(1, 2), (4, 6)], [], [(0, 1)]]

@@ -136,6 +136,7 @@ ABLATIONS: dict[str, Ablation] = {
     "kappa 4": Ablation(generator={"kappa": 4.0}),
     "kappa 16": Ablation(generator={"kappa": 16.0}),
     "no concepts": Ablation(generator={"concept_share": 0.0}),
+    "concepts in half of training": Ablation(generator={"concept_share": 0.5}),
     "encoder wordllama": Ablation(encoder="wordllama"),
     "encoder request-reader": Ablation(encoder="request-reader"),
     "encoder MiniLM": Ablation(encoder="all-minilm-l6-v2"),

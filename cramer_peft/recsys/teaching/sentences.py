@@ -79,4 +79,5 @@ def template_pieces(template: str) -> list[Piece]:
 def wording(pieces: Sequence[Piece]) -> str:
     """How a sentence is worded, whatever it is about: without case, punctuation and what is asked about."""
     text = "".join(piece if mark == NEITHER else _PLACE for piece, mark in pieces)
-    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
+    joined = re.sub(r"['’-]", "", text.lower())  # within words; other punctuation parts them
+    return " ".join(re.sub(r"[^\w\s]", " ", joined).split())

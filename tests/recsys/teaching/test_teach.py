@@ -9,10 +9,16 @@ from cramer_peft.io import read_safetensors
 from cramer_peft.recsys.teaching import __main__ as command
 from cramer_peft.recsys.teaching.grammar import Grammar
 from cramer_peft.recsys.teaching.sentences import Marked, sentences
-from cramer_peft.recsys.teaching.teach import common_words, marking_loss, share_read, teach
+from cramer_peft.recsys.teaching.teach import asked_words, common_words, known_names, marking_loss, share_read, teach
 from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
 
 pytest.importorskip("wordllama")
+
+
+def unknown(rows: list[Marked]) -> list[list[bool]]:
+    return [[False] * len(words) for words, _ in rows]
+
+
 FEW = {"for": ["more {wanted}"], "against": ["no {unwanted}"], "none": ["hello"]}
 
 
@@ -29,11 +35,11 @@ def rows() -> list[Marked]:
 def test_teaching_lowers_the_loss_and_repeats_with_a_seed(vectors: WordVectors, rows: list[Marked]) -> None:
     settings = {"steps": 120, "count": 120, "batch_size": 8}
     torch.manual_seed(0)
-    before = marking_loss(ReaderNetwork(vectors.dim).eval(), vectors, rows)
+    before = marking_loss(ReaderNetwork(vectors.dim).eval(), vectors, rows, unknown(rows))
     first = teach(vectors, FEW, **settings)
     torch.manual_seed(7)  # the state before does not matter
     again, other = teach(vectors, FEW, **settings), teach(vectors, FEW, **settings, seed=1)
-    assert marking_loss(first, vectors, rows) < 0.5 * before
+    assert marking_loss(first, vectors, rows, unknown(rows)) < 0.5 * before
     assert share_read(first, vectors, rows) > 0.5
     assert not any(module.training for module in first.modules())
     states = [network.state_dict() for network in (first, again, other)]
@@ -43,21 +49,37 @@ def test_teaching_lowers_the_loss_and_repeats_with_a_seed(vectors: WordVectors, 
 
 def test_the_loss_is_cross_entropy_over_the_words_there_are(vectors: WordVectors, rows: list[Marked]) -> None:
     network = ReaderNetwork(vectors.dim).eval()
+    named = [asked_words(marks) if number % 2 else [False] * len(marks) for number, (_, marks) in enumerate(rows)]
     losses = [
         torch.nn.functional.cross_entropy(
-            network(vectors(words)[None], torch.tensor([len(words)]))[0], torch.tensor(marks), reduction="none"
+            network(vectors(words)[None], torch.tensor([len(words)]), torch.tensor([known]))[0],
+            torch.tensor(marks),
+            reduction="none",
         )
-        for words, marks in rows
+        for (words, marks), known in zip(rows, named, strict=True)
     ]
-    torch.testing.assert_close(marking_loss(network, vectors, rows), torch.cat(losses).mean())
+    torch.testing.assert_close(marking_loss(network, vectors, rows, named), torch.cat(losses).mean())
+
+
+def test_names_are_known_as_a_whole_and_mostly() -> None:
+    marks, rng = (0, 1, 1, 0, 2, 0, 0), random.Random(0)
+    drawn = [known_names(marks, rng) for _ in range(2000)]
+    share = sum(one == asked_words(marks) for one in drawn) / 2000
+    assert 0.6 < share < 0.8
+    assert 0.1 < sum(not any(one) for one in drawn) / 2000 < 0.3
+    assert 0.01 < sum(one[0] or one[3] or one[5] or one[6] for one in drawn) / 2000 < 0.05
+    assert sum(one[1] != one[2] for one in drawn) / 2000 < 0.02  # only by the odd word
+    assert known_names((1,), random.Random(1)) in ([True], [False])
 
 
 def test_words_that_are_asked_about_are_never_unknown(vectors: WordVectors) -> None:
     network = ReaderNetwork(vectors.dim).eval()
     asked: list[Marked] = [(("horror", "war"), (1, 2))]
-    assert torch.equal(marking_loss(network, vectors, asked, 1.0), marking_loss(network, vectors, asked))
+    named = [[False, False]]
+    assert torch.equal(marking_loss(network, vectors, asked, named, 1.0), marking_loss(network, vectors, asked, named))
     said: list[Marked] = [(("more", "please"), (0, 0))]
-    assert not torch.equal(marking_loss(network, vectors, said, 1.0), marking_loss(network, vectors, said))
+    left_out, kept = marking_loss(network, vectors, said, named, 1.0), marking_loss(network, vectors, said, named)
+    assert not torch.equal(left_out, kept)
 
 
 def test_share_of_sentences_without_a_mistake(vectors: WordVectors) -> None:
@@ -107,12 +129,12 @@ def test_without_a_file_a_fifth_is_held_out_and_scored(
         return ReaderNetwork(vectors.dim).eval()
 
     monkeypatch.setattr(command, "teach", brief)
-    monkeypatch.setattr(command, "share_read", lambda network, vectors, rows: scored.append(len(rows)) or 0.5)
+    monkeypatch.setattr(command, "share_read", lambda network, vectors, rows, known: scored.append(len(rows)) or 0.5)
     monkeypatch.setattr("sys.argv", ["teaching"])
     command.main()
     every = [template for own in TRAIN_TEMPLATES.values() for template in own]
     assert 0.75 < len(taught) / (command.MEMBERS * len(every)) < 0.85
     assert len(set(taught)) * command.MEMBERS == len(taught)
     assert set(taught) < set(every)
-    assert scored == [500] * len(TRAIN_TEMPLATES)
+    assert scored == [500] * 2 * len(TRAIN_TEMPLATES)
     assert capsys.readouterr().out.count("0.500 of sentences") == len(TRAIN_TEMPLATES)
