@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.encoders.reader import WORD, Reading, Spans
+from cramer_peft.encoders.reader import WORD, Reading, RequestReader, Spans
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import TEXT_WIDTH, Asked, CatalogueEncoder
