@@ -124,7 +124,7 @@ class CatalogueEncoder:
             weight = self._nearness(text)
             if weight >= _LEAST:
                 found.append(Asked(text, is_wanted, weight))
-        return found
+        return _without_contradictions(found)
 
     def _spans(self, words: Sequence[str]) -> list[tuple[int, int]]:
         return [(start, stop) for start, stop, _ in self._named(words)]
@@ -186,6 +186,12 @@ class CatalogueEncoder:
         cut = self._words[:, :TEXT_WIDTH]
         rows = [cut[torch.tensor(sorted(set(row)))].mean(0) for row in self._places.tolist()]
         return torch.stack(rows)
+
+
+def _without_contradictions(asked: list[Asked]) -> list[Asked]:
+    """Without what is asked for and against at once, which comes to nothing."""
+    wanted, unwanted = ({part.text for part in asked if part.wanted is side} for side in (True, False))
+    return [part for part in asked if part.text not in wanted & unwanted]
 
 
 def _standard(rows: Tensor) -> Tensor:

@@ -186,3 +186,12 @@ def test_the_reader_is_told_where_attributes_are_named(
     encoder.encode(["no Horror, more film noir", "hello"])
     encoder.understand("horror")
     assert told == [[(1, 2), (4, 6)], [], [(0, 1)]]
+
+
+def test_what_is_asked_for_and_against_comes_to_nothing(
+    encoder: CatalogueEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("horror", "x", "horror", "film", "noir")
+    wanted, unwanted = torch.tensor([0.9, 0.0, 0.0, 0.9, 0.9]), torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0])
+    monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
+    assert encoder.understand("whatever") == [Asked("film noir", True, 1.0)]
