@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.benchmark.measure import OWN, Setting, measure_values
 from cramer_peft.recsys.bootstrap import Interval, difference_interval, mean_interval, ratio_interval
 from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.control import best_share, normalised_gain, retention
+from cramer_peft.recsys.control import normalised_gain
 from cramer_peft.recsys.evaluation import Scorer
-from cramer_peft.recsys.metrics import hit_rate, mrr, ndcg, overlap, share, target_ranks, top_items
 from cramer_peft.recsys.own_data import LIST_LENGTH, OwnData
 from cramer_peft.recsys.requests import AttributeRequest
-from cramer_peft.recsys.split import Stage, pad_histories, seen_mask
+from cramer_peft.recsys.split import Stage
 from cramer_peft.recsys.tracks import BlindTracks, Track, history_counts, truthful_track
 
-OWN = "own requests"
-_BATCH = 256
 _ACCURACY = ("ndcg", "hr", "mrr")
 # metric of each track that both models have
 _SHARED: dict[str, tuple[str, ...]] = {
@@ -37,9 +35,9 @@ _SHARED: dict[str, tuple[str, ...]] = {
 }
 # ratio of means: name → numerator and denominator among the values
 _RATIOS: dict[str, dict[str, tuple[str, str]]] = {
-    "for": {"normalised_gain": ("gain", "room"), "retention": ("inside", "frozen_inside")},
-    "against": {"retention": ("inside", "frozen_inside")},
-    "against favourite": {"ratio": ("share", "frozen_share"), "retention": ("inside", "frozen_inside")},
+    "for": {"normalised_gain": ("gain", "room"), "retention": ("inside_ndcg", "frozen_inside_ndcg")},
+    "against": {"retention": ("inside_ndcg", "frozen_inside_ndcg")},
+    "against favourite": {"ratio": ("share", "frozen_share"), "retention": ("inside_ndcg", "frozen_inside_ndcg")},
 }
 
 
@@ -107,18 +105,21 @@ def assess(
     own = data.own_requests(stage)
     if own is not None:
         tracks[OWN] = _own_track([own[row] for row in rows.tolist()])
-    pieces: dict[str, list[dict[str, Tensor]]] = {name: [] for name in tracks}
-    for start in range(0, len(rows), _BATCH):
-        part = slice(start, start + _BATCH)
-        batch = _Batch(frozen, adapted, data.catalogue, histories[part], targets[part], max_length)
-        for name, track in tracks.items():
-            pieces[name].append(batch.values(Track(name, track.requests[part], track.counts[part])))
+    setting = Setting(data.catalogue, tuple(histories), targets, max_length, seed, LIST_LENGTH)
+    plain: Scorer = lambda item_ids, _: frozen(item_ids).float().cpu()  # noqa: E731
+    asked: Scorer = lambda item_ids, texts: adapted(item_ids, texts).float().cpu()  # noqa: E731
+    values = measure_values(setting, plain, asked, tracks)
+    accuracy = {name: track for name, track in tracks.items() if _SHARED[name] == _ACCURACY}
+    before = measure_values(setting, plain, None, accuracy)
+    values.update({key.replace("/", "/frozen_"): value for key, value in before.items()})
+    if "empty/overlap" in values:
+        values["empty/frozen_overlap"] = torch.ones_like(values["empty/overlap"])
     results = {}
     for name, track in tracks.items():
         counted = int(track.counts.sum())
         if counted:
-            values = {key: torch.cat([piece[key] for piece in pieces[name]])[track.counts] for key in pieces[name][0]}
-            results[name] = _result(name, values, counted)
+            mine = {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
+            results[name] = _result(name, {key: value[track.counts] for key, value in mine.items()}, counted)
     return results
 
 
@@ -151,63 +152,6 @@ def _own_track(texts: Sequence[str | None]) -> Track:
     return Track(OWN, requests, torch.tensor([text is not None for text in texts], dtype=torch.bool))
 
 
-class _Batch:
-    """Some users and the frozen model's scores of them."""
-
-    def __init__(
-        self,
-        frozen: Callable[[Tensor], Tensor],
-        adapted: Scorer,
-        catalogue: Catalogue,
-        histories: Sequence[Tensor],
-        targets: Tensor,
-        max_length: int,
-    ) -> None:
-        self.adapted = adapted
-        self.catalogue = catalogue
-        self.targets = targets
-        self.item_ids = pad_histories(histories, max_length)
-        self.seen = seen_mask(histories, len(catalogue))
-        with torch.no_grad():
-            self.frozen = frozen(self.item_ids).float().cpu()
-        self.frozen_top = top_items(self.frozen, self.seen, LIST_LENGTH)
-
-    def values(self, track: Track) -> dict[str, Tensor]:
-        """Values per user, (rows,) each; NaN where a user does not count for one of them."""
-        with torch.no_grad():
-            scores = self.adapted(self.item_ids, [request.text for request in track.requests]).float().cpu()
-        if track.name in ("truthful", OWN):
-            before = {f"frozen_{key}": value for key, value in self._accuracy(self.frozen).items()}
-            return {**self._accuracy(scores), **before}
-        top = top_items(scores, self.seen, LIST_LENGTH)
-        if track.name == "empty":
-            same = overlap(top, self.frozen_top)
-            return {"overlap": same, "frozen_overlap": torch.ones_like(same)}
-        fits = track.satisfying(self.catalogue)
-        values = self._retention(scores, fits)
-        if track.name == "for":
-            flags, metric = fits, "satisfaction"
-        else:
-            flags, metric = track.excluded(self.catalogue), _SHARED[track.name][0]
-        values[metric], values[f"frozen_{metric}"] = share(top, flags), share(self.frozen_top, flags)
-        if track.name == "for":
-            best = best_share(fits, self.seen, LIST_LENGTH)
-            values["gain"], values["room"] = normalised_gain(values[metric], values[f"frozen_{metric}"], best)
-        return values
-
-    def _accuracy(self, scores: Tensor) -> dict[str, Tensor]:
-        ranks = target_ranks(scores.masked_fill(self.seen, -torch.inf), self.targets)
-        return {"ndcg": ndcg(ranks), "hr": hit_rate(ranks), "mrr": mrr(ranks)}
-
-    def _retention(self, scores: Tensor, fits: Tensor) -> dict[str, Tensor]:
-        counted = (fits & ~self.seen).gather(1, self.targets[:, None])[:, 0]
-        values = {}
-        pair = retention(scores, self.frozen, self.seen, fits, self.targets, LIST_LENGTH)
-        for key, value in zip(("inside", "frozen_inside"), pair, strict=True):
-            values[key] = torch.full((len(counted),), torch.nan).masked_scatter(counted, value.float())
-        return values
-
-
 def _result(name: str, values: dict[str, Tensor], users: int) -> TrackResult:
     result = TrackResult(users, {}, {}, {}, {})
     for metric in _SHARED[name]:
@@ -215,8 +159,12 @@ def _result(name: str, values: dict[str, Tensor], users: int) -> TrackResult:
         result.frozen[metric] = mean_interval(before)
         result.adapted[metric] = mean_interval(after)
         result.change[metric] = difference_interval(after, before)
+    if "best_satisfaction" in values:
+        parts = (values[key] for key in ("satisfaction", "frozen_satisfaction", "best_satisfaction"))
+        values["gain"], values["room"] = normalised_gain(*parts)
+    nobody = torch.full((users,), torch.nan)
     for metric, (above, below) in _RATIOS.get(name, {}).items():
-        result.ratios[metric] = _ratio(values[above], values[below])
+        result.ratios[metric] = _ratio(values.get(above, nobody), values.get(below, nobody))
     return result
 
 

@@ -143,7 +143,7 @@ def test_values_are_those_of_the_metrics(data: OwnData, monkeypatch: pytest.Monk
     def adapted(item_ids: torch.Tensor, requests: Any) -> torch.Tensor:
         return frozen(item_ids) + own * torch.tensor([float(len(text.strip())) for text in requests])[:, None]
 
-    monkeypatch.setattr("cramer_peft.recsys.assessment._BATCH", 7)
+    monkeypatch.setattr("cramer_peft.recsys.benchmark.measure.BLOCK", 7)
     results = assess(frozen, adapted, data, "test", TRAIN_TEMPLATES, 8)
     assert set(results) == {"truthful", "for", "against", "against favourite", "empty", OWN}
     texts = data.own_requests("test")

@@ -34,6 +34,7 @@ from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 BLOCK, BATCH = 1024, 256
 NEGATIVES = 100
+OWN = "own requests"  # a data set's
 _DRIFT = ("empty", "irrelevant", "contradictory", "blank")
 _SAMPLED = "replica, 100 negatives"
 StrengthScorer = Callable[[Tensor, Sequence[str | None], float], Tensor]
@@ -189,6 +190,12 @@ class _Measuring:
         )
         self.sweep = sweep if strength is not None and setting.only is None else ()
 
+    @torch.no_grad()
+    def run(self) -> None:
+        """Ask all users."""
+        for block in self.blocks():
+            self.block(block)
+
     def blocks(self) -> Iterator[_Block]:
         setting = self.setting
         for rows in setting.rows().split(BLOCK):
@@ -222,8 +229,10 @@ class _Measuring:
             if name == "blank":
                 self.different += int((scores != block.frozen).any(1).sum())
             return
-        if "truthful" in name or name == "replica":
+        if "truthful" in name or name in ("replica", OWN):
             self._accuracy(name, block, counts, scores)
+        if name == OWN:
+            return  # nobody knows what they are made of
         if name == "replica":
             self._sampled(block, counts, scores)
             return
@@ -360,10 +369,17 @@ def measure(
         DataError: If scores cannot be ranked or a user has too few unseen items.
     """
     measuring = _Measuring(setting, frozen, scorer, strength, make_tracks(setting) if tracks is None else tracks)
-    with torch.no_grad():
-        for block in measuring.blocks():
-            measuring.block(block)
+    measuring.run()
     return measuring.result(reads)
+
+
+def measure_values(
+    setting: Setting, frozen: Scorer, scorer: Scorer | None, tracks: Mapping[str, Track]
+) -> dict[str, Tensor]:
+    """The values of :func:`measure` alone: "track/metric" → float32 (users,), NaN where a user does not count."""
+    measuring = _Measuring(setting, frozen, scorer, None, tracks)
+    measuring.run()
+    return measuring.values.done()
 
 
 def _scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
@@ -412,4 +428,14 @@ def _checks(values: Mapping[str, Tensor], setting: Setting, reads: bool, differe
     return checks
 
 
-__all__ = ["NEGATIVES", "STRENGTHS", "Measured", "Setting", "StrengthScorer", "make_tracks", "measure"]
+__all__ = [
+    "NEGATIVES",
+    "OWN",
+    "STRENGTHS",
+    "Measured",
+    "Setting",
+    "StrengthScorer",
+    "make_tracks",
+    "measure",
+    "measure_values",
+]

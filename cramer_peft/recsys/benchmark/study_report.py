@@ -57,7 +57,7 @@ class StudyReport:
     @property
     def lines(self) -> list[str]:
         """As Markdown."""
-        table = [[name, cell_text(found)] for name, found in self.differences.items()]
+        table = [[name, cell_text(found, 4)] for name, found in self.differences.items()]
         title = ", ".join((*self.place, self.study))
         lines = [f"## {title}", "", *self.notes, "", *markdown(self.head, self.rows)]
         return [*lines, *(markdown(["difference, paired", self.head[1]], table) if table else [])]
@@ -109,7 +109,7 @@ def _real_language(place: _Place, study: str, methods: Mapping[str, Sequence[Cel
         return dialogue_interval(value, [str(index) for index in dialogues])
 
     def row(name: str, track: str, own: Mapping[str, Tensor], results: Sequence[CellResult]) -> tuple[str, ...]:
-        found = [cell_text(entry(interval(own[f"{track}/{metric}"]))) for metric in _METRICS]
+        found = [cell_text(entry(interval(own[f"{track}/{metric}"])), 4) for metric in _METRICS]
         chosen = results[0].figures["chosen"] if track == REQUEST else {}
         return name, *found, _seeds(results), ", ".join(filter(None, (chosen.get("candidate"), chosen.get("wording"))))
 

@@ -18,9 +18,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-def cell_text(found: Entry | None) -> str:
+def cell_text(found: Entry | None, digits: int = 3) -> str:
     """A figure with its interval; nothing where it was not measured."""
-    return "" if found is None else f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    if found is None:
+        return ""
+    value, low, high = (f"{found[end]:.{digits}f}" for end in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
