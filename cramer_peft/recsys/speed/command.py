@@ -24,7 +24,7 @@ def speed(
         ),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch size, may be repeated. Without it, 1, 32 and 256.")
+        list[int] | None, typer.Option(min=1, help="Batch size, may be repeated. Without it, 1, 32, 256 and 1024.")
     ] = None,
     gate: Annotated[
         list[str] | None,
@@ -36,6 +36,12 @@ def speed(
         list[int] | None,
         typer.Option(
             min=1, help="Number of LoRA adapters in one batch, may be repeated. Without it, 4, 16, 64 and 256."
+        ),
+    ] = None,
+    different: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="Number of different requests in one batch, may be repeated. Without it, 4, 32, 256 and 1024."
         ),
     ] = None,
     row: Annotated[
@@ -64,7 +70,8 @@ def speed(
         torch.set_num_threads(threads)
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     options = SpeedOptions(rounds=rounds, compiled=compiled, peft=peft, memory=memory, clock=clock)
-    lists: dict[str, Any] = {"models": model, "batches": batch, "gates": gate, "adapters": adapters, "rows": row}
+    lists: dict[str, Any] = {"models": model, "batches": batch, "gates": gate, "rows": row}
+    lists |= {"adapters": adapters, "different": different}
     chosen: dict[str, Any] = {name: tuple(given) for name, given in lists.items() if given}
     options = replace(options, **chosen)
     report = run_speed(options, lambda line: console.print(f"[bold]•[/bold] {escape(line)}", highlight=False), output)

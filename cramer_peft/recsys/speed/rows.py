@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from cramer_peft import HashingEncoder, RequestMaskConfig, RequestMaskModel, WordLlamaEncoder, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
@@ -101,6 +102,37 @@ def frozen_rows(model: SpeedModel, batch: int) -> list[Subject]:
         return model.module(**inputs)
 
     return [Subject(Row(name, run), (model.module,)) for name in ("frozen", "frozen again")]
+
+
+def transformer_encoder_rows(batch: int, length: int = 16) -> list[Subject]:
+    """The forward of an encoder as large as MiniLM (L6, 384 wide; random weights) on texts of ``length`` tokens.
+
+    Its tokenizer is not in it, nor anything of the recommender: what a text costs that is not cached yet.
+    """
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.randint(0, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(batch))
+    return [Subject(Row("encoder like MiniLM, alone", lambda _: encoder(ids)), (encoder,))]
+
+
+def flatness_rows(
+    model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder, counts: tuple[int, ...]
+) -> list[Subject]:
+    """The same batch with several numbers of different requests, each compared to all rows the same.
+
+    Numbers larger than the batch are left out.
+    """
+    masks, inputs = adapted(model, form, encoder), model.make_inputs(batch)
+    vectors = encoder.encode(Texts().new(batch))
+    found = []
+    for count in [1, *(count for count in sorted(set(counts) - {1}) if count <= batch)]:
+        given = vectors[torch.arange(batch) % count]
+        found.append((f"{form}: {count} different", _block(masks, given, inputs)))
+    return [
+        Subject(Row(name, lambda _: masks(**inputs), found[0][0], around=around), (masks,)) for name, around in found
+    ]
 
 
 def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:

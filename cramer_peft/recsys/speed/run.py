@@ -22,10 +22,12 @@ from cramer_peft.recsys.speed.rows import (
     Subject,
     compiled_rows,
     default_encoder,
+    flatness_rows,
     frozen_rows,
     our_rows,
     peft_rows,
     split,
+    transformer_encoder_rows,
 )
 from cramer_peft.recsys.speed.timing import CLOCKS, measure
 
@@ -39,6 +41,7 @@ class SpeedOptions:
         batches: Batch sizes.
         gates: Forms of mask: ``scale``, ``signed``, ``topk``, ``low_rank:RANK``.
         adapters: Numbers of LoRA adapters in one batch.
+        different: Numbers of different requests in one batch, each compared to one request for all rows.
         rounds: Number of pairs of each row.
         compiled: Whether to time compiled models, which takes minutes to compile.
         peft: Whether to time PEFT's adapters.
@@ -48,9 +51,10 @@ class SpeedOptions:
     """
 
     models: tuple[str, ...] = ("sasrec-64", "sasrec-256")
-    batches: tuple[int, ...] = (1, 32, 256)
+    batches: tuple[int, ...] = (1, 32, 256, 1024)
     gates: tuple[str, ...] = ("signed", "low_rank:4")
     adapters: tuple[int, ...] = (4, 16, 64, 256)
+    different: tuple[int, ...] = (4, 32, 256, 1024)
     rounds: int = 15
     compiled: bool = True
     peft: bool = True
@@ -67,7 +71,7 @@ class SpeedOptions:
         unknown = sorted(set(self.models) - set(model_names()))
         if unknown:
             raise DataError(f"models: found {unknown}, expected some of {model_names()}.")
-        for name, least in (("batches", 1), ("adapters", 1)):
+        for name, least in (("batches", 1), ("adapters", 1), ("different", 1)):
             if any(value < least for value in getattr(self, name)):
                 raise DataError(f"{name}: found {getattr(self, name)}, expected numbers of at least {least}.")
         if self.rounds < 1:
@@ -149,9 +153,10 @@ def measure_model(model: SpeedModel, batch: int, options: SpeedOptions) -> dict[
 
 def _subjects(model: SpeedModel, batch: int, options: SpeedOptions) -> list[Subject]:
     encoder = default_encoder()
-    subjects = frozen_rows(model, batch)
+    subjects = frozen_rows(model, batch) + transformer_encoder_rows(batch)
     for gate in options.gates:
         subjects += our_rows(model, batch, Form.parse(gate), encoder)
+        subjects += flatness_rows(model, batch, Form.parse(gate), encoder, options.different)
     if options.compiled:
         for gate in options.gates:
             subjects += compiled_rows(model, batch, Form.parse(gate), encoder)

@@ -3,6 +3,7 @@
 import json
 import statistics
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,26 @@ def test_rows_of_one_request_agree_and_differ_from_the_frozen_model(name: str, g
     for name in outputs.keys() - {"no request"}:
         assert not torch.allclose(outputs[name], only(frozen.row), atol=1e-3), name
     assert torch.equal(only(frozen.row), only(again.row))  # merging was into weights of its own
+
+
+def test_a_batch_holds_as_many_different_requests_as_the_rows_say() -> None:
+    found = [s.row for s in rows.flatness_rows(small(), 4, Form.parse("signed"), ENCODER, (2, 4, 8))]
+    assert [row.name for row in found] == [f"signed: {count} different" for count in (1, 2, 4)]
+    assert {row.against for row in found} == {"signed: 1 different"}
+    model = replace(small(), make_inputs=lambda batch: _same_history(batch, 5))
+    for row, count in zip(rows.flatness_rows(model, 4, Form.parse("signed"), ENCODER, (2, 4)), (1, 2, 4), strict=True):
+        outputs = only(row.row)
+        assert len({tuple(output.tolist()) for output in outputs}) == count
+
+
+def _same_history(batch: int, length: int) -> dict[str, torch.Tensor]:
+    return {"item_ids": torch.arange(1, length + 1).expand(batch, -1)}
+
+
+def test_an_encoder_as_large_as_minilm_is_timed_alone(monkeypatch) -> None:
+    (subject,) = rows.transformer_encoder_rows(2, length=3)
+    assert only(subject.row).last_hidden_state.shape == (2, 3, 384)
+    assert 20e6 < sum(p.numel() for p in subject.modules[0].parameters()) < 25e6
 
 
 def test_adapters_of_peft_are_run_as_often_as_the_rows_say() -> None:
@@ -173,7 +194,15 @@ def test_a_wrong_gate_is_refused(gate: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"models": ("other",)}, {"batches": (0,)}, {"adapters": (0,)}, {"rounds": 0}, {"clock": "sun"}]
+    "wrong",
+    [
+        {"models": ("other",)},
+        {"batches": (0,)},
+        {"adapters": (0,)},
+        {"different": (0,)},
+        {"rounds": 0},
+        {"clock": "sun"},
+    ],
 )
 def test_wrong_options_are_refused(wrong: dict) -> None:
     with pytest.raises(DataError, match=f"{next(iter(wrong))}: found"):
