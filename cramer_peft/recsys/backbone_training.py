@@ -10,6 +10,7 @@ from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, fit_backbone
+from cramer_peft.training import Checkpoints
 
 EXPANDED_POSITIONS = 2  # of a generator's training, where each position costs a row of its own
 # BERT4Rec learns from the few items that it hides, so it needs more epochs.
@@ -29,6 +30,7 @@ def train_backbone(
     seed: int = 0,
     progress: bool = True,
     negatives: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Any:
     """Train a backbone on the training items of a split; the epoch that validates best is returned.
 
@@ -43,19 +45,22 @@ def train_backbone(
         progress: Whether to show a progress bar.
         negatives: Train on samples of the catalogue of this size; None: as its size asks for
             (:func:`~cramer_peft.recsys.training.fit_backbone`).
+        checkpoints: Where each epoch's state is kept, to go on from after a kill; None: nowhere.
 
     Returns:
         A :class:`~cramer_peft.recsys.backbones.Backbone`, on the CPU, in eval mode and frozen.
 
     Raises:
-        ConfigError: If there is no such backbone, or it cannot be trained on samples.
+        AdapterFileError: If a checkpoint is unreadable or of another model.
+        ConfigError: If there is no such backbone, or it cannot be trained on samples, or there are checkpoints that
+            are not to be resumed, or of other settings.
         DataError: If there is nothing to train on.
         MissingExtraError: If the backbone's package is not installed.
     """
     options = options or backbone_options(name)
     torch.manual_seed(seed)
     model = make_backbone(name, len(catalogue), max_length=options.max_length, dropout=options.dropout)
-    fit_backbone(model, split, options, seed, progress, negatives)
+    fit_backbone(model, split, options, seed, progress, negatives, checkpoints)
     # torch runs a GRU by another kernel where weights need gradients: frozen now, the scores stay the same bit for bit
     # when masks freeze them
     return model.requires_grad_(False)

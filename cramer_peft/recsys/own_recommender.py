@@ -28,6 +28,8 @@ from cramer_peft.recsys.split import Stage
 from cramer_peft.recsys.training import GeneratorOptions, train_generator
 from cramer_peft.recsys.versions import versions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.training import Checkpoints
+from cramer_peft.training.processes import Processes
 
 TRAINING_FILE = "training.json"
 _MAX_JSON_BYTES = 1 << 20
@@ -51,6 +53,7 @@ class TrainOptions:
         seed: Of everything that is random.
         users: Most validation users that are evaluated; None: all.
         progress: Whether to show progress bars.
+        checkpoints: Where the state of both trainings is kept, to go on from after a kill; None: nowhere.
     """
 
     data: str
@@ -65,6 +68,7 @@ class TrainOptions:
     seed: int = 0
     users: int | None = None
     progress: bool = True
+    checkpoints: Checkpoints | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Trained:
     Attributes:
         recommender: Backbone, masks and catalogue, as saved.
         data: What it was trained on.
-        tracks: Results on the validation users, in the wordings of training.
+        tracks: Results on the validation users, in the wordings of training; empty on all processes but the first.
     """
 
     recommender: RequestRecommender
@@ -85,16 +89,23 @@ class Trained:
 def train_recommender(options: TrainOptions, say: Callable[[str], None] = print) -> Trained:
     """Train a backbone, unless one is given, and a generator of masks for it; save both with the catalogue.
 
+    Under ``accelerate launch`` all processes train both; the first one alone evaluates, writes and says anything.
+
     Args:
         options: What to train.
         say: Called with a line for each step.
 
     Raises:
-        ConfigError: If the backbone or a field of ``config`` is unknown.
+        AdapterFileError: If a checkpoint is unreadable or of another model.
+        ConfigError: If the backbone or a field of ``config`` is unknown, or there are checkpoints that are not to be
+            resumed, or of other settings.
         DataError: If the data or the checkpoint cannot be used.
         DownloadError: If a named data set cannot be fetched.
         EncoderError: If the request encoder is unknown.
     """
+    first = Processes.launched().writes
+    if not first:
+        say = _silent
     config = mask_config(options.config)
     if config.encoder not in (None, DEFAULT_ENCODER):
         make_encoder(config.encoder, config.encoder_options)  # before the training: fail early
@@ -104,7 +115,8 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     say(data.describe())
     start = time.perf_counter()
     backbone = _backbone(options, data, say)
-    save_backbone(backbone, options.output)
+    if first:
+        save_backbone(backbone, options.output)
     seconds = {"backbone": time.perf_counter() - start}
     start = time.perf_counter()
     torch.manual_seed(options.seed)
@@ -112,9 +124,12 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     masks = inject_request_masks(backbone, config_for(backbone, config), encoder=encoder)
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
     generator = options.generator or generator_options(backbone)
-    train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress)
+    kept = None if options.checkpoints is None else options.checkpoints.below("generator")
+    train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress, kept)
     seconds["generator"] = time.perf_counter() - start
     recommender = RequestRecommender(masks, data.catalogue)
+    if not first:
+        return Trained(recommender, data, {})
     recommender.save(options.output)
     say("evaluating on the validation users")
     tracks = _assess(masks, data, "validation", options.seed, options.users)
@@ -213,13 +228,20 @@ def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) 
         if options.epochs is not None:
             settings = dataclasses.replace(settings, epochs=options.epochs)
         say(f"training the backbone, {name}")
-        return train_backbone(name, data.catalogue, data.split, settings, options.seed, options.progress)
+        kept = None if options.checkpoints is None else options.checkpoints.below("backbone")
+        return train_backbone(
+            name, data.catalogue, data.split, settings, options.seed, options.progress, checkpoints=kept
+        )
     folder = options.checkpoint / BACKBONE if (options.checkpoint / BACKBONE).is_dir() else options.checkpoint
     say(f"loading the backbone from {folder.name}")
     backbone = load_backbone(folder, data.catalogue)
     if options.backbone not in (None, backbone.name):
         raise ConfigError(f"backbone: found {options.backbone!r}, but {folder} holds {backbone.name!r}. Leave one out.")
     return backbone
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the first process does."""
 
 
 def _assess(
@@ -246,6 +268,7 @@ def _write_training(
     tracks: dict[str, TrackResult],
 ) -> None:
     settings = dataclasses.asdict(options)
+    del settings["checkpoints"]  # they change nothing of the result
     settings.update(
         data=Path(options.data).name,  # no machine's paths
         output=options.output.name,

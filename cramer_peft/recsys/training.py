@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from torch.utils.data import Dataset, default_collate
+from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones.draws import shared_draws
 from cramer_peft.recsys.backbones.sampling import negatives_for
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
-from cramer_peft.recsys.concepts import ConceptGenerator, concept_match
+from cramer_peft.recsys.concepts import Concept, ConceptGenerator, concept_match
 from cramer_peft.recsys.encoders import without_cache
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfies
 from cramer_peft.recsys.split import Split, pad_histories, seen_mask
 from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
-from cramer_peft.training import SparsityLoss, TemperatureCallback, minimal_edit_loss
+from cramer_peft.training import Checkpoints, SparsityLoss, TemperatureCallback, minimal_edit_loss
+from cramer_peft.training.processes import SHARE, Processes
+from cramer_peft.training.trainer import ResumableTrainer
 
 NO_LABEL = -100
 _SCORING_BATCH = 256
@@ -60,6 +65,13 @@ class HistoryWindows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"item_ids": self.item_ids[index], "labels": self.labels[index]}
 
+    def fingerprint(self) -> str:
+        """A hash of all windows, to tell whether a checkpoint is of the same data."""
+        digest = hashlib.sha256()
+        for tensor in (self.item_ids, self.labels):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
 
 @torch.no_grad()
 def score_histories(model: torch.nn.Module, item_ids: Tensor) -> Tensor:
@@ -72,7 +84,7 @@ def score_histories(model: torch.nn.Module, item_ids: Tensor) -> Tensor:
         model.train(training)
 
 
-class _BackboneTrainer(Trainer):
+class _BackboneTrainer(ResumableTrainer):
     """Validates by NDCG@10 on the next item, the whole catalogue ranked, seen items removed."""
 
     def __init__(self, *args: Any, split: Split, **kwargs: Any) -> None:
@@ -82,9 +94,26 @@ class _BackboneTrainer(Trainer):
         self._item_ids = pad_histories(self._histories, self.model.max_length)
         self._targets = split.validation_target
 
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        """The backbone's own loss, over the batch of all processes."""
+        share = self.share_of(inputs)
+        with self.own_noise() as generator, shared_draws(generator, share):
+            outputs = model(**inputs)
+        terms = outputs["terms"] if "terms" in outputs else (inputs["labels"] >= 0).sum()
+        (scale,) = self.scales(share, terms)
+        loss = outputs["loss"] * scale
+        return (loss, outputs) if return_outputs else loss
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        starts = range(0, len(self._targets), _SCORING_BATCH)
-        ranks = torch.cat([self._ranks(slice(start, start + _SCORING_BATCH)) for start in starts])
+        """Rank the validation users, each process its share of the batches; all get the same figures."""
+        ranks = torch.zeros_like(self._targets)
+        for start in range(0, len(ranks), _SCORING_BATCH)[self.processes.index :: self.processes.count]:
+            users = slice(start, start + _SCORING_BATCH)
+            ranks[users] = self._ranks(users)
+        if self.processes.count > 1:
+            ranks = self.accelerator.reduce(ranks.to(self.args.device), "sum").cpu()
         metrics = {"eval_ndcg@10": float(ndcg(ranks).mean())}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # early stopping listens
@@ -146,23 +175,31 @@ def fit_backbone(
     seed: int = 0,
     progress: bool = True,
     negatives: int | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train a backbone by its own loss on the training items of a split, and keep the epoch that validates best.
 
+    Under ``accelerate launch`` all processes train one backbone, each on its rows of every batch, and all get it.
+
     Args:
         model: It has ``max_length`` and ``num_items``; given ``item_ids`` and ``labels`` it returns ``{"loss": …}``,
-            given ``item_ids`` alone the scores of all items. It is left on the CPU and in eval mode.
+            the mean over the known labels or, where it is over others, over ``terms`` of them, an entry too. Given
+            ``item_ids`` alone it returns the scores of all items. It is left on the CPU and in eval mode.
         split: Histories and validation targets; the test targets are not looked at.
         options: How to train.
         seed: Of order and dropout.
         progress: Whether to show a progress bar.
         negatives: Train on samples of the catalogue of this size instead of all of it (SASRec and GRU4Rec). None:
             512 from 20,000 items on, in the backbones that can; below that, and in the others, all items.
+        checkpoints: Where each epoch's state is kept, to go on from after a kill; None: nowhere.
 
     Raises:
-        ConfigError: If ``negatives`` is not positive, or given to a model that has no attribute of that name.
+        AdapterFileError: If a checkpoint is unreadable or of another model.
+        ConfigError: If ``negatives`` is not positive, or given to a model that has no attribute of that name, or
+            there are checkpoints that are not to be resumed, or of other settings.
     """
     _set_negatives(model, negatives)
+    windows = HistoryWindows(split.train, options.max_length)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -172,18 +209,22 @@ def fit_backbone(
             per_device_train_batch_size=options.batch_size,
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=1,
             load_best_model_at_end=True,
             metric_for_best_model="eval_ndcg@10",
+            restore_callback_states_from_checkpoint=True,  # early stopping counts
             **_quiet(seed, progress),
         )
+        processes = Processes(arguments.process_index, arguments.world_size)
         _BackboneTrainer(
             model=model,
             args=arguments,
-            train_dataset=HistoryWindows(split.train, options.max_length),
+            train_dataset=windows,
+            data_collator=lambda rows: processes.own_rows(default_collate(rows)),
             split=split,
             callbacks=[EarlyStoppingCallback(options.patience)],
-        ).train()
+            checkpoints=checkpoints,
+            settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
+        ).train_or_resume()
     if hasattr(model, "negatives"):
         setattr(model, "negatives", None)  # noqa: B010 - a module's attribute that its type does not tell of
     model.cpu().eval()
@@ -250,10 +291,18 @@ class RequestCollator:
         masks: The adapted backbone, for its encoder.
         catalogue: The items and their attributes.
         options: Shares and number of positions.
-        seed: Of the requests and positions.
+        seed: Of the requests and positions. Those of a batch depend on this and on how many came before it.
+        processes: Who shares the batches: a process gives its own rows of each, drawn as for the whole batch.
     """
 
-    def __init__(self, masks: RequestMaskModel, catalogue: Catalogue, options: GeneratorOptions, seed: int) -> None:
+    def __init__(
+        self,
+        masks: RequestMaskModel,
+        catalogue: Catalogue,
+        options: GeneratorOptions,
+        seed: int,
+        processes: Processes | None = None,
+    ) -> None:
         self._masks = masks
         self._catalogue = catalogue
         self._options = options
@@ -264,29 +313,33 @@ class RequestCollator:
         self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES)
         names = (catalogue.attribute_names(index) for index in range(len(catalogue)))
         self._names = [tuple(name for name in own if name in allowed) for own in names]
-        self._random = random.Random(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed, self._batches = seed, 0
+        self._processes = Processes() if processes is None else processes
+        self._random, self._generator = random.Random(), torch.Generator()
         self._encoder = _catalogue_encoder(masks)
         features = None if self._encoder is None else self._encoder.features
         self._concepts = None if features is None else ConceptGenerator(features, self._random, self._generator)
+
+    def start_at(self, batches: int) -> None:
+        """Give next the batch that comes after so many."""
+        self._batches = batches
 
     def __call__(self, windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """A batch of R rows, P positions and I items.
 
         ``item_ids`` (R, length), ``vectors`` (R, request_dim), ``positions`` and ``targets`` (R, P) int64,
         ``known`` (R, P) bool: there is a next item; ``fits`` (R, P) bool: it satisfies a true request;
-        ``match`` (R, I).
+        ``match`` (R, I). Where several processes share it, R are this one's rows, and ``share`` says which.
         """
-        item_ids = torch.stack([window["item_ids"] for window in windows])
+        share = self._processes.share(len(windows))
         labels = torch.stack([window["labels"] for window in windows])
-        requests, truthful = zip(*(self._request(row) for row in labels), strict=True)
-        vectors = self._masks.encode([request.text for request in requests])
-        known = labels >= 0
-        match, satisfied = self._wishes(requests, vectors, torch.tensor(truthful))
+        requests, concepts, noise = self._draw(labels)
+        item_ids = torch.stack([window["item_ids"] for window in windows[share.rows]])
+        labels, noise, known = labels[share.rows], noise[share.rows], labels[share.rows] >= 0
+        vectors, match, satisfied = self._wishes(requests[share.rows], concepts[share.rows])
         fits = satisfied.gather(1, labels.clamp(min=0)) & known
-        order = torch.rand(known.shape, generator=self._generator) + known + fits
-        positions = order.topk(min(self._options.positions, known.shape[1]), dim=1).indices
-        return {
+        positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
+        batch = {
             "item_ids": item_ids,
             "vectors": vectors,
             "positions": positions,
@@ -295,23 +348,42 @@ class RequestCollator:
             "fits": fits.gather(1, positions),
             "match": match,
         }
+        return batch if self._processes.count == 1 else {**batch, SHARE: share.as_tensor()}
 
-    def _wishes(self, requests: Sequence[AttributeRequest], vectors: Tensor, truthful: Tensor) -> tuple[Tensor, Tensor]:
-        """How well each item matches each row's request, and whether it satisfies one that may be true.
+    def _draw(self, labels: Tensor) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor]:
+        """All that is random in the next batch: each row's request, and whether it is true; a concept; the positions.
 
-        Concepts take the place of some requests: their vectors are written into ``vectors``.
+        It is the same for every process that shares the batch, and in a training that was resumed before it.
+        """
+        self._random.seed(f"{self._seed} {self._batches}")
+        self._generator.manual_seed(self._random.getrandbits(63))
+        self._batches += 1
+        requests = [self._request(row) for row in labels]
+        noise = torch.rand(labels.shape, generator=self._generator)
+        if self._concepts is None:
+            return requests, [None] * len(requests), noise
+        chosen = [self._random.random() < self._options.concept_share for _ in requests]
+        return requests, [self._concepts() if own else None for own in chosen], noise
+
+    def _wishes(
+        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each row's vector, how well each item matches it, and whether it satisfies one that may be true.
+
+        Concepts take the place of requests.
         """
         attributes = self._catalogue.attributes, self._catalogue.item_attributes
-        match = match_scores(requests, *attributes)
-        satisfied = satisfies(requests, *attributes) & truthful[:, None]
-        if self._concepts is None or self._encoder is None:
-            return match, satisfied
-        rows = [row for row in range(len(requests)) if self._random.random() < self._options.concept_share]
-        concepts = [self._concepts() for _ in rows]
-        for row, concept, own in zip(rows, concepts, concept_match(concepts, match.shape[1]), strict=True):
+        asked = [request for request, _ in requests]
+        vectors = self._masks.encode([request.text for request in asked])
+        match = match_scores(asked, *attributes)
+        satisfied = satisfies(asked, *attributes) & torch.tensor([truthful for _, truthful in requests])[:, None]
+        for row, concept in enumerate(concepts):
+            if concept is None or self._encoder is None:
+                continue
             vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
-            match[row], satisfied[row] = own, (own > 0) & (concept.unwanted is None)
-        return match, satisfied
+            match[row] = concept_match([concept], match.shape[1])[0]
+            satisfied[row] = (match[row] > 0) & (concept.unwanted is None)
+        return vectors, match, satisfied
 
     def _request(self, labels: Tensor) -> tuple[AttributeRequest, bool]:
         """A request for one window, and whether it is true of one of its next items."""
@@ -331,13 +403,13 @@ def _catalogue_encoder(masks: Any) -> CatalogueEncoder | None:
     return encoder if isinstance(encoder, CatalogueEncoder) else None
 
 
-class GeneratorTrainer(Trainer):
+class GeneratorTrainer(ResumableTrainer):
     """Trains an adapter's generator towards the smallest edit that satisfies each request.
 
     Args:
         options: Weights of the losses.
-        **kwargs: Those of ``transformers.Trainer``; ``model`` is a :class:`RequestMaskModel` around a
-            backbone that takes ``item_ids`` and ``positions``.
+        **kwargs: Those of :class:`~cramer_peft.training.trainer.ResumableTrainer`; ``model`` is a
+            :class:`RequestMaskModel` around a backbone that takes ``item_ids`` and ``positions``.
     """
 
     def __init__(self, *args: Any, options: GeneratorOptions, **kwargs: Any) -> None:
@@ -351,20 +423,22 @@ class GeneratorTrainer(Trainer):
         masks: RequestMaskModel = self.accelerator.unwrap_model(model)
         masks.model.eval()  # the frozen backbone's dropout would only add noise
         masks.model.training = True  # and yet the topk gate draws its noise in training
-        state = masks.mask_state(inputs["vectors"])
-        scores = model(inputs["item_ids"], positions=inputs["positions"], request=state)
-        loss = scores.new_zeros(())
+        share = self.share_of(inputs)
+        with self.own_noise():
+            state = masks.mask_state(inputs["vectors"])
+            scores = model(inputs["item_ids"], positions=inputs["positions"], request=state)
+        next_item, edit, sparse = self.scales(share, inputs["fits"].sum(), inputs["known"].sum(), len(scores))
+        loss = scores.sum() * 0  # where no part has a term, as in a process's share of a small batch
         if self._options.next_item_weight and bool(inputs["fits"].any()):
             fits = inputs["fits"]
-            loss = loss + self._options.next_item_weight * functional.cross_entropy(
-                scores[fits], inputs["targets"][fits]
-            )
+            entropy = functional.cross_entropy(scores[fits], inputs["targets"][fits])
+            loss = loss + self._options.next_item_weight * next_item * entropy
         if self._options.edit_weight:
-            loss = loss + self._options.edit_weight * self._edit_loss(masks, inputs, scores)
+            loss = loss + self._options.edit_weight * edit * self._edit_loss(masks, inputs, scores)
         if self._options.sparsity_weight:
             drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
             assert drop_ratio is not None  # set by the only gate that this loss is for
-            loss = loss + self._options.sparsity_weight * SparsityLoss(drop_ratio)(state)
+            loss = loss + self._options.sparsity_weight * sparse * SparsityLoss(drop_ratio)(state)
         return (loss, {"scores": scores}) if return_outputs else loss
 
     def _edit_loss(self, masks: RequestMaskModel, inputs: dict[str, Tensor], scores: Tensor) -> Tensor:
@@ -382,10 +456,12 @@ def train_generator(
     options: GeneratorOptions | None = None,
     seed: int = 0,
     progress: bool = True,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """Train the active adapter's generator on the training items of a split.
 
-    Requests are made from item attributes with the training wordings.
+    Requests are made from item attributes with the training wordings. Under ``accelerate launch`` all processes train
+    one generator, each on its rows of every batch, and all get it.
 
     Args:
         masks: The adapted backbone.
@@ -394,6 +470,12 @@ def train_generator(
         options: How to train.
         seed: Of the order, the requests and the noise.
         progress: Whether to show a progress bar.
+        checkpoints: Where states are kept, to go on from after a kill; None: nowhere.
+
+    Raises:
+        AdapterFileError: If a checkpoint is unreadable or of another model.
+        ConfigError: If the options do not fit the gate or the catalogue, or there are checkpoints that are not to be
+            resumed, or of other settings.
     """
     options = options or GeneratorOptions()
     if options.sparsity_weight and masks.generator.gate.name != "topk":
@@ -402,17 +484,29 @@ def train_generator(
             f"{masks.generator.gate.name!r}: leave it at 0 or change the gate."
         )
     device = masks.generator.head.weight.device
+    windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         arguments = generator_arguments(folder, options, seed, progress)
+        if checkpoints is not None:
+            arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, checkpoints.every
+        processes = Processes(arguments.process_index, arguments.world_size)
         GeneratorTrainer(
             model=masks,
             args=arguments,
-            train_dataset=HistoryWindows(split.train, int(masks.model.max_length)),  # type: ignore[arg-type]
-            data_collator=RequestCollator(masks, catalogue, options, seed),
+            train_dataset=windows,
+            data_collator=RequestCollator(masks, catalogue, options, seed, processes),
             callbacks=[TemperatureCallback(masks)],
             options=options,
-        ).train()
+            checkpoints=checkpoints,
+            settings={**asdict(options), "seed": seed, "data": windows.fingerprint(), "adapter": _adapter(masks)},
+        ).train_or_resume()
     masks.to(device).eval()  # the Trainer moves to an accelerator where there is one
+
+
+def _adapter(masks: RequestMaskModel) -> dict[str, Any]:
+    """What of an adapter must not change between a checkpoint and the training that goes on from it."""
+    config = masks.peft_config[masks.active_adapters[0]]
+    return {name: getattr(config, name) for name in ("gate", "base_fingerprint", "encoder", "encoder_fingerprint")}
 
 
 def generator_arguments(folder: str, options: GeneratorOptions, seed: int, progress: bool) -> TrainingArguments:
@@ -432,6 +526,7 @@ def generator_arguments(folder: str, options: GeneratorOptions, seed: int, progr
 
 def _quiet(seed: int, progress: bool) -> dict[str, Any]:
     return {
+        "use_cpu": not torch.accelerator.is_available(),  # or else accelerate would make no group of CPU processes
         "seed": seed,
         "remove_unused_columns": False,
         "report_to": "none",

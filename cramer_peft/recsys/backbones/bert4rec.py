@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.base import PADDING, bert_config, last_positions, prefixes
+from cramer_peft.recsys.backbones.draws import uniform_rows
 
 MASKED_SHARE = 0.2
 LAST_ONLY_SHARE = 0.5
@@ -69,11 +70,11 @@ class BERT4Rec(BertForMaskedLM):
     ) -> Tensor | dict[str, Tensor]:
         """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
 
-        With ``labels`` the loss is that of hidden items, of the last alone in eval mode. With ``positions`` each row
-        is scored once for each of them, cut there: inside the model rows · n rows.
+        With ``labels`` the loss is that of hidden items, of the last alone in eval mode, and ``terms`` their number.
+        With ``positions`` each row is scored once for each of them, cut there: inside the model rows · n rows.
         """
         if labels is not None:
-            return {"loss": self._cloze_loss(item_ids, labels)}
+            return self._cloze_loss(item_ids, labels)
         if positions is None:
             return self._after_last(item_ids)
         return self._after_last(prefixes(item_ids, positions)).reshape(*positions.shape, -1)
@@ -84,18 +85,18 @@ class BERT4Rec(BertForMaskedLM):
         rows = torch.arange(len(sequence), device=sequence.device)
         return self._item_scores(self._states(sequence)[rows, place])
 
-    def _cloze_loss(self, item_ids: Tensor, labels: Tensor) -> Tensor:
+    def _cloze_loss(self, item_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         place = last_positions(item_ids) + 1
         following = labels.gather(1, place[:, None] - 1)
         sequence = nn.functional.pad(item_ids, (0, 1)).scatter(1, place[:, None], following.clamp(min=-1) + 1)
         last = torch.arange(sequence.shape[1], device=sequence.device) == (sequence != PADDING).sum(1)[:, None] - 1
         hidden = last
         if self.training:
-            drawn = torch.rand(sequence.shape, device=sequence.device) < MASKED_SHARE
-            several = torch.rand(len(sequence), 1, device=sequence.device) >= LAST_ONLY_SHARE
+            drawn = uniform_rows(len(sequence), sequence.shape[1], sequence.device) < MASKED_SHARE
+            several = uniform_rows(len(sequence), 1, sequence.device) >= LAST_ONLY_SHARE
             hidden = torch.where(several & drawn.any(1, keepdim=True), drawn & (sequence != PADDING), last)
         scores = self._item_scores(self._states(sequence.masked_fill(hidden, self.mask_token))[hidden])
-        return nn.functional.cross_entropy(scores, sequence[hidden] - 1)
+        return {"loss": nn.functional.cross_entropy(scores, sequence[hidden] - 1), "terms": hidden.sum()}
 
     def _states(self, sequence: Tensor) -> Tensor:
         states: Tensor = self.bert(sequence, attention_mask=(sequence != PADDING).long()).last_hidden_state

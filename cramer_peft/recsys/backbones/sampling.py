@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cramer_peft.recsys.backbones.draws import integers
+
 FULL_SOFTMAX_ITEMS = 20_000  # a step's scores of more items than that weigh more than all the rest of it
 DEFAULT_NEGATIVES = 512
 
@@ -29,13 +31,14 @@ def sampled_softmax(states: Tensor, table: Tensor, targets: Tensor, negatives: i
         states: What is multiplied with items, (n, width).
         table: Item embeddings, (items + 1, width); row 0 is the padding's.
         targets: Next items, (n,) int64, from 0.
-        negatives: Size of the sample, drawn with torch's global generator, with replacement.
+        negatives: Size of the sample, drawn with torch's global generator, with replacement; several processes of one
+            training draw the same.
 
     Returns:
         The mean over positions, a scalar.
     """
     num_items = len(table) - 1
-    drawn = torch.randint(num_items, (negatives,), device=states.device)
+    drawn = integers(num_items, negatives, states.device)
     # one look-up, because each has a gradient of the table's size
     items = functional.embedding(torch.cat([targets, drawn]) + 1, table)
     own, others = items[: len(targets)], items[len(targets) :]

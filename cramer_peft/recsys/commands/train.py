@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.commands import options as given
 
 
@@ -41,6 +42,15 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     users: given.Users = None,
+    checkpoint_folder: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints of this training, to go on from if it is killed.")
+    ] = None,
+    checkpoint_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the generator from one checkpoint to the next; a backbone's: an epoch.")
+    ] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint, or start where there is none.")
+    ] = False,
 ) -> None:
     """Train a backbone and request masks on your own data, and validate them."""
     from dataclasses import replace
@@ -54,9 +64,13 @@ def train(
         read_mask_settings,
         train_recommender,
     )
+    from cramer_peft.training import Checkpoints
+    from cramer_peft.training.processes import Processes
 
+    if resume and checkpoint_folder is None:
+        raise ConfigError("--resume goes on from checkpoints: give their folder too, by --checkpoint-folder.")
     given.no_file_bars()
-    console = Console()
+    console = Console(quiet=not Processes.launched().writes)
     settings: dict[str, Any] = {} if config is None else read_mask_settings(config)
     if encoder is not None:
         settings["encoder"] = encoder
@@ -76,10 +90,13 @@ def train(
         generator=replace(generator_options(kind), **changes) if changes else None,
         seed=seed,
         users=users,
+        checkpoints=None if checkpoint_folder is None else Checkpoints(checkpoint_folder, checkpoint_steps, resume),
     )
     trained = train_recommender(
         options, say=lambda line: console.print(f"[bold]•[/bold] {escape(line)}", highlight=False)
     )
+    if not trained.tracks:
+        return  # not the first process, which says the rest
     console.print(tracks_table(trained.tracks, "validation"))
     _show_example(console, trained)
     console.print(
