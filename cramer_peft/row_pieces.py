@@ -52,7 +52,8 @@ def row_column_linear(
     vectors = x.numel() // max(x.shape[-1], 1)
     groups = rows if rows > 1 else vectors  # one mask for all: each vector by itself
     size = vectors * sum(weight.shape)
-    at_once = _AT_ONCE * torch.get_num_threads()
+    # Not much less than the weight, which each piece reads once more.
+    at_once = max(_AT_ONCE, weight.numel()) * torch.get_num_threads()
     if size <= at_once or not x.is_contiguous():
         return None
     step = max(1, at_once * groups // size)

@@ -94,7 +94,7 @@ def test_pieces_give_the_numbers_of_the_whole(monkeypatch, gate_bias, kind, inpu
     for given, groups in ((vectors, ROWS), (vectors[0], ROWS * LENGTH)):
         with torch.no_grad():
             found = masks(x, request=given)
-            assert pieces == 2 * [max(1, at_once * groups // (ROWS * LENGTH * 32))]
+            assert pieces == 2 * [max(1, max(at_once, 8 * 24) * groups // (ROWS * LENGTH * 32))]
             assert torch.allclose(found, whole(monkeypatch, lambda given=given: masks(x, request=given)), atol=1e-6)
         pieces.clear()
 
