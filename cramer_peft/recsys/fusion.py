@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, Tracks
+from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import item_text
 
+_BATCH = 256
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 
 
@@ -43,25 +44,30 @@ class TextFusion:
 
     def __call__(self, item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
         """Scores, (rows, items)."""
+        return self._fused(*self._parts(item_ids, requests), self.weight)
+
+    def _parts(self, item_ids: Tensor, requests: Sequence[str | None]) -> tuple[Tensor, Tensor, Tensor]:
+        """The frozen scores (rows, items), which rows ask something, and their similarities (asked, items)."""
         scores: Tensor = self._backbone(item_ids)
         asked = [row for row, request in enumerate(requests) if request is not None and request.strip()]
+        index = torch.tensor(asked, dtype=torch.long, device=scores.device)
         if not asked:
-            return scores
+            return scores, index, scores[:0]
         vectors = normalize(self._encoder.encode([str(requests[row]) for row in asked]), dim=-1)
-        similarity = (vectors @ self._items.T).to(scores)
-        return scores.index_add(0, torch.tensor(asked, device=scores.device), self.weight * similarity)
+        return scores, index, (vectors @ self._items.T).to(scores)
+
+    @staticmethod
+    def _fused(scores: Tensor, asked: Tensor, similarity: Tensor, weight: float) -> Tensor:
+        return scores.index_add(0, asked, weight * similarity) if len(asked) else scores
 
     def tune(self, users: EvaluationUsers, tracks: Tracks) -> None:
         """Set the weight to the one of ``WEIGHTS`` with the best NDCG@10 on validation users' truthful requests."""
-
-        def quality(weight: float) -> float:
-            self.weight = weight
-            return next_item_ndcg(self, users, tracks)
-
-        self.weight = max(WEIGHTS, key=quality)
-
-
-def next_item_ndcg(scorer: Scorer, users: EvaluationUsers, tracks: Tracks) -> float:
-    """NDCG@10 of the next item under truthful requests."""
-    scores = users.score(scorer, tracks.truthful).masked_fill(users.seen, -torch.inf)
-    return float(ndcg(target_ranks(scores, users.targets)).mean())
+        ranks: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
+        with torch.no_grad():
+            for start in range(0, len(users.targets), _BATCH):  # users times items may not fit into memory
+                rows = slice(start, start + _BATCH)
+                parts = self._parts(users.item_ids[rows], [request.text for request in tracks.truthful[rows]])
+                for weight in WEIGHTS:
+                    scores = self._fused(*parts, weight).masked_fill(users.seen[rows], -torch.inf)
+                    ranks[weight].append(target_ranks(scores, users.targets[rows]))
+        self.weight = max(WEIGHTS, key=lambda weight: float(ndcg(torch.cat(ranks[weight])).mean()))

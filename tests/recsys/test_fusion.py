@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,8 @@ from cramer_peft.recsys import fusion as module
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks
-from cramer_peft.recsys.fusion import TextFusion, next_item_ndcg
+from cramer_peft.recsys.fusion import TextFusion
+from cramer_peft.recsys.metrics import ndcg, target_ranks
 
 
 class OneHot:
@@ -38,6 +39,12 @@ def test_scores_are_the_models_plus_weighted_similarity(catalogue: Catalogue, sa
             request, words = encoder.encode([str(requests[row]), text])
             expected = frozen[row, item] + 3.0 * cosine_similarity(request, words, dim=0)
             torch.testing.assert_close(scores[row, item], expected, atol=1e-5, rtol=0)
+
+
+def next_item_ndcg(scorer: TextFusion, users: EvaluationUsers, tracks: Tracks) -> float:
+    """NDCG@10 of the next item under truthful requests, all users at once."""
+    scores = users.score(scorer, tracks.truthful).masked_fill(users.seen, -torch.inf)
+    return float(ndcg(target_ranks(scores, users.targets)).mean())
 
 
 @torch.no_grad()
@@ -78,11 +85,13 @@ def test_tuning_picks_the_best_weight(
     assert qualities[fusion.weight] == max(qualities.values())
 
 
-def test_tuning_on_given_qualities(
-    users: EvaluationUsers, tracks: Tracks, make_sasrec: Callable[..., SASRec], monkeypatch: pytest.MonkeyPatch
+def test_tuning_does_not_depend_on_its_batches(
+    users: EvaluationUsers, tracks: Tracks, sasrec: SASRec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fusion = TextFusion(make_sasrec(), OneHot(), users.catalogue)
-    best = module.WEIGHTS[2]
-    monkeypatch.setattr(module, "next_item_ndcg", lambda scorer, *_: -abs(scorer.weight - best))
-    fusion.tune(users, tracks)
-    assert fusion.weight == best
+    found = set()
+    for batch in (7, 256):
+        monkeypatch.setattr(module, "_BATCH", batch)
+        fusion = TextFusion(sasrec, OneHot(), users.catalogue)
+        fusion.tune(users, tracks)
+        found.add(fusion.weight)
+    assert len(found) == 1
