@@ -52,8 +52,8 @@ def train_backbone(
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
-        ConfigError: If there is no such backbone, or it cannot be trained on samples, or there are checkpoints that
-            are not to be resumed, or of other settings.
+        ConfigError: If there is no such backbone, or it cannot be trained on samples or by that loss, or there are
+            checkpoints that are not to be resumed, or of other settings.
         DataError: If there is nothing to train on.
         MissingExtraError: If the backbone's package is not installed.
     """

@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.backbones.draws import shared_draws
-from cramer_peft.recsys.backbones.sampling import negatives_for
+from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.concepts import Concept, ConceptGenerator, concept_match
@@ -137,6 +137,9 @@ class BackboneOptions:
         patience: Epochs without a better validation NDCG@10.
         dropout: Of the backbone.
         max_length: Longest history, in items.
+        loss: ``"softmax"``: cross-entropy, on a sample of a large catalogue (:func:`fit_backbone`). ``"gbce"``:
+            :func:`~cramer_peft.recsys.backbones.sampling.gbce`, on a sample at every size (SASRec and GRU4Rec).
+        calibration: Of ``"gbce"``, from 0 to 1; the default is that of its paper.
     """
 
     epochs: int = 30
@@ -145,6 +148,8 @@ class BackboneOptions:
     patience: int = 5
     dropout: float = 0.2
     max_length: int = 50
+    loss: Literal["softmax", "gbce"] = "softmax"
+    calibration: float = 0.75
 
 
 def train_sasrec(
@@ -152,7 +157,8 @@ def train_sasrec(
 ) -> SASRec:
     """Train SASRec on the training items of a split; the epoch that validates best is returned.
 
-    The loss is cross-entropy at every position, over the whole catalogue unless that is large (:func:`fit_backbone`).
+    The loss is cross-entropy at every position, over the whole catalogue unless that is large (:func:`fit_backbone`)
+    or ``options`` name another.
 
     Args:
         catalogue: The items.
@@ -190,15 +196,17 @@ def fit_backbone(
         seed: Of order and dropout.
         progress: Whether to show a progress bar.
         negatives: Train on samples of the catalogue of this size instead of all of it (SASRec and GRU4Rec). None:
-            512 from 20,000 items on, in the backbones that can; below that, and in the others, all items.
+            512 from 20,000 items on, in the backbones that can; below that, and in the others, all items. A loss
+            ``"gbce"`` takes 512 at every size.
         checkpoints: Where each epoch's state is kept, to go on from after a kill; None: nowhere.
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
         ConfigError: If ``negatives`` is not positive, or given to a model that has no attribute of that name, or
-            there are checkpoints that are not to be resumed, or of other settings.
+            the loss is unknown or one that the model cannot be trained by, or there are checkpoints that are not to be
+            resumed, or of other settings.
     """
-    _set_negatives(model, negatives)
+    _set_loss(model, options, negatives)
     windows = HistoryWindows(split.train, options.max_length)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -225,19 +233,35 @@ def fit_backbone(
             checkpoints=checkpoints,
             settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
         ).train_or_resume()
-    if hasattr(model, "negatives"):
-        setattr(model, "negatives", None)  # noqa: B010 - a module's attribute that its type does not tell of
+    for name in ("negatives", "calibration"):
+        if hasattr(model, name):
+            setattr(model, name, None)
     model.cpu().eval()
 
 
-def _set_negatives(model: Any, negatives: int | None) -> None:
+def _set_loss(model: Any, options: BackboneOptions, negatives: int | None) -> None:
+    """Set which items the model's loss is over, and which loss it is."""
+    calibrated = options.loss == "gbce"
+    if options.loss not in ("softmax", "gbce") or not 0 <= options.calibration <= 1:
+        raise ConfigError(
+            f"loss: found {options.loss!r} with calibration={options.calibration!r}; expected 'softmax' or 'gbce', and "
+            "a calibration from 0 to 1."
+        )
+    if calibrated and not hasattr(model, "calibration"):
+        raise ConfigError(
+            f"loss: found 'gbce' for {type(model).__name__}, which has no attribute calibration: it is trained by a "
+            "loss of its own. Leave loss='softmax', or take SASRec or GRU4Rec."
+        )
     if negatives is not None and (negatives < 1 or not hasattr(model, "negatives")):
         raise ConfigError(
             f"negatives: found {negatives!r} for {type(model).__name__}; expected a positive number and a backbone "
             "with an attribute negatives, such as SASRec. None trains on all items where a backbone knows no sample."
         )
     if hasattr(model, "negatives"):
-        model.negatives = negatives_for(model.num_items) if negatives is None else negatives
+        by_size = DEFAULT_NEGATIVES if calibrated else negatives_for(model.num_items)
+        model.negatives = by_size if negatives is None else negatives
+    if hasattr(model, "calibration"):
+        model.calibration = options.calibration if calibrated else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, last_positions
-from cramer_peft.recsys.backbones.sampling import sampled_softmax
+from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
 class GRU4Rec(StoredBackbone):
@@ -33,6 +33,7 @@ class GRU4Rec(StoredBackbone):
         super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size)
         self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=PADDING)
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
+        self.calibration: float | None = None  # of gbce, while that is the loss on samples
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(hidden_size, 2 * hidden_size, bias=False, batch_first=True)
         self.dense = nn.Linear(2 * hidden_size, hidden_size)
@@ -51,14 +52,15 @@ class GRU4Rec(StoredBackbone):
         """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
 
         With ``labels`` the loss is cross-entropy at every position, over the whole catalogue or, where ``negatives`` is
-        set, on a sample of it: :func:`~cramer_peft.recsys.backbones.sampling.sampled_softmax`.
+        set, on a sample of it: :func:`~cramer_peft.recsys.backbones.sampling.sampled_loss`.
         """
         last = last_positions(item_ids)
         states = self.dense(self.gru(self.dropout(self.items(item_ids)))[0])
         if labels is not None:
             known = labels >= 0
             if self.negatives is not None:
-                return {"loss": sampled_softmax(states[known], self.items.weight, labels[known], self.negatives)}
+                table, targets = self.items.weight, labels[known]
+                return {"loss": sampled_loss(states[known], table, targets, self.negatives, self.calibration)}
             return {"loss": nn.functional.cross_entropy(self._scores(states[known]), labels[known])}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         chosen = states[rows, last] if positions is None else states[rows[:, None], positions]

@@ -1,4 +1,4 @@
-"""The next item's cross-entropy on a sample of the catalogue, for catalogues too large to score in training."""
+"""Losses of the next item on a sample of the catalogue, for catalogues too large to score in training."""
 
 from __future__ import annotations
 
@@ -37,12 +37,65 @@ def sampled_softmax(states: Tensor, table: Tensor, targets: Tensor, negatives: i
     Returns:
         The mean over positions, a scalar.
     """
-    num_items = len(table) - 1
-    drawn = integers(num_items, negatives, states.device)
+    right, wrong, same = _scores(states, table, targets, negatives)
+    wrong = (wrong + math.log((len(table) - 1) / negatives)).masked_fill(same, -torch.inf)
+    return (torch.cat([right, wrong], 1).logsumexp(1) - right[:, 0]).mean()
+
+
+def gbce(states: Tensor, table: Tensor, targets: Tensor, negatives: int, calibration: float) -> Tensor:
+    """Generalised binary cross-entropy of the next items and a uniform sample that all positions share.
+
+    ``-(beta log sigmoid(s) + sum_j log(1 - sigmoid(s_j))) / (k + 1)``, s the target's score, s_j those of k negatives,
+    beta of :func:`gbce_beta` (Petrov & Macdonald, gSASRec, RecSys 2023, arXiv 2308.07192, section 5). They draw
+    negatives for each position; here all positions share them, so that no more than positions × negatives is kept. A
+    negative that is a position's target does not count there.
+
+    Args:
+        states: What is multiplied with items, (n, width).
+        table: Item embeddings, (items + 1, width); row 0 is the padding's.
+        targets: Next items, (n,) int64, from 0.
+        negatives: k, drawn as in :func:`sampled_softmax`.
+        calibration: t, from 0 (plain binary cross-entropy, which overrates everything) to 1 (the sigmoid of a score is
+            the probability of the item, as a softmax over all items would give it).
+
+    Returns:
+        The mean over positions, a scalar.
+    """
+    right, wrong, same = _scores(states, table, targets, negatives)
+    beta = gbce_beta(negatives, len(table) - 1, calibration)
+    rejected = functional.logsigmoid(-wrong).masked_fill(same, 0.0).sum(1)
+    return -(beta * functional.logsigmoid(right[:, 0]) + rejected).mean() / (negatives + 1)
+
+
+def gbce_beta(negatives: int, num_items: int, calibration: float) -> float:
+    """The power of the target's probability in :func:`gbce`.
+
+    ``beta = alpha (t (1 - 1 / alpha) + 1 / alpha)`` with the sampling rate ``alpha = k / (items - 1)``, which is
+    ``1 - t (1 - alpha)``. The loss is least at ``sigmoid(s) = beta p / (beta p + alpha (1 - p))`` for an item of
+    probability p: at p itself where t = 1 and so beta = alpha.
+
+    Args:
+        negatives: k.
+        num_items: Items of the catalogue.
+        calibration: t, from 0 to 1.
+    """
+    rate = min(1.0, negatives / max(1, num_items - 1))  # more negatives than items are no more than all
+    return 1 - calibration * (1 - rate)
+
+
+def sampled_loss(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: int, calibration: float | None = None
+) -> Tensor:
+    """:func:`gbce` where there is a ``calibration``, :func:`sampled_softmax` where it is None."""
+    if calibration is None:
+        return sampled_softmax(states, table, targets, negatives)
+    return gbce(states, table, targets, negatives, calibration)
+
+
+def _scores(states: Tensor, table: Tensor, targets: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the targets, (n, 1), and of drawn items, (n, negatives), and where these are the targets, bool."""
+    drawn = integers(len(table) - 1, negatives, states.device)
     # one look-up, because each has a gradient of the table's size
     items = functional.embedding(torch.cat([targets, drawn]) + 1, table)
     own, others = items[: len(targets)], items[len(targets) :]
-    wrong = states @ others.T + math.log(num_items / negatives)
-    wrong = wrong.masked_fill(targets[:, None] == drawn, -torch.inf)
-    right = (states * own).sum(1, keepdim=True)
-    return (torch.cat([right, wrong], 1).logsumexp(1) - right[:, 0]).mean()
+    return (states * own).sum(1, keepdim=True), states @ others.T, targets[:, None] == drawn

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
 from cramer_peft.recsys.backbones.base import bert_config, last_positions
-from cramer_peft.recsys.backbones.sampling import sampled_softmax
+from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
 class SASRec(BertPreTrainedModel):
@@ -37,6 +37,7 @@ class SASRec(BertPreTrainedModel):
         # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
+        self.calibration: float | None = None  # of gbce, while that is the loss on samples
         self.post_init()
         # BERT adds the embedding of a sentence number; SASRec has no such thing: zeros, and a buffer, because
         # from_pretrained would make a parameter trainable again.
@@ -79,7 +80,7 @@ class SASRec(BertPreTrainedModel):
             item_ids: Histories, (rows, length) int64, items from 1, padded with 0 on the right.
             labels: Next item at each position, (rows, length) int64, items from 0, -100 where there is
                 none. Given, the return value is ``{"loss": …}`` over all positions: cross-entropy over all items or,
-                where ``negatives`` is set, :func:`~cramer_peft.recsys.backbones.sampling.sampled_softmax`.
+                where ``negatives`` is set, :func:`~cramer_peft.recsys.backbones.sampling.sampled_loss`.
             positions: Positions to score instead of the last, (rows, n) int64: what may come after each.
 
         Returns:
@@ -93,7 +94,8 @@ class SASRec(BertPreTrainedModel):
         if labels is not None:
             states, targets = hidden[labels >= 0], labels[labels >= 0]
             if self.negatives is not None:
-                return {"loss": sampled_softmax(states, self.head.weight, targets, self.negatives)}
+                table = self.head.weight
+                return {"loss": sampled_loss(states, table, targets, self.negatives, self.calibration)}
             return {"loss": nn.functional.cross_entropy(self._items(states), targets)}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         if positions is not None:
