@@ -40,6 +40,7 @@ class Group:
         values: "track/metric" → (users,), averaged over the seeds per user.
         tracks: Track → metric → value, low, high, of the averaged values.
         strength: The sweep of the averaged values; None: there is none.
+        trained_on: Names of the devices; empty where cells do not say.
     """
 
     place: tuple[str, str, str]
@@ -51,6 +52,7 @@ class Group:
     values: Mapping[str, Tensor]
     tracks: Mapping[str, Mapping[str, Any]]
     strength: Mapping[str, Any] | None
+    trained_on: tuple[str, ...] = ()
 
     def get(self, track: str, metric: str) -> Entry | None:
         """One figure, if it is there."""
@@ -95,6 +97,9 @@ def _group(key: tuple[str, str, str, str, str | None], results: Sequence[CellRes
         values=values,
         tracks=summarise(values),
         strength=sweep_interval(values) if sweep else None,
+        trained_on=tuple(
+            sorted({str(result.figures["trained_on"]) for result in results if "trained_on" in result.figures})
+        ),
     )
 
 
@@ -165,7 +170,8 @@ def _interval(found: Entry | None) -> Interval | None:
 
 
 def _core_time(group: Group) -> str:
-    return f"{group.seconds['train_cpu']:.0f} s of processor time" if "train_cpu" in group.seconds else ""
+    time = [f"{group.seconds['train_cpu']:.0f} s of processor time"] if "train_cpu" in group.seconds else []
+    return ", ".join([*time, *(f"on {device}" for device in group.trained_on if device != "cpu")])
 
 
 def _exact(value: float) -> Interval:
@@ -311,13 +317,12 @@ def _costs(groups: Sequence[Group]) -> list[str]:
             f"{group.seconds['train_cpu']:.0f}" if "train_cpu" in group.seconds else "",
             f"{group.seconds['evaluate']:.0f}",
             cell_text(None if group.strength is None else group.strength["spearman"]),
+            ", ".join(group.trained_on) if group.trainable else "",
         ]
         for group in groups
     ]
-    return markdown(
-        ["method", "seeds", "trainable", "training, s", "of it processor time", "measuring, s", "strength: Spearman"],
-        rows,
-    )
+    head = ["method", "seeds", "trainable", "training, s", "of it processor time", "measuring, s", "strength: Spearman"]
+    return markdown([*head, "trained on"], rows)
 
 
 def place_tables(groups: Sequence[Group]) -> list[str]:
@@ -416,6 +421,7 @@ def _document(group: Group) -> dict[str, Any]:
         "seeds": list(group.seeds),
         "trainable": group.trainable,
         "seconds": dict(group.seconds),
+        "trained_on": list(group.trained_on),
         "tracks": group.tracks,
         "strength": group.strength,
     }

@@ -48,6 +48,7 @@ from cramer_peft.recsys.bundle import BACKBONE, load_backbone, save_backbone
 from cramer_peft.recsys.encoders import request_encoder
 from cramer_peft.recsys.split import Split, TemporalSplit
 from cramer_peft.recsys.tracks import hold_out
+from cramer_peft.recsys.versions import training_device
 
 _STAMP = "benchmark.json"
 HELD_OUT = 0.2
@@ -147,6 +148,7 @@ def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellR
     )
     figures = {
         "trainable": 0 if ranker is None else ranker.trainable,
+        "trained_on": training_device(),
         "seconds": {
             "train": trained - start,
             "evaluate": time.perf_counter() - trained,

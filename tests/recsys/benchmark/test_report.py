@@ -51,6 +51,20 @@ def test_seeds_are_averaged_per_user_first() -> None:
     assert group.seconds == {"train": 2.5, "evaluate": 1.0}
 
 
+def test_a_gpu_is_named_beside_the_times_it_made() -> None:
+    cells = [ours(0, [0.2, 0.4, 0.6, NAN]), ours(1, [0.6, 0.4, 0.8, NAN])]
+    for cell, device in zip(cells, ("Fast GPU", "cpu"), strict=True):
+        cell.figures["trained_on"] = device
+        cell.figures["seconds"]["train_cpu"] = 2.0
+    (group,) = group_results(cells)
+    assert group.trained_on == ("Fast GPU", "cpu")
+    document, text = build_report(cells, "command", 60.0)
+    assert document["groups"][0]["trained_on"] == ["Fast GPU", "cpu"]
+    assert next(line for line in text.splitlines() if "| ours | 0 1 |" in line).rstrip().endswith("| Fast GPU, cpu |")
+    (aim,) = [aim for aim in aims([group]) if aim.name == "seconds of training"]
+    assert aim.note == "2 s of processor time, on Fast GPU"
+
+
 def test_a_user_counts_in_the_seeds_that_have_them() -> None:
     runs = [{"a/b": torch.tensor([1.0, NAN])}, {"a/b": torch.tensor([0.0, 0.5]), "c/d": torch.tensor([1.0, 1.0])}]
     found = pooled(runs)

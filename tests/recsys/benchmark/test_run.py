@@ -65,6 +65,7 @@ def test_cells_are_run_once(cells: list[Cell], tmp_path: Path) -> None:
     document = json.loads((tmp_path / CELLS / f"{cells[-1].name}.json").read_text())
     assert document["cell"]["method"] == "ours"
     assert set(document["seconds"]) >= {"train", "evaluate"}
+    assert document["trained_on"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     assert str(cells[0].source.data) not in (tmp_path / CELLS / f"{cells[-1].name}.json").read_text()
 
 
