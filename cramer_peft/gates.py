@@ -144,6 +144,19 @@ def spread(gate: Tensor, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Te
     return gate.reshape(shape).to(x.dtype)
 
 
+def _laid_out_alike(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` (shaped as ``x``) with the strides of ``x``, by which kernels are chosen, and so how they round.
+
+    A product takes the strides of its input only where these leave no gaps. In a compiled graph, and where somebody
+    transforms what is done with ``x``, it is left as it is.
+    """
+    if torch.compiler.is_compiling() or x.is_contiguous() or x.is_nested or not row_weights.is_plain(x):
+        return value
+    if value.shape != x.shape or value.stride() == x.stride() or 0 in x.stride():  # 0: repeated, with room for one
+        return value
+    return torch.empty_strided(x.shape, x.stride(), dtype=value.dtype, device=x.device).copy_(value)
+
+
 @dataclass(frozen=True)
 class RowGates:
     """Gates of one part of a layer, for the rows of one batch.
@@ -235,7 +248,7 @@ class RowColumnGate(LayerGate):
             made = row_pieces.row_column_linear(x, weight, bias, *gates, self.gate_bias, layer.base_forward)
             if made is not None:
                 return made
-        output = layer.base_forward(x * spread(self.column, x, batch_dim, layer.feature_dim))
+        output = layer.base_forward(_laid_out_alike(x * spread(self.column, x, batch_dim, layer.feature_dim), x))
         row = spread(self.row, output, batch_dim, layer.feature_dim)
         # In place where it may be, since a large tensor costs more to get than to fill.
         in_place = is_product(layer) and not torch.is_grad_enabled()
@@ -282,7 +295,8 @@ class LowRankGate(LayerGate):
             change = self._by_folding(layer, x, batch_dim)
         else:
             projected = layer.project(x.unsqueeze(-2) * spread(self.b, x, batch_dim))
-            change = (projected * spread(self.a, frozen, batch_dim)).sum(-2)
+            terms = projected * spread(self.a, frozen, batch_dim)
+            change = terms.sum(-2, dtype=terms.dtype)  # or else autocast on a GPU would make it float32
         output = frozen + change
         if self.active is None:
             return output
@@ -305,7 +319,7 @@ class LowRankGate(LayerGate):
             layer.project(x * spread(self.b[:, k], x, *where)) * spread(self.a[:, k], x, *where)
             for k in range(self.a.shape[1])
         ]
-        return torch.stack(terms).sum(0)
+        return torch.stack(terms).sum(0, dtype=terms[0].dtype)
 
     def _fold_is_smaller(self, x: Tensor) -> bool:
         """Whether each row's change of the weight takes less room than the terms at each position.

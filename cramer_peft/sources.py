@@ -221,9 +221,10 @@ def _source_of_state(masks: HandleEncoders, name: str, state: MaskState, strengt
     scale = state.strength if strength is None else batch_strength(strength, 1.0, rows, shared)
     if _is_zero(strength):
         return None
-    dtype = masks.generator_of(name).head.weight.dtype
+    weight = masks.generator_of(name).head.weight
     tensors = {
-        entry: {part: value.to(dtype) for part, value in parts.items()} for entry, parts in state.tensors.items()
+        entry: {part: value.to(weight.device, weight.dtype) for part, value in parts.items()}
+        for entry, parts in state.tensors.items()
     }
     return _source(masks, name, lambda: tensors, rows, shared, scale, state.active)
 

@@ -200,3 +200,18 @@ def test_a_strength_above_1_opens_signed_gates_and_turns_none_over() -> None:
     made = gate.build(tensors, torch.tensor([0.5, 1.0, 3.0]), None, training=False)["layer"]
     assert torch.allclose(made.row, torch.tensor([[0.55, 1.25], [0.1, 1.5], [0.1, 2.5]]))
     assert torch.allclose(made.column, torch.tensor([[0.5, 1.0, 2.0], [0.0, 1.0, 3.0], [0.0, 1.0, 7.0]]))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
+def test_low_rank_keeps_the_type_where_autocast_sums_in_float32(shape: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast on a GPU does so wherever a sum names no type."""
+    plain = torch.Tensor.sum
+    monkeypatch.setattr(
+        torch.Tensor, "sum", lambda x, *args, **options: plain(x, *args, **{"dtype": torch.float32, **options})
+    )
+    layer = MaskedLinear(nn.Linear(4, 6).bfloat16(), "layer", RequestCarrier())
+    gate = LowRankGate(torch.randn(2, 3, 6), torch.randn(2, 3, 4), torch.tensor([True, False]))
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    output = gate.apply(layer, x, 0)
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output[1], layer.base_forward(x)[1])

@@ -76,7 +76,7 @@ class MaskedRecurrent(PassthroughMaskLayer):
         """
         if "input" in gates:
             input = self._gated(gates["input"], input)
-        output, states = self.base_layer(input, hx)
+        output, states = _run(self.base_layer, input, hx)
         if "output" in gates:
             output = self._gated(gates["output"], output)
         return output, states
@@ -109,6 +109,21 @@ class MaskedRecurrent(PassthroughMaskLayer):
             rows = element_rows(packed)
             gate = gate.map_rows(lambda value: value[rows])
         return gate.multiply(packed.data, 0)
+
+
+def _run(module: nn.Module, input: Tensor | PackedSequence, hx: Any) -> Any:
+    """Run the module; in eval mode on a GPU, too, where cuDNN has gradients for training mode alone."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if module.training or not (torch.is_grad_enabled() and data.requires_grad and _by_cudnn(data)):
+        return module(input, hx)
+    # The same attributes under another object, so that no other thread sees the mode; without dropout it is eval's.
+    training = object.__new__(type(module))
+    object.__setattr__(training, "__dict__", {**vars(module), "training": True, "dropout": 0.0})
+    return training(input, hx)
+
+
+def _by_cudnn(x: Tensor) -> bool:
+    return x.is_cuda and torch.backends.cudnn.enabled
 
 
 def element_rows(packed: PackedSequence) -> Tensor:

@@ -1,7 +1,7 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from cramer_peft import inject_request_masks
 from cramer_peft.carrier import RequestCarrier
 from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.gates import FeatureGate, FeatureSpec
+from cramer_peft.layers import recurrent
 from cramer_peft.layers.recurrent import MaskedRecurrent, element_rows
 from cramer_peft.layers.registry import wrapper_for
 
@@ -357,3 +358,30 @@ def test_gates_on_the_input_alone_can_be_merged_for_good(make_config, gate: str,
     assert type(model.rnn) is nn.GRU
     assert torch.allclose(model(x), expected, atol=1e-5)
     assert not torch.allclose(model(x), frozen, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_in_eval_mode_where_cudnn_has_none(
+    kind: type[nn.RNNBase], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = kind(4, 6, num_layers=2, dropout=0.5, batch_first=True).eval().requires_grad_(False)
+    layer, x = wrapped(base), torch.randn(3, 5, 4)
+    gates = {part: replace(gate, values=gate.values.requires_grad_()) for part, gate in random_gates(base, 3).items()}
+    given = pack_padded_sequence(x, torch.tensor([5, 2, 4]), batch_first=True, enforce_sorted=False) if packed else x
+    modes: list[bool] = []
+    base.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    results = []
+    for by_cudnn in (False, True):
+        monkeypatch.setattr(recurrent, "_by_cudnn", lambda _, answer=by_cudnn: answer)
+        output = layer.masked_forward(gates, given)[0]
+        output = output.data if packed else output
+        results.append((output.detach(), *torch.autograd.grad(output.sum(), [gate.values for gate in gates.values()])))
+    assert modes == [False, True]
+    assert not base.training
+    assert base.dropout == 0.5
+    for eager, cudnn in zip(*results, strict=True):
+        assert torch.allclose(eager, cudnn, atol=1e-6)
+    with torch.no_grad():
+        layer.masked_forward(gates, given)
+    assert modes == [False, True, False]  # nobody wants gradients
