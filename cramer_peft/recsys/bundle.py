@@ -14,6 +14,7 @@ from cramer_peft import RequestMaskModel, load_request_masks
 from cramer_peft.errors import DataError, MissingExtraError
 from cramer_peft.recsys.backbones import BACKBONES, Backbone, StoredBackbone, read_config
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.encoders import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.metrics import top_items
 from cramer_peft.recsys.split import pad_histories, seen_mask
@@ -102,9 +103,9 @@ class RequestRecommender:
         k = min(k, int((~seen).sum()))
         model = self.masks.model
         with torch.no_grad():
-            inputs = pad_histories([items], int(model.max_length))  # type: ignore[arg-type]
-            frozen = top_items(self.masks(inputs, request=None), seen, k)[0]
-            asked = top_items(self.masks(inputs, request=request, request_strength=strength), seen, k)[0]
+            inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
+            frozen = top_items(self.masks(inputs, request=None).cpu(), seen, k)[0]
+            asked = top_items(self.masks(inputs, request=request, request_strength=strength).cpu(), seen, k)[0]
         return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked))
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:

@@ -43,12 +43,12 @@ class EvaluationUsers:
         return cls(catalogue, pad_histories(histories, max_length), seen_mask(histories, len(catalogue)), targets)
 
     def score(self, scorer: Scorer, requests: Sequence[AttributeRequest] | None) -> Tensor:
-        """Scores of all users, each under their own request; (users, items)."""
+        """Scores of all users, each under their own request; (users, items), on the CPU."""
         texts = [None] * len(self.item_ids) if requests is None else [request.text for request in requests]
         with torch.no_grad():
             return torch.cat(
                 [
-                    scorer(self.item_ids[start : start + _BATCH], texts[start : start + _BATCH])
+                    scorer(self.item_ids[start : start + _BATCH], texts[start : start + _BATCH]).cpu()
                     for start in range(0, len(texts), _BATCH)
                 ]
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import item_text
@@ -43,12 +44,12 @@ class TextFusion:
         self.weight = weight
 
     def __call__(self, item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
-        """Scores, (rows, items)."""
+        """Scores, (rows, items), where the backbone is."""
         return self._fused(*self._parts(item_ids, requests), self.weight)
 
     def _parts(self, item_ids: Tensor, requests: Sequence[str | None]) -> tuple[Tensor, Tensor, Tensor]:
         """The frozen scores (rows, items), which rows ask something, and their similarities (asked, items)."""
-        scores: Tensor = self._backbone(item_ids)
+        scores: Tensor = self._backbone(brought_to(self._backbone, item_ids))
         asked = [row for row, request in enumerate(requests) if request is not None and request.strip()]
         index = torch.tensor(asked, dtype=torch.long, device=scores.device)
         if not asked:
@@ -68,6 +69,6 @@ class TextFusion:
                 rows = slice(start, start + _BATCH)
                 parts = self._parts(users.item_ids[rows], [request.text for request in tracks.truthful[rows]])
                 for weight in WEIGHTS:
-                    scores = self._fused(*parts, weight).masked_fill(users.seen[rows], -torch.inf)
+                    scores = self._fused(*parts, weight).cpu().masked_fill(users.seen[rows], -torch.inf)
                     ranks[weight].append(target_ranks(scores, users.targets[rows]))
         self.weight = max(WEIGHTS, key=lambda weight: float(ndcg(torch.cat(ranks[weight])).mean()))

@@ -21,6 +21,7 @@ from cramer_peft.recsys.backbone_training import EXPANDED_POSITIONS, backbone_op
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.bundle import ADAPTER, BACKBONE, CATALOGUE, RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.encoders import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.evaluation import Scorer
 from cramer_peft.recsys.own_data import Columns, OwnData, Protocol, load_own_data
@@ -249,12 +250,18 @@ def _assess(
 ) -> dict[str, TrackResult]:
     templates = TEST_TEMPLATES if stage == "test" else TRAIN_TEMPLATES
     length = int(masks.model.max_length)  # type: ignore[arg-type]
-    return assess(lambda items: masks(items, request=None), _scorer(masks), data, stage, templates, length, seed, users)
+    device = device_of(masks)
+    masks.to(fastest_device())
+    try:
+        frozen: Callable[[Tensor], Tensor] = lambda items: masks(brought_to(masks, items), request=None)  # noqa: E731
+        return assess(frozen, _scorer(masks), data, stage, templates, length, seed, users)
+    finally:
+        masks.to(device)
 
 
 def _scorer(masks: RequestMaskModel) -> Scorer:
     def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
-        scores: Tensor = masks(item_ids, request=list(requests))
+        scores: Tensor = masks(brought_to(masks, item_ids), request=list(requests))
         return scores
 
     return score

@@ -15,6 +15,7 @@ from cramer_peft.encoders import CachedEncoder, RequestEncoder
 from cramer_peft.errors import ConfigError, RequestError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import GeneratorOptions
 
@@ -92,7 +93,7 @@ class BaselineRanker(ABC):
 
     @torch.no_grad()
     def scores(self, histories: Tensor, requests: Sequence[str | None]) -> Tensor:
-        """Scores, (rows, items); rows without a request are the frozen model's.
+        """Scores, (rows, items), where the backbone is; rows without a request are the frozen model's.
 
         Raises:
             ConfigError: Before :meth:`fit`.
@@ -104,6 +105,7 @@ class BaselineRanker(ABC):
             raise RequestError(
                 f"{self.name}: found {len(requests)} requests, expected one for each of {len(histories)} rows."
             )
+        histories = brought_to(self._frozen, histories)
         frozen: Tensor = self._frozen(histories)
         rows = asked_rows(requests)
         if not rows:

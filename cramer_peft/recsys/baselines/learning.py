@@ -107,6 +107,7 @@ class LearnedRanker(BaselineRanker):
 
 class _LearnerTrainer(Trainer):
     def __init__(self, *args: Any, frozen: SASRec, options: GeneratorOptions, **kwargs: Any) -> None:
+        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)  # DataParallel would split what belongs together
         super().__init__(*args, **kwargs)
         self._frozen = frozen.to(self.args.device)
         self._options = options

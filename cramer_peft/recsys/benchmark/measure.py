@@ -384,7 +384,8 @@ def measure_values(
 
 def _scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
     starts = range(0, len(item_ids), BATCH)
-    return torch.cat([scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts])
+    parts = [scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]).cpu() for start in starts]
+    return torch.cat(parts)
 
 
 def _excluded(requests: Sequence[AttributeRequest], catalogue: Catalogue) -> Tensor:

@@ -21,6 +21,7 @@ from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.bootstrap import Interval, statistic_interval
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.encoders import text_encoder
 from cramer_peft.recsys.evaluation import Scorer
 from cramer_peft.recsys.fusion import TextFusion
@@ -142,7 +143,7 @@ def mask_scorer(masks: RequestMaskModel, strength: float = 1.0) -> Scorer:
     """
 
     def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
-        scores: Tensor = masks(item_ids, request=list(requests), request_strength=strength)
+        scores: Tensor = masks(brought_to(masks, item_ids), request=list(requests), request_strength=strength)
         return scores
 
     return score

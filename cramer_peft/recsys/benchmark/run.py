@@ -45,6 +45,7 @@ from cramer_peft.recsys.benchmark.plan import (
 )
 from cramer_peft.recsys.benchmark.study import digest_of_study, estimate_study, measured_study
 from cramer_peft.recsys.bundle import BACKBONE, load_backbone, save_backbone
+from cramer_peft.recsys.devices import brought_to, fastest_device
 from cramer_peft.recsys.encoders import request_encoder
 from cramer_peft.recsys.split import Split, TemporalSplit
 from cramer_peft.recsys.tracks import hold_out
@@ -117,7 +118,7 @@ def run_cell(cell: Cell, output: Path) -> CellResult:
         result = CellResult(cell.identity, digest, "empty", reason)
         result.save(output, cell.name)
         return result
-    backbone = load_backbone(output / BACKBONES / cell.backbone_name / BACKBONE, data.catalogue)
+    backbone = load_backbone(output / BACKBONES / cell.backbone_name / BACKBONE, data.catalogue).to(fastest_device())
     try:
         measured = _measured if cell.study is None else measured_study
         result = measured(cell, data, backbone, digest)
@@ -140,7 +141,7 @@ def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellR
         ranker.know(*(track.requests for name, track in tracks.items() if not name.endswith("shuffled")))
     measured = measure(
         setting,
-        lambda item_ids, _: backbone(item_ids),
+        lambda item_ids, _: backbone(brought_to(backbone, item_ids)),
         None if ranker is None else ranker.scores,
         _strength_of(ranker),
         tracks,
@@ -167,7 +168,7 @@ def _strength_of(ranker: RequestRanker | None) -> StrengthScorer | None:
         return None
 
     def score(item_ids: Tensor, requests: Sequence[str | None], alpha: float) -> Tensor:
-        scores: Tensor = masks(item_ids, request=list(requests), request_strength=alpha)
+        scores: Tensor = masks(brought_to(masks, item_ids), request=list(requests), request_strength=alpha)
         return scores
 
     return score

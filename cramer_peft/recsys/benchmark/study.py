@@ -47,6 +47,7 @@ from cramer_peft.recsys.benchmark.transfer import (
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.datasets import dataset_folder
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.encoders import request_encoder, text_encoder, without_cache
 from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer
 from cramer_peft.recsys.redial import RedialRequest, match_requests, read_redial, read_years
@@ -152,7 +153,7 @@ def _real_language(cell: Cell, data: LoadedData, task: RankerTask, ranker: Reque
         choice = choose_candidate(candidates, parts.validation, cell.settings.k)
         scorers[REQUEST] = candidates[choice.candidate], choice.wording
         chosen = {"candidate": choice.candidate, "wording": choice.wording, "table": choice.table}
-    frozen: Scorer = lambda item_ids, _: task.backbone(item_ids)  # noqa: E731
+    frozen: Scorer = lambda item_ids, _: task.backbone(brought_to(task.backbone, item_ids))  # noqa: E731
     rows = redial_values(scorers, frozen, part, cell.seed, cell.settings.k)
     values = {
         f"{name.replace(f'{REQUEST}, ', '')}/{metric}": value
@@ -266,7 +267,7 @@ def _transfer(cell: Cell, data: LoadedData, task: RankerTask, ranker: RequestRan
     tracks = transfer_tracks(users, data.catalogue, TEST_TEMPLATES, cell.seed)
     values = {}
     for arm, masks in prepared.rankers.items():
-        frozen: Scorer = lambda item_ids, _: backbone(item_ids)  # noqa: E731
+        frozen: Scorer = lambda item_ids, _: backbone(brought_to(backbone, item_ids))  # noqa: E731
         measured = measure(setting, frozen, mask_scorer(masks), tracks=tracks, reads=False)
         values.update({f"{arm}: {key}": value for key, value in measured.values.items()})
     shared, new = shared_attributes(data.catalogue, target.catalogue)

@@ -110,9 +110,9 @@ def align_items(
 
 
 def item_table(backbone: SASRec) -> Tensor:
-    """A copy of the item embeddings, (items, width), without that of the padding."""
+    """A copy of the item embeddings on the CPU, (items, width), without that of the padding."""
     weight: Tensor = backbone.bert.embeddings.word_embeddings.weight
-    items: Tensor = weight[1:].detach().clone()
+    items: Tensor = weight[1:].detach().to("cpu", copy=True)
     return items
 
 

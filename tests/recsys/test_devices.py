@@ -1,0 +1,227 @@
+"""Where models are while they are trained, asked and measured; on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.encoders import HashingEncoder
+from cramer_peft.recsys.backbone_training import train_backbone
+from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.baselines import (
+    LLMESR,
+    ExpertFiLM,
+    FusionRanker,
+    ParsedFilter,
+    QuerySeqRec,
+    RankerTask,
+    RequestLoRA,
+    RequestRanker,
+    ShuffledRequests,
+    StaticMask,
+    our_masks,
+    paper_gate,
+)
+from cramer_peft.recsys.benchmark.cells import Cell, CellSettings, DataSource
+from cramer_peft.recsys.benchmark.measure import Setting, measure
+from cramer_peft.recsys.benchmark.methods import METHODS
+from cramer_peft.recsys.benchmark.run import plan_jobs, run_jobs
+from cramer_peft.recsys.benchmark.transfer import (
+    TransferOptions,
+    adapt_backbone,
+    align_items,
+    mask_scorer,
+    transfer_rankers,
+)
+from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
+from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, evaluate
+from cramer_peft.recsys.own_recommender import TrainOptions, evaluate_recommender, train_recommender
+from cramer_peft.recsys.split import Split
+from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions, train_generator
+from cramer_peft.training import Checkpoints
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+GPU = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), id="cuda"
+)
+FEW = GeneratorOptions(steps=3, batch_size=8)
+EPOCH = BackboneOptions(epochs=1, batch_size=16, max_length=8)
+RANKERS: dict[str, Callable[[], RequestRanker]] = {
+    "parsed filter": ParsedFilter,
+    "text fusion": FusionRanker,
+    "token": lambda: QuerySeqRec("token"),
+    "state, tuned": lambda: QuerySeqRec("state", tuned=True),
+    "llm-esr": LLMESR,
+    "film": ExpertFiLM,
+    "lora": RequestLoRA,
+    "static mask": StaticMask,
+    "paper's gate": paper_gate,
+    "ours": our_masks,
+    "shuffled": lambda: ShuffledRequests(our_masks()),
+}
+
+
+@pytest.fixture(params=["cpu", GPU])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
+    model = make_sasrec()
+    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
+
+
+def test_a_model_is_where_its_parameters_are(device: str) -> None:
+    model = nn.Linear(2, 2).to(device)
+    assert device_of(model).type == device
+    assert brought_to(model, torch.ones(1, 2)).device.type == device
+    assert device_of(nn.Identity()).type == "cpu"
+    assert device_of(lambda item_ids: item_ids).type == "cpu"
+
+
+def test_the_fastest_device_is_the_trainers() -> None:
+    assert (fastest_device().type == "cpu") == (not torch.accelerator.is_available())
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec"])
+def test_backbones_are_trained_and_come_back(name: str, data: tuple[Catalogue, Split], device: str) -> None:
+    backbone = train_backbone(name, *data, EPOCH, progress=False)
+    assert {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
+    torch.manual_seed(0)
+    options = {"request_dim": None, "encoder": "hashing", "encoder_options": {"dim": 32}}
+    masks = inject_request_masks(backbone.to(device), config_for(backbone, RequestMaskConfig(**options)))
+    train_generator(masks, *data, FEW, progress=False)
+    assert {tensor.device.type for tensor in masks.state_dict().values()} == {device}
+    item_ids = torch.tensor([[1, 2, 3], [4, 5, 0]], device=device)
+    with torch.no_grad():
+        frozen, asked = masks(item_ids), masks(item_ids, request=["more horror", None])
+        assert torch.equal(asked[1], frozen[1])
+        assert not torch.equal(asked[0], frozen[0])
+        assert torch.equal(masks.unload()(item_ids), frozen)
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_rankers_work_where_the_backbone_is(
+    name: str, data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], users: EvaluationUsers, device: str
+) -> None:
+    backbone = make_sasrec().to(device)
+    ranker = RANKERS[name]()
+    ranker.fit(RankerTask(backbone, HashingEncoder(32), *data, FEW))
+    assert device_of(backbone).type == device
+    item_ids, texts = users.item_ids[:5], ["I want horror", None, "no drama", " ", "comedy please"]
+    with torch.no_grad():
+        frozen, scores = backbone(item_ids.to(device)), ranker.scores(item_ids, texts)
+    assert scores.device.type == device
+    for row in (1, 3):
+        assert torch.equal(scores[row], frozen[row])
+    assert torch.equal(ranker.scores(item_ids.to(device), texts), scores)
+
+
+def test_measures_are_taken_on_the_cpu(
+    masks: RequestMaskModel, data: tuple[Catalogue, Split], users: EvaluationUsers, tracks: Tracks, device: str
+) -> None:
+    masks.to(device)
+    catalogue, split = data
+    frozen = lambda item_ids, _: masks(brought_to(masks, item_ids), request=None)  # noqa: E731
+    setting = Setting(catalogue, split.history("test"), split.test_target, 8, 0, 5)
+    measured = measure(
+        setting, frozen, mask_scorer(masks), lambda ids, texts, alpha: mask_scorer(masks, alpha)(ids, texts)
+    )
+    assert {value.device.type for value in measured.values.values()} == {"cpu"}
+    (identity,) = [check for check in measured.figures["checks"] if "strength 0" in check["name"]]
+    assert identity["holds"], identity["detail"]
+    scores = users.score(frozen, None)
+    assert scores.device.type == "cpu"
+    assert evaluate(mask_scorer(masks), users, tracks, scores)["overlap_blank"] == 1
+
+
+def test_recommending(masks: RequestMaskModel, catalogue: Catalogue, device: str) -> None:
+    recommender = RequestRecommender(masks, catalogue)
+    expected = recommender.recommend([1, 2, 3], "more horror", k=5)
+    masks.to(device)
+    found = recommender.recommend([1, 2, 3], "more horror", k=5)
+    assert found == expected
+    assert recommender.recommend([1, 2, 3], None, k=5).items == found.frozen_items
+
+
+def test_training_goes_on_with_the_devices_random_state(
+    make_sasrec: Callable[..., SASRec], data: tuple[Catalogue, Split], tmp_path: Path, device: str
+) -> None:
+    """The paper's gate draws noise on the device in each step."""
+    options = replace(GeneratorOptions.paper(steps=6, batch_size=8), sparsity_weight=0.0)
+
+    def trained(checkpoints: Checkpoints | None, stop: int | None = None) -> Tensor:
+        torch.manual_seed(0)
+        config = RequestMaskConfig.paper(encoder="hashing", encoder_options={"dim": 32}, drop_ratio=0.3)
+        masks = inject_request_masks(make_sasrec().to(device), config)
+        if stop is not None:
+            layer = masks.generator.head
+            calls = iter(range(stop))
+
+            def count(*_: Any) -> None:
+                if next(calls, None) is None:
+                    raise InterruptedError
+
+            handle = layer.register_forward_pre_hook(count)
+            with pytest.raises(InterruptedError):
+                train_generator(masks, *data, options, progress=False, checkpoints=checkpoints)
+            handle.remove()
+            return masks.generator.head.weight.detach()
+        train_generator(masks, *data, options, progress=False, checkpoints=checkpoints)
+        assert device_of(masks).type == device
+        return masks.generator.head.weight.detach()
+
+    whole = trained(None)
+    trained(Checkpoints(tmp_path, every=2), stop=4)
+    assert list(tmp_path.glob("checkpoint-*"))
+    resumed = trained(Checkpoints(tmp_path, every=2, resume=True))
+    assert torch.allclose(resumed, whole, atol=1e-6)
+
+
+def test_transfer_of_a_backbone_on_any_device(
+    data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], device: str
+) -> None:
+    source, encoder = make_sasrec(), HashingEncoder(32)
+    config = RequestMaskConfig(encoder="hashing", encoder_options={"dim": 32}, target_modules=["output.dense"])
+    masks = inject_request_masks(make_sasrec().to(device), config)
+    alignment = align_items(source.to(device), *data, data[0], encoder)
+    adapted = adapt_backbone(source, alignment, data[1], EPOCH)
+    rankers = transfer_rankers(masks, adapted, *data, TransferOptions(FEW, 0.5))
+    for ranker in rankers.values():
+        assert mask_scorer(ranker)(torch.tensor([[1, 2]]), ["more horror"]).isfinite().all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_benchmark(folder: Path, tmp_path: Path, workers: int) -> None:
+    settings = CellSettings(generator=GeneratorOptions(steps=2, batch_size=4), backbone=EPOCH, encoder="hashing")
+    names = (
+        [name for name in METHODS if name not in ("reranker", "oracle filter")] if workers == 1 else ["frozen", "ours"]
+    )
+    cells = [Cell(DataSource(str(folder)), "leave-one-out", "sasrec", name, 0, None, settings) for name in names]
+    kinds = ("gru4rec", "bert4rec") if workers == 1 else ()
+    cells += [Cell(DataSource(str(folder)), "leave-one-out", kind, "ours", 0, None, settings) for kind in kinds]
+    outcomes = list(run_jobs(plan_jobs(cells, tmp_path), tmp_path, workers=workers))
+    assert [(outcome.job.label, outcome.reason) for outcome in outcomes if outcome.status != "done"] == []
+    assert len(outcomes) == len(cells) + 1 + len(kinds)
+
+
+def test_training_and_evaluating_a_recommender(folder: Path, tmp_path: Path) -> None:
+    encoder = {"encoder": "hashing", "encoder_options": {"dim": 32}}
+    options = TrainOptions(str(folder), tmp_path, config=encoder, epochs=1, generator=FEW, progress=False)
+    trained = train_recommender(options, say=lambda line: None)
+    assert device_of(trained.recommender.masks).type == "cpu"
+    assert trained.tracks["truthful"].users > 0
+    evaluated = evaluate_recommender(tmp_path, str(folder), "test", say=lambda line: None)
+    assert evaluated["empty"].users > 0
