@@ -48,21 +48,25 @@ class Checkpoints:
         """The same for one of several trainings, in a folder of that name."""
         return Checkpoints(self.folder / name, self.every, self.resume)
 
+    def last_step(self) -> int | None:
+        """The step of the last checkpoint; None: there is none."""
+        return max((int(match[1]) for _, match in _named(self.folder)), default=None)
+
     def last(self) -> Path | None:
         """The last checkpoint, to go on from; None: start.
 
         Raises:
             ConfigError: If there is one and ``resume`` is False.
         """
-        found = {int(match[1]): path for path, match in _named(self.folder)}
-        if not found:
+        step = self.last_step()
+        if step is None:
             return None
         if not self.resume:
             raise ConfigError(
-                f"{self.folder} holds checkpoints of an earlier training, the last of step {max(found)}. Go on from "
+                f"{self.folder} holds checkpoints of an earlier training, the last of step {step}. Go on from "
                 "there by resume=True (--resume), or give another folder."
             )
-        return found[max(found)]
+        return self.of_step(step)
 
     def of_step(self, step: int) -> Path:
         """Where the checkpoint of a step is."""

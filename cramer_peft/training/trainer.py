@@ -65,10 +65,11 @@ class ResumableTrainer(Trainer):
         """Train, or go on from the last checkpoint; a training that had ended gives its weights at once.
 
         Raises:
-            ConfigError: If there are checkpoints but they are not to be resumed, or of other settings.
+            ConfigError: If there are checkpoints but they are not to be resumed, of other settings, or not the same
+                ones for all processes.
             AdapterFileError: If a checkpoint is unreadable or of another model.
         """
-        last = None if self._checkpoints is None else self._checkpoints.last()
+        last = None if self._checkpoints is None else self._last_of_all(self._checkpoints)
         if last is None:
             self.train()
             return
@@ -80,6 +81,17 @@ class ResumableTrainer(Trainer):
         assert self._checkpoints is not None
         best = progress["best_step"] if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(last if best is None else self._checkpoints.of_step(best)))
+
+    def _last_of_all(self, kept: Checkpoints) -> Path | None:
+        # before anything is raised on one process alone, which the others would wait for
+        steps = gather_object([kept.last_step()])
+        for index, step in enumerate(steps):
+            if step != steps[0]:
+                raise ConfigError(
+                    f"{kept.folder}: the last checkpoint is of step {steps[0]} for process 0, but of step {step} for "
+                    f"process {index}. Give a folder on a file system that all machines see, or copy it to each."
+                )
+        return kept.last()
 
     def _check_settings(self, path: Path, stored: dict[str, Any]) -> None:
         names = sorted(self._settings.keys() | stored.keys())

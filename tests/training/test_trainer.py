@@ -163,6 +163,19 @@ def test_checkpoints_of_another_training_are_refused(tmp_path: Path) -> None:
         backbone(Checkpoints(tmp_path / "b", resume=True), replace(BACKBONE, epochs=1))
 
 
+def test_processes_that_see_other_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a second machine whose folder of that name is another one: it would start anew beside one that goes on."""
+    from cramer_peft.training import trainer
+
+    generator(Checkpoints(tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(trainer, "gather_object", lambda own: [*own, None])
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match="of step 7 for process 0, but of step None for process 1"):
+            generator(Checkpoints(tmp_path, resume=resume))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_weights_of_another_model_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1).requires_grad_(False))
     assert list(trained_tensors(model)) == [
