@@ -133,9 +133,14 @@ def last_positions(item_ids: Tensor) -> Tensor:
         DataError: If a row holds no item.
     """
     last = (item_ids != PADDING).sum(1) - 1
-    if not torch.compiler.is_compiling() and bool((last < 0).any()):
+    if _may_look(last) and bool((last < 0).any()):
         raise DataError(f"row {int((last < 0).nonzero()[0])} is an empty history: expected at least one item.")
     return last
+
+
+def _may_look(values: Tensor) -> bool:
+    """Whether the CPU may look at values here: not in a compiled graph, nor while a CUDA graph is captured."""
+    return not torch.compiler.is_compiling() and not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def prefixes(item_ids: Tensor, positions: Tensor) -> Tensor:

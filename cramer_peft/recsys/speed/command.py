@@ -55,6 +55,10 @@ def speed(
     clock: Annotated[
         str, typer.Option(help="wall, or cpu: time on the processor, which other processes disturb less.")
     ] = "wall",
+    device: Annotated[
+        str, typer.Option(help="Where the models run: cpu or cuda. On cuda there are rows for CUDA graphs, too.")
+    ] = "cpu",
+    graphs: Annotated[bool, typer.Option(help="Whether to time CUDA graphs, too, on cuda.")] = True,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch. Without it, torch's own number.")
     ] = None,
@@ -69,7 +73,9 @@ def speed(
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    options = SpeedOptions(rounds=rounds, compiled=compiled, peft=peft, memory=memory, clock=clock)
+    options = SpeedOptions(
+        rounds=rounds, compiled=compiled, peft=peft, memory=memory, clock=clock, device=device, graphs=graphs
+    )
     lists: dict[str, Any] = {"models": model, "batches": batch, "gates": gate, "rows": row}
     lists |= {"adapters": adapters, "different": different}
     chosen: dict[str, Any] = {name: tuple(given) for name, given in lists.items() if given}
@@ -83,13 +89,17 @@ def speed(
 
 
 def _show(console: Console, report: dict[str, Any]) -> None:
-    from cramer_peft.recsys.speed.report import table
+    from cramer_peft.recsys.speed.report import check_line, table
 
     for result in report["results"]:
         console.print(table(result))
         for form, parts in result["split"].items():
             shown = ", ".join(f"{name} {value:.2f} ms" for name, value in parts.items())
             console.print(f"{form}: {shown}", highlight=False)
+        for check in result["checks"]:
+            console.print(check_line(check), highlight=False)
+        for note in result["notes"]:
+            console.print(f"{note['row']} is left out: {note['reason']}", highlight=False, markup=False)
     if "startup" in report:
         found = report["startup"]
         console.print(

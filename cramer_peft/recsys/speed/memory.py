@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +15,17 @@ from torch.profiler import ProfilerActivity, profile
 from cramer_peft.recsys.speed.timing import Row
 
 
-def peak_bytes(row: Row) -> int:
+def peak_bytes(row: Row, device: str = "cpu") -> int:
     """The most that one call holds at once of what torch allocates during it, in bytes.
+
+    On a CUDA device it is what torch's allocator there counts.
 
     torch's profiler notes every allocation and release on the CPU, so that the number does not depend on the machine
     or on what ran before. Memory that is not torch's (Python's, scratch space of the matrix library) is not in it.
     """
     argument = row.prepare()
+    if device != "cpu":
+        return _peak_on_cuda(row, argument)
     with torch.no_grad(), row.around():
         row.run(argument)
         with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -32,6 +38,18 @@ def peak_bytes(row: Row) -> int:
         held += change
         peak = max(peak, held)
     return peak
+
+
+def _peak_on_cuda(row: Row, argument: Any) -> int:
+    with torch.no_grad(), row.around():
+        row.run(argument)
+        gc.collect()  # what is freed by chance in the call would hide some of it
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        row.run(argument)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - held
 
 
 @contextmanager

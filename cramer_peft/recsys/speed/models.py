@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from cramer_peft._extras import require
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.speed.device import moved
 
 BERT_TARGETS = r".*\.(output|intermediate)\.dense"  # W_O and both matrices of the feed-forward block
 
@@ -36,6 +37,16 @@ class SpeedModel:
     targets: str
     inward: str
     length: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def to(self, device: str | torch.device) -> SpeedModel:
+        """The same with its module moved, and inputs made on the CPU, so that they are the same, and then moved."""
+        make = self.make_inputs
+        return replace(self, module=self.module.to(device), make_inputs=lambda rows: moved(make(rows), device))
 
 
 class BERT4Rec(nn.Module):

@@ -32,7 +32,7 @@ def row_figures(timing: Timing) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> Any:
     """A ``rich`` table of one model at one batch size."""
     table_module, box = require("rich.table", extra="demo"), require("rich.box", extra="demo")
-    title = f"{result['model']}, batch {result['batch']} of length {result['length']}"
+    title = f"{result['model']}, batch {result['batch']} of length {result['length']}, {result['device']}"
     shown = table_module.Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     shown.add_column("row", no_wrap=True)
     for name in ("ms", "ratio", "quartiles", "peak", "memory"):
@@ -40,7 +40,7 @@ def table(result: dict[str, Any]) -> Any:
     for row in result["rows"]:
         shown.add_row(
             row["row"],
-            f"{row['milliseconds']:.2f}",
+            f"{row['milliseconds']:.3f}",
             f"{row['ratio']:.3f}",
             f"{row['low']:.3f}–{row['high']:.3f}",
             *_memory(row),
@@ -53,8 +53,16 @@ def markdown(result: dict[str, Any]) -> str:
     lines = ["| row | ms | ratio (quartiles) | peak | memory |", "| --- | --: | --: | --: | --: |"]
     for row in result["rows"]:
         ratio = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
-        lines.append(f"| {row['row']} | {row['milliseconds']:.2f} | {ratio} | {' | '.join(_memory(row))} |")
+        lines.append(f"| {row['row']} | {row['milliseconds']:.3f} | {ratio} | {' | '.join(_memory(row))} |")
     return "\n".join(lines) + "\n"
+
+
+def check_line(check: dict[str, Any]) -> str:
+    """What a check of a row's scores found, as a sentence."""
+    if check["equal"]:
+        return f"{check['row']}: the scores of the {check['against']} call, bit for bit"
+    apart, largest = check["max_abs_difference"], check["max_abs_score"]
+    return f"{check['row']}: at most {apart:.2g} from the scores of the {check['against']} call, up to {largest:.2g}"
 
 
 def _memory(row: dict[str, Any]) -> list[str]:

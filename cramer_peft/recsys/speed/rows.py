@@ -58,10 +58,12 @@ class Subject:
     Attributes:
         row: What is timed.
         modules: All that it needs, the frozen model included.
+        peak_bytes: Peak memory where it is known already, since a call allocates nothing; None: to be measured.
     """
 
     row: Row
     modules: tuple[nn.Module, ...]
+    peak_bytes: int | None = None
 
 
 def with_shared_weights(model: nn.Module) -> nn.Module:
@@ -94,6 +96,11 @@ class Texts:
         return texts
 
 
+def encoded(model: SpeedModel, encoder: RequestEncoder, texts: list[str]) -> Tensor:
+    """Vectors of some texts, (texts, dim), where the model is."""
+    return encoder.encode(texts).to(model.device)
+
+
 def frozen_rows(model: SpeedModel, batch: int) -> list[Subject]:
     """The frozen model, and once more by itself: what the noise makes of two equal things."""
     inputs = model.make_inputs(batch)
@@ -104,7 +111,7 @@ def frozen_rows(model: SpeedModel, batch: int) -> list[Subject]:
     return [Subject(Row(name, run), (model.module,)) for name in ("frozen", "frozen again")]
 
 
-def transformer_encoder_rows(batch: int, length: int = 16) -> list[Subject]:
+def transformer_encoder_rows(batch: int, length: int = 16, device: str | torch.device = "cpu") -> list[Subject]:
     """The forward of an encoder as large as MiniLM (L6, 384 wide; random weights) on texts of ``length`` tokens.
 
     Its tokenizer is not in it, nor anything of the recommender: what a text costs that is not cached yet.
@@ -112,8 +119,10 @@ def transformer_encoder_rows(batch: int, length: int = 16) -> list[Subject]:
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = BertModel(config, add_pooling_layer=False).eval()
-    ids = torch.randint(0, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(batch))
+        encoder = BertModel(config, add_pooling_layer=False).eval().to(device)
+    ids = torch.randint(0, config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(batch)).to(
+        device
+    )
     return [Subject(Row("encoder like MiniLM, alone", lambda _: encoder(ids)), (encoder,))]
 
 
@@ -125,10 +134,10 @@ def flatness_rows(
     Numbers larger than the batch are left out.
     """
     masks, inputs = adapted(model, form, encoder), model.make_inputs(batch)
-    vectors = encoder.encode(Texts().new(batch))
+    vectors = encoded(model, encoder, Texts().new(batch))
     found = []
     for count in [1, *(count for count in sorted(set(counts) - {1}) if count <= batch)]:
-        given = vectors[torch.arange(batch) % count]
+        given = vectors[torch.arange(batch, device=vectors.device) % count]
         found.append((f"{form}: {count} different", _block(masks, given, inputs)))
     return [
         Subject(Row(name, lambda _: masks(**inputs), found[0][0], around=around), (masks,)) for name, around in found
@@ -139,7 +148,7 @@ def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder)
     """The ways to give a request to an adapter of one form."""
     masks = adapted(model, form, encoder)
     inputs, texts = model.make_inputs(batch), Texts()
-    vectors, cached = encoder.encode(texts.new(batch)), texts.new(batch)
+    vectors, cached = encoded(model, encoder, texts.new(batch)), texts.new(batch)
     with torch.no_grad():
         state = masks.mask_state(vectors)
         masks(**inputs, request=cached)
@@ -193,7 +202,7 @@ def _block(masks: RequestMaskModel, request: Any, inputs: dict[str, Any]) -> Cal
 def compiled_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:
     """The frozen model and ours, compiled; ours is compared to the compiled frozen model."""
     inputs = model.make_inputs(batch)
-    vectors = encoder.encode(Texts().new(batch))
+    vectors = encoded(model, encoder, Texts().new(batch))
     plain, masks = with_shared_weights(model.module), adapted(model, form, encoder)
     base, ours = torch.compile(plain, fullgraph=True), torch.compile(masks, fullgraph=True)
     with torch.no_grad():
@@ -244,7 +253,7 @@ def _call(model: PeftModel, inputs: dict[str, Any], names: list[str] | None = No
 def split(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Row]:
     """The parts that come before the model runs, by themselves: encoding texts, and generating gates."""
     masks, texts = adapted(model, form, encoder), Texts()
-    vectors = encoder.encode(texts.new(batch))
+    vectors = encoded(model, encoder, texts.new(batch))
     return [
         Row("encoding", encoder.encode, "encoding", prepare=lambda: texts.new(batch)),
         Row("generating gates", lambda _: masks.gates(vectors), "generating gates"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import transformers
 
 from cramer_peft.errors import DataError, MissingExtraError
 from cramer_peft.io import write_json
+from cramer_peft.recsys.speed.device import check_device, device_name
+from cramer_peft.recsys.speed.graphs import graph_rows
 from cramer_peft.recsys.speed.memory import peak_bytes, weight_bytes
 from cramer_peft.recsys.speed.models import SpeedModel, make_model, model_names
+from cramer_peft.recsys.speed.notes import Notes
 from cramer_peft.recsys.speed.report import row_figures
 from cramer_peft.recsys.speed.rows import (
     Form,
@@ -29,7 +33,7 @@ from cramer_peft.recsys.speed.rows import (
     split,
     transformer_encoder_rows,
 )
-from cramer_peft.recsys.speed.timing import CLOCKS, measure
+from cramer_peft.recsys.speed.timing import CLOCKS, Row, measure
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class SpeedOptions:
         peft: Whether to time PEFT's adapters.
         memory: Whether to measure peak memory.
         clock: ``"wall"`` or ``"cpu"``; see :func:`~cramer_peft.recsys.speed.timing.measure`.
+        device: ``"cpu"`` or ``"cuda"``: where the models run.
+        graphs: Whether to time CUDA graphs, where the device is ``"cuda"``.
         rows: Only rows whose name holds one of these texts; empty: all. The frozen model is always there.
     """
 
@@ -61,6 +67,8 @@ class SpeedOptions:
     memory: bool = True
     rows: tuple[str, ...] = ()
     clock: str = "wall"
+    device: str = "cpu"
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -78,6 +86,7 @@ class SpeedOptions:
             raise DataError(f"rounds: found {self.rounds}, expected at least 1.")
         if self.clock not in CLOCKS:
             raise DataError(f"clock: found {self.clock!r}, expected one of {list(CLOCKS)}.")
+        check_device(self.device, self.clock)
         for gate in self.gates:
             Form.parse(gate)
 
@@ -96,14 +105,14 @@ def run_speed(
         ``{"environment", "options", "results", "left_out"}``; see :func:`measure_model` for one result.
     """
     report: dict[str, Any] = {
-        "environment": environment(),
+        "environment": environment(options.device),
         "options": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(options).items()},
         "results": [],
         "left_out": [],
     }
     for name in options.models:
         try:
-            model = make_model(name)
+            model = make_model(name).to(options.device)
         except MissingExtraError as error:
             report["left_out"].append({"model": name, "reason": str(error)})
             say(f"{name} is left out: {error}")
@@ -116,9 +125,13 @@ def run_speed(
     return report
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on beside the code."""
     return {
+        "device": device_name(device),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "encoder": default_encoder().name,
         "machine": platform.machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -132,36 +145,69 @@ def measure_model(model: SpeedModel, batch: int, options: SpeedOptions) -> dict[
     """Time one model at one batch size.
 
     Returns:
-        ``model``, ``batch``, ``length``; ``rows``: for each its name, what it is compared to (``against``),
+        ``model``, ``device``, ``batch``, ``length``; ``rows``: for each its name, what it is compared to (``against``),
         ``milliseconds`` (median), ``ratio`` (median over rounds) and its quartiles ``low`` and ``high``; with memory,
         ``peak_bytes`` of a call, ``weight_bytes``, ``peak_ratio``, and ``memory_ratio`` of both together; ``split``:
-        per form of mask the milliseconds of encoding, generating gates, gating and scoring.
+        per form of mask the milliseconds of encoding, generating gates, gating and scoring; ``checks``: for each CUDA
+        graph whether its scores are those of the eager call; ``notes``: rows that are left out, and why.
     """
-    subjects = _subjects(model, batch, options)
-    timings = measure([subject.row for subject in subjects], options.rounds, clock=options.clock)
+    notes, checks = Notes(), list[dict[str, Any]]()
+    subjects = _subjects(model, batch, options, notes, checks)
+    timings = measure([s.row for s in subjects], options.rounds, clock=options.clock, device=options.device)
     rows = [row_figures(timing) for timing in timings]
     if options.memory:
-        _add_memory(rows, subjects)
+        with notes.instead_of("memory"):
+            _add_memory(rows, subjects, options.device)
+    split: dict[str, Any] = {}
+    if not options.rows:
+        with notes.instead_of("split"):
+            split = _split(model, batch, options, rows)
     return {
         "model": model.name,
+        "device": device_name(options.device),
         "batch": batch,
         "length": model.length,
         "rows": rows,
-        "split": {} if options.rows else _split(model, batch, options, rows),
+        "split": split,
+        "checks": checks,
+        "notes": notes.found,
     }
 
 
-def _subjects(model: SpeedModel, batch: int, options: SpeedOptions) -> list[Subject]:
+def _subjects(
+    model: SpeedModel, batch: int, options: SpeedOptions, notes: Notes, checks: list[dict[str, Any]]
+) -> list[Subject]:
+    found = _that_run(_chosen(_eager_and_compiled(model, batch, options, notes), options), notes)
+    if options.device != "cuda" or not options.graphs:
+        return found
+    if options.rows and not any("CUDA graph" in text for text in options.rows):
+        return found
+    # Last, since a capture that fails may leave more behind than it should.
+    with notes.instead_of("CUDA graph"):
+        forms = tuple(Form.parse(gate) for gate in options.gates)
+        found += _that_run(graph_rows(model, batch, forms, default_encoder(), notes, checks), notes, found)
+    return found
+
+
+def _eager_and_compiled(model: SpeedModel, batch: int, options: SpeedOptions, notes: Notes) -> list[Subject]:
     encoder = default_encoder()
-    subjects = frozen_rows(model, batch) + transformer_encoder_rows(batch)
-    for gate in options.gates:
-        subjects += our_rows(model, batch, Form.parse(gate), encoder)
-        subjects += flatness_rows(model, batch, Form.parse(gate), encoder, options.different)
-    if options.compiled:
-        for gate in options.gates:
-            subjects += compiled_rows(model, batch, Form.parse(gate), encoder)
+    subjects = frozen_rows(model, batch)
+    with notes.instead_of("encoder like MiniLM, alone"):
+        subjects += transformer_encoder_rows(batch, device=model.device)
+    for form in map(Form.parse, options.gates):
+        with notes.instead_of(f"{form}"):
+            subjects += our_rows(model, batch, form, encoder)
+            subjects += flatness_rows(model, batch, form, encoder, options.different)
+        if options.compiled:
+            with notes.instead_of(f"{form}: compiled"):
+                subjects += compiled_rows(model, batch, form, encoder)
     if options.peft:
-        subjects += peft_rows(model, batch, options.adapters)
+        with notes.instead_of("PEFT"):
+            subjects += peft_rows(model, batch, options.adapters)
+    return subjects
+
+
+def _chosen(subjects: list[Subject], options: SpeedOptions) -> list[Subject]:
     if not options.rows:
         return subjects
     chosen = {s.row.name: s for s in subjects if any(text in s.row.name for text in options.rows)}
@@ -169,13 +215,37 @@ def _subjects(model: SpeedModel, batch: int, options: SpeedOptions) -> list[Subj
     return [subject for subject in subjects if subject.row.name in needed]
 
 
-def _add_memory(rows: list[dict[str, Any]], subjects: list[Subject]) -> None:
-    held = {s.row.name: (peak_bytes(s.row), weight_bytes(s.modules)) for s in subjects}
+def _that_run(subjects: list[Subject], notes: Notes, others: Sequence[Subject] = ()) -> list[Subject]:
+    """Those that run, tried out once; the others are noted. The frozen model has to run: its error is raised."""
+    ran: list[Subject] = []
+    for subject in subjects:
+        with nullcontext() if subject.row.name == "frozen" else notes.instead_of(subject.row.name):
+            _once(subject.row)
+            ran.append(subject)
+    names = {subject.row.name for subject in (*ran, *others)}
+    for subject in ran:
+        if subject.row.against not in names:
+            notes.add(subject.row.name, f"{subject.row.against!r}, which it is compared to, could not be run")
+    return [subject for subject in ran if subject.row.against in names]
+
+
+def _once(row: Row) -> None:
+    argument = row.prepare()
+    with torch.no_grad(), row.around():
+        row.run(argument)
+
+
+def _add_memory(rows: list[dict[str, Any]], subjects: list[Subject], device: str) -> None:
+    held = {}
+    for subject in subjects:
+        peak = peak_bytes(subject.row, device) if subject.peak_bytes is None else subject.peak_bytes
+        held[subject.row.name] = peak, weight_bytes(subject.modules)
     for row in rows:
-        peak, weights = held[row["row"]]
+        (peak, weights), (other, other_weights) = held[row["row"]], held[row["against"]]
         row["peak_bytes"], row["weight_bytes"] = peak, weights
-        row["peak_ratio"] = peak / held[row["against"]][0]
-        row["memory_ratio"] = (peak + weights) / sum(held[row["against"]])
+        if other > 0:
+            row["peak_ratio"] = peak / other
+        row["memory_ratio"] = (peak + weights) / (other + other_weights)
 
 
 def _split(model: SpeedModel, batch: int, options: SpeedOptions, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -183,9 +253,12 @@ def _split(model: SpeedModel, batch: int, options: SpeedOptions, rows: list[dict
     found = {}
     for gate in options.gates:
         form = Form.parse(gate)
-        parts = measure(split(model, batch, form, default_encoder()), options.rounds, clock=options.clock)
+        ready = next((row for row in rows if row["row"] == f"{form}: gates ready"), None)
+        if ready is None:
+            continue
+        subjects = split(model, batch, form, default_encoder())
+        parts = measure(subjects, options.rounds, clock=options.clock, device=options.device)
         scoring = milliseconds["frozen"]
-        ready = next(row for row in rows if row["row"] == f"{form}: gates ready")
         found[str(form)] = {
             **{part.row: row_figures(part)["milliseconds"] for part in parts},
             "gating": scoring * (ready["ratio"] - 1),

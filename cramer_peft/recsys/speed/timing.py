@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from cramer_peft.recsys.speed.device import synchronise
+
 SHORTEST = 0.01  # seconds; shorter calls are repeated until they take as long
 
 
@@ -58,8 +60,26 @@ class Timing:
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
+def clock_of(clock: str, device: str = "cpu") -> Callable[[], float]:
+    """A clock, in seconds; on a CUDA device it waits before each reading until all work there is done."""
+    now = CLOCKS[clock]
+    if device == "cpu":
+        return now
+
+    def after_all_work() -> float:
+        synchronise(device)
+        return now()
+
+    return after_all_work
+
+
 def measure(
-    rows: Sequence[Row], rounds: int = 15, warm_up: int = 3, seed: int = 0, clock: str = "wall"
+    rows: Sequence[Row],
+    rounds: int = 15,
+    warm_up: int = 3,
+    seed: int = 0,
+    clock: str = "wall",
+    device: str = "cpu",
 ) -> list[Timing]:
     """Time each row in pairs with the row it is compared to, all rows in every round, in random order.
 
@@ -70,11 +90,13 @@ def measure(
         seed: Seed of the order.
         clock: ``"wall"``, or ``"cpu"``: the time of all threads of this process on the processor, which other
             processes disturb less; with several threads it says nothing of how long a call takes.
+        device: ``"cpu"`` or ``"cuda"``: where the rows run. On CUDA the calls of one turn are queued, and the clock is
+            read when the device has done them all.
 
     Returns:
         One timing for each row, in the order given. A row that is compared to itself shows the noise.
     """
-    now = CLOCKS[clock]
+    now = clock_of(clock, device)
     by_name = {row.name: row for row in rows}
     timings = [Timing(row.name, row.against) for row in rows]
     order = random.Random(seed)
@@ -82,6 +104,8 @@ def measure(
         repeats = {row.name: _repeats(row, warm_up, now) for row in rows}
         was_on = gc.isenabled()
         gc.disable()
+        gc.collect()
+        gc.freeze()  # so that the collection after each round looks at what is new alone
         try:
             for _ in range(rounds):
                 for timing in order.sample(timings, len(timings)):
@@ -95,6 +119,7 @@ def measure(
                     timing.ratios.append(first / second)
                 gc.collect()
         finally:
+            gc.unfreeze()
             if was_on:
                 gc.enable()
     return timings

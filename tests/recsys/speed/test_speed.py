@@ -166,6 +166,8 @@ def test_a_run_writes_everything_as_json(tmp_path: Path, monkeypatch) -> None:
         assert row["peak_bytes"] > 0
         assert row["memory_ratio"] >= 0.9
     assert "PEFT LoRA adapter_names, 2" in markdown(result)
+    assert result["device"] == report["environment"]["device"] != ""
+    assert result["notes"] == result["checks"] == []
 
 
 def test_rows_can_be_chosen(monkeypatch) -> None:
@@ -202,6 +204,7 @@ def test_a_wrong_gate_is_refused(gate: str) -> None:
         {"different": (0,)},
         {"rounds": 0},
         {"clock": "sun"},
+        {"device": "tpu"},
     ],
 )
 def test_wrong_options_are_refused(wrong: dict) -> None:
@@ -213,6 +216,34 @@ def test_the_decoder_has_the_size_that_it_should_have() -> None:
     with torch.device("meta"):
         size = sum(p.numel() for p in models._decoder("decoder", 1, 640, 8).module.parameters())
     assert 50e6 < size < 100e6
+
+
+def test_a_row_that_cannot_be_run_is_noted_and_the_others_stay(monkeypatch) -> None:
+    def broken(*_) -> list:
+        raise RuntimeError("no compiler\nhere")
+
+    def ours(*_) -> list[rows.Subject]:
+        fails = Row("fails", lambda _: 1 / 0)
+        return [rows.Subject(row, ()) for row in (fails, Row("of it", lambda _: 0, "fails"), Row("runs", lambda _: 0))]
+
+    monkeypatch.setattr(run, "make_model", small)
+    monkeypatch.setattr(run, "compiled_rows", broken)
+    monkeypatch.setattr(run, "our_rows", ours)
+    options = SpeedOptions(("sasrec-64",), (2,), ("scale",), different=(2,), rounds=1, peft=False, memory=False)
+    (result,) = run_speed(options)["results"]
+    assert {"frozen", "runs", "scale: 2 different"} < {row["row"] for row in result["rows"]}
+    assert {note["row"]: note["reason"] for note in result["notes"]} == {
+        "scale: compiled": "RuntimeError: no compiler here",
+        "fails": "ZeroDivisionError: division by zero",
+        "of it": "'fails', which it is compared to, could not be run",
+    }
+
+
+def test_a_frozen_model_that_cannot_be_run_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(run, "make_model", small)
+    monkeypatch.setattr(run, "frozen_rows", lambda *_: [rows.Subject(Row("frozen", lambda _: 1 / 0), ())])
+    with pytest.raises(ZeroDivisionError):
+        run_speed(SpeedOptions(("sasrec-64",), (2,), ("scale",), rounds=1, compiled=False, peft=False))
 
 
 def test_startup_is_measured() -> None:
