@@ -14,6 +14,7 @@ LINES = {
     "decoder_generate.py": "a row without a request generates what the frozen model does: True",
     "merge_table.py": "request masks change the weights and give them back, bit for bit: True",
     "training_memory.py": "a step on a sample keeps the same for every size: True",
+    "training_profile.py": "every part was timed: True",
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # one titled "fragment" does not match
 RUN_PAGES = """

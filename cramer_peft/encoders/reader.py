@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 LONGEST = 256  # words; what follows is not read
 _CACHED_WORDS = 50_000
+_CACHED_WORDING_WORDS = 250_000  # the recommenders' training wordings have 190,000, with names of one and two words
 _BATCH = 256
+
+Wording = tuple[str | None, ...]  # the words of a text, None for each that is part of a known name
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,27 @@ class Reading:
 
     def phrases(self) -> list[tuple[str, bool]]:
         """Runs of words that are more likely asked for (True) or against (False) than neither."""
-        neither = 1 - self.wanted - self.unwanted
-        marks = torch.stack([neither, self.wanted, self.unwanted], -1).argmax(-1).tolist()
-        found: list[tuple[str, bool]] = []
-        previous = 0
-        for word, mark in zip(self.words, marks, strict=True):
-            if mark and mark == previous:
-                found[-1] = (f"{found[-1][0]} {word}", mark == 1)
-            elif mark:
-                found.append((word, mark == 1))
-            previous = mark
-        return found
+        return runs(self.words, self.wanted.tolist(), self.unwanted.tolist())
+
+
+def runs(words: Sequence[str], wanted: Sequence[float], unwanted: Sequence[float]) -> list[tuple[str, bool]]:
+    """Runs of words that are more likely asked for (True) or against (False) than neither.
+
+    Args:
+        words: Of a text.
+        wanted: Probability that each is part of what is asked for.
+        unwanted: Probability that each is part of what is asked against.
+    """
+    found: list[tuple[str, bool]] = []
+    previous = 0
+    for word, by, against in zip(words, wanted, unwanted, strict=True):
+        mark = 0 if 1 - by - against >= max(by, against) else 1 if by >= against else 2
+        if mark and mark == previous:
+            found[-1] = (f"{found[-1][0]} {word}", mark == 1)
+        elif mark:
+            found.append((word, mark == 1))
+        previous = mark
+    return found
 
 
 class ReaderNetwork(nn.Module):
@@ -145,6 +159,9 @@ class RequestReader:
     "no horror" and "more horror" are far apart, and zeros where nothing is asked. Its network was taught on marked
     sentences (``python -m cramer_peft.recsys.teaching``) and is frozen.
 
+    The network does not see which name it is that a known name stands for, so it reads each wording, a text with the
+    names left blank, once; those used last, of 250,000 words together, are remembered.
+
     Raises:
         MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``).
     """
@@ -157,6 +174,9 @@ class RequestReader:
         self.network = ReaderEnsemble(self.vectors.dim)
         self.network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
         self.network.eval().requires_grad_(False)
+        self._known: OrderedDict[Wording, Tensor] = OrderedDict()
+        self._known_words = 0
+        self._lock = threading.Lock()
 
     @torch.no_grad()
     def read(self, texts: Sequence[str], names: Spans | None = None) -> list[Reading]:
@@ -168,21 +188,41 @@ class RequestReader:
                 reads more surely where it need not find them itself. None: nothing is known.
         """
         split = [tuple(WORD.findall(text.lower())[:LONGEST]) for text in texts]
-        found = [Reading((), torch.empty(0), torch.empty(0))] * len(split)
-        filled = [place for place, words in enumerate(split) if words]
-        for start in range(0, len(filled), _BATCH):
-            places = filled[start : start + _BATCH]
-            padded = nn.utils.rnn.pad_sequence([self.vectors(split[place]) for place in places], batch_first=True)
-            lengths = torch.tensor([len(split[place]) for place in places])
-            named = torch.zeros(padded.shape[:2], dtype=torch.bool)
-            for row, place in enumerate(places if names is not None else ()):
-                for begin, end in names(split[place]):  # type: ignore[misc]
-                    named[row, begin:end] = True
-            chances = self.network(padded, lengths, named)
-            for place, chance in zip(places, chances, strict=True):
-                chance = chance[: len(split[place])]
-                found[place] = Reading(split[place], chance[:, 1].clone(), chance[:, 2].clone())
-        return found
+        marks = self._marks([_wording(words, names) for words in split])
+        return [
+            Reading(words, mark[:, 1].clone(), mark[:, 2].clone()) for words, mark in zip(split, marks, strict=True)
+        ]
+
+    def _marks(self, wordings: Sequence[Wording]) -> list[Tensor]:
+        """Probabilities of neither, wanted, unwanted of each wording's words, (words, 3); not to be written to."""
+        found: dict[Wording, Tensor] = {(): torch.empty(0, 3)}
+        with self._lock:
+            for wording in wordings:
+                if wording in self._known:
+                    self._known.move_to_end(wording)
+                    found[wording] = self._known[wording]
+        missing = [wording for wording in dict.fromkeys(wordings) if wording not in found]
+        for start in range(0, len(missing), _BATCH):
+            found.update(self._read_new(missing[start : start + _BATCH]))
+        return [found[wording] for wording in wordings]
+
+    def _read_new(self, wordings: Sequence[Wording]) -> dict[Wording, Tensor]:
+        vectors = [self.vectors([word or "" for word in wording]) for wording in wordings]
+        lengths = [len(wording) for wording in wordings]
+        padded = nn.utils.rnn.pad_sequence(vectors, batch_first=True)
+        named = nn.utils.rnn.pad_sequence(
+            [torch.tensor([word is None for word in wording]) for wording in wordings], batch_first=True
+        )
+        with torch.inference_mode(False):  # so that what is kept can later be used in training
+            marks = self.network(padded, torch.tensor(lengths), named)
+            rows = [mark[:length].clone() for mark, length in zip(marks, lengths, strict=True)]
+        new = dict(zip(wordings, rows, strict=True))
+        with self._lock:
+            self._known_words += sum(len(wording) for wording in new if wording not in self._known)
+            self._known.update(new)
+            while self._known_words > _CACHED_WORDING_WORDS:
+                self._known_words -= len(self._known.popitem(last=False)[0])
+        return new
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors of ``texts``, (texts, 512) float32: what is wanted, what is unwanted, each of length 1 or zeros."""
@@ -195,3 +235,11 @@ class RequestReader:
         for phrase, wanted in reading.phrases():
             slots[0 if wanted else 1] += functional.normalize(self.vectors(phrase.split()).mean(0), dim=0)
         return functional.normalize(slots, dim=-1).flatten()
+
+
+def _wording(words: tuple[str, ...], names: Spans | None) -> Wording:
+    blanked: list[str | None] = list(words)
+    for start, stop in names(words) if names is not None and words else ():
+        for place in range(start, min(stop, len(words))):
+            blanked[place] = None
+    return tuple(blanked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cramer_peft.encoders import RequestEncoder, WordLlamaEncoder
-from cramer_peft.encoders.reader import WORD, Reading, RequestReader
+from cramer_peft.encoders.reader import WORD, Reading, RequestReader, runs
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.requests import phrase
@@ -71,6 +71,7 @@ class CatalogueEncoder:
         self.text_encoder: RequestEncoder = WordLlamaEncoder()
         self._vectors = self.reader.vectors
         self._attributes = {tuple(WORD.findall(phrase(name))): phrase(name) for name in catalogue.attributes}
+        self._lengths = _lengths(self._attributes)
         self._words, self._places, self._weights = self._index(catalogue)
         parts = [] if embeddings is None else [_standard(embeddings.detach().float().cpu())]
         self.features = torch.cat([*parts, _standard(self._texts())], -1)
@@ -82,7 +83,7 @@ class CatalogueEncoder:
         """Vectors of ``texts``, (texts, dim) float32; zeros where nothing is asked."""
         if not texts:
             return torch.empty(0, self.dim)
-        return torch.stack([self._vector(self._asked(reading)) for reading in self.reader.read(texts, self._spans)])
+        return self._vectors_of([self._asked(reading) for reading in self.reader.read(texts, self._spans)])
 
     def understand(self, text: str) -> list[Asked]:
         """What a text asks, phrase by phrase."""
@@ -101,26 +102,32 @@ class CatalogueEncoder:
                 slots[place] = self.features[members].mean(0)
         return slots.flatten()
 
-    def _vector(self, asked: Sequence[Asked]) -> Tensor:
-        slots = torch.zeros(2, self.features.shape[1])
-        total = torch.zeros(2, 1)
-        for part in asked:
-            slots[int(not part.wanted)] += part.weight * self._middle(part.text)
-            total[int(not part.wanted)] += part.weight
-        return (slots / total.clamp(min=1)).flatten()
+    def _vectors_of(self, requests: Sequence[Sequence[Asked]]) -> Tensor:
+        """For each request the weighted middles of what is wanted, beside those of what is unwanted."""
+        parts = [
+            (2 * row + (not part.wanted), part.weight, self._middle(part.text))
+            for row, asked in enumerate(requests)
+            for part in asked
+        ]
+        slots, total = torch.zeros(2 * len(requests), self.features.shape[1]), torch.zeros(2 * len(requests), 1)
+        if parts:
+            slot, weight, middle = zip(*parts, strict=True)
+            weights, places = torch.tensor(weight)[:, None], torch.tensor(slot)
+            slots.index_add_(0, places, weights * torch.stack(middle))
+            total.index_add_(0, places, weights)
+        return (slots / total.clamp(min=1)).view(len(requests), -1)
 
     def _asked(self, reading: Reading) -> list[Asked]:
         """Names of attributes first, whose side is taken from the words around; then what else was read."""
         found: list[Asked] = []
-        taken: set[int] = set()
-        for start, stop, text in self._named(reading.words):
-            wanted, unwanted = float(reading.wanted[start:stop].mean()), float(reading.unwanted[start:stop].mean())
-            taken.update(range(start, stop))
-            if wanted + unwanted > 1 - _SURELY_NOTHING:
-                found.append(Asked(text, wanted > unwanted, 1.0))
-        rest = [place for place in range(len(reading.words)) if place not in taken]
-        others = Reading(tuple(reading.words[place] for place in rest), reading.wanted[rest], reading.unwanted[rest])
-        for text, is_wanted in others.phrases():
+        words, wanted, unwanted = list(reading.words), reading.wanted.tolist(), reading.unwanted.tolist()
+        for start, stop, text in reversed(self._named(reading.words)):  # from the end, so that places stay as they are
+            sides = [sum(side[start:stop]) / (stop - start) for side in (wanted, unwanted)]
+            for column in (words, wanted, unwanted):
+                del column[start:stop]
+            if sum(sides) > 1 - _SURELY_NOTHING:
+                found.insert(0, Asked(text, sides[0] > sides[1], 1.0))
+        for text, is_wanted in runs(words, wanted, unwanted):
             weight = self._nearness(text)
             if weight >= _LEAST:
                 found.append(Asked(text, is_wanted, weight))
@@ -133,9 +140,8 @@ class CatalogueEncoder:
         """Where attributes are named word for word, the longest names first: start, stop, name."""
         found: list[tuple[int, int, str]] = []
         place = 0
-        longest = max(map(len, self._attributes))
         while place < len(words):
-            for length in range(min(longest, len(words) - place), 0, -1):
+            for length in self._lengths.get(words[place], ()):
                 name = self._attributes.get(tuple(words[place : place + length]))
                 if name is not None:
                     found.append((place, place + length, name))
@@ -186,6 +192,14 @@ class CatalogueEncoder:
         cut = self._words[:, :TEXT_WIDTH]
         rows = [cut[torch.tensor(sorted(set(row)))].mean(0) for row in self._places.tolist()]
         return torch.stack(rows)
+
+
+def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
+    """How many words the names have that begin with a word, the most first."""
+    found: dict[str, set[int]] = {}
+    for words in filter(None, names):
+        found.setdefault(words[0], set()).add(len(words))
+    return {word: sorted(lengths, reverse=True) for word, lengths in found.items()}
 
 
 def _without_contradictions(asked: list[Asked]) -> list[Asked]:

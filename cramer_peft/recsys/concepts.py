@@ -66,9 +66,12 @@ class ConceptGenerator:
     def _nearness(self, item: int) -> Tensor:
         by_embedding = self._rng.choice((0.0, 0.0, 0.3, 1.0))
         noise = self._rng.choice((0.0, 0.1, 0.3))
-        near = (1 - by_embedding) * (self._text @ self._text[item])
-        near = near + by_embedding * (self._embedding @ self._embedding[item])
-        return near + noise * torch.randn(len(near), generator=self._generator)
+        drawn = torch.randn(len(self._text), generator=self._generator)  # of weight 0 too: later draws depend on it
+        near = torch.zeros_like(drawn)
+        for weight, vectors in ((1 - by_embedding, self._text), (by_embedding, self._embedding)):
+            if weight:
+                near += weight * (vectors @ vectors[item])
+        return near + noise * drawn if noise else near
 
 
 def concept_match(concepts: Sequence[Concept], items: int) -> Tensor:

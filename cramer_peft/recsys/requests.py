@@ -239,6 +239,33 @@ def satisfies(
     return failures == 0
 
 
+def satisfied_by(
+    requests: Sequence[AttributeRequest],
+    catalogue_attributes: Sequence[str],
+    item_attributes: Tensor,
+    items: Tensor,
+) -> Tensor:
+    """:func:`satisfies` for some items of each request, at a cost that does not grow with the catalogue.
+
+    Args:
+        requests: The requests.
+        catalogue_attributes: The vocabulary, in the order of the columns of ``item_attributes``.
+        item_attributes: Bool, shape ``(items of the catalogue, attributes)``.
+        items: Indices of items, int64, shape ``(requests, n)``.
+
+    Returns:
+        Bool, shape ``(requests, n)``: whether each row's items have all that its request wants and nothing that it
+        does not want.
+
+    Raises:
+        DataError: As for :func:`match_scores`.
+    """
+    wanted, unwanted = _attribute_counts(requests, catalogue_attributes, item_attributes)
+    has = item_attributes[items].to(torch.float32)
+    surplus = has @ (wanted - unwanted)[:, :, None]  # whole numbers: exact
+    return surplus.squeeze(-1) == wanted.sum(dim=1, keepdim=True)
+
+
 def _shares(counts: Tensor) -> Tensor:
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 

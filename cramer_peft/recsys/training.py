@@ -26,7 +26,7 @@ from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.concepts import Concept, ConceptGenerator, concept_match
 from cramer_peft.recsys.encoders import without_cache
 from cramer_peft.recsys.metrics import ndcg, target_ranks
-from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfies
+from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfied_by
 from cramer_peft.recsys.split import Split, pad_histories, seen_mask
 from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
 from cramer_peft.training import Checkpoints, SparsityLoss, TemperatureCallback, minimal_edit_loss
@@ -360,8 +360,8 @@ class RequestCollator:
         requests, concepts, noise = self._draw(labels)
         item_ids = torch.stack([window["item_ids"] for window in windows[share.rows]])
         labels, noise, known = labels[share.rows], noise[share.rows], labels[share.rows] >= 0
-        vectors, match, satisfied = self._wishes(requests[share.rows], concepts[share.rows])
-        fits = satisfied.gather(1, labels.clamp(min=0)) & known
+        vectors, match, fits = self._wishes(requests[share.rows], concepts[share.rows], labels.clamp(min=0))
+        fits &= known
         positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
         batch = {
             "item_ids": item_ids,
@@ -382,7 +382,9 @@ class RequestCollator:
         self._random.seed(f"{self._seed} {self._batches}")
         self._generator.manual_seed(self._random.getrandbits(63))
         self._batches += 1
-        requests = [self._request(row) for row in labels]
+        known = labels >= 0
+        items = [row.tolist() for row in labels[known].split(known.sum(1).tolist())]
+        requests = [self._request(row) for row in items]
         noise = torch.rand(labels.shape, generator=self._generator)
         if self._concepts is None:
             return requests, [None] * len(requests), noise
@@ -390,34 +392,38 @@ class RequestCollator:
         return requests, [self._concepts() if own else None for own in chosen], noise
 
     def _wishes(
-        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None]
+        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], next_items: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each row's vector, how well each item matches it, and whether it satisfies one that may be true.
+        """Each row's vector, how well each item matches it, and which next items satisfy one that may be true.
 
-        Concepts take the place of requests.
+        Concepts take the place of requests, which are not read then.
         """
         attributes = self._catalogue.attributes, self._catalogue.item_attributes
-        asked = [request for request, _ in requests]
-        vectors = self._masks.encode([request.text for request in asked])
-        match = match_scores(asked, *attributes)
-        satisfied = satisfies(asked, *attributes) & torch.tensor([truthful for _, truthful in requests])[:, None]
+        plain = [row for row, concept in enumerate(concepts) if concept is None]
+        asked = [requests[row][0] for row in plain]
+        read = self._masks.encode([request.text for request in asked])
+        vectors = read.new_empty(len(requests), read.shape[1])
+        match = torch.empty(len(requests), len(self._catalogue))
+        fits = torch.empty(next_items.shape, dtype=torch.bool)
+        truthful = torch.tensor([requests[row][1] for row in plain], dtype=torch.bool)
+        vectors[plain], match[plain] = read, match_scores(asked, *attributes)
+        fits[plain] = satisfied_by(asked, *attributes, next_items[plain]) & truthful[:, None]
         for row, concept in enumerate(concepts):
             if concept is None or self._encoder is None:
                 continue
             vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
             match[row] = concept_match([concept], match.shape[1])[0]
-            satisfied[row] = (match[row] > 0) & (concept.unwanted is None)
-        return vectors, match, satisfied
+            fits[row] = (match[row, next_items[row]] > 0) & (concept.unwanted is None)
+        return vectors, match, fits
 
-    def _request(self, labels: Tensor) -> tuple[AttributeRequest, bool]:
+    def _request(self, known: Sequence[int]) -> tuple[AttributeRequest, bool]:
         """A request for one window, and whether it is true of one of its next items."""
         draw = self._random.random()
         if draw < self._options.empty_share:
             return self._requests.empty(self._random), False
         if draw < self._options.empty_share + self._options.random_share:
             return self._requests.counterfactual(self._random), False
-        known = labels[labels >= 0]
-        target = int(known[self._random.randrange(len(known))])
+        target = known[self._random.randrange(len(known))]
         return self._requests.truthful(self._names[target], self._random), True
 
 

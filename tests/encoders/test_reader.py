@@ -1,4 +1,6 @@
 import sys
+from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,6 +63,7 @@ def test_runs_of_equal_marks_are_phrases() -> None:
 
 def test_a_text_is_read_as_alone(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["more horror", "", "I would really love a long evening of drama without any comedy in it", "!", "no war"]
+    monkeypatch.setattr(reader, "_CACHED_WORDING_WORDS", 0)  # nothing is remembered
     alone = [encoder.read([text])[0] for text in texts]
     for batch in (reader._BATCH, 2):
         monkeypatch.setattr(reader, "_BATCH", batch)
@@ -73,6 +76,58 @@ def test_a_text_is_read_as_alone(encoder: RequestReader, monkeypatch: pytest.Mon
 def test_what_follows_the_longest_is_not_read(encoder: RequestReader) -> None:
     (found,) = encoder.read(["and " * LONGEST + "horror"])
     assert found.words == ("and",) * LONGEST
+
+
+# --- what is remembered
+
+
+@pytest.fixture
+def fresh(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch) -> RequestReader:
+    """The reader with nothing remembered."""
+    monkeypatch.setattr(encoder, "_known", OrderedDict())
+    monkeypatch.setattr(encoder, "_known_words", 0)
+    return encoder
+
+
+def _last_two(words: Sequence[str]) -> list[tuple[int, int]]:
+    return [(len(words) - 2, len(words))]
+
+
+def test_a_wording_is_read_once(fresh: RequestReader) -> None:
+    seen: list[int] = []
+    hook = fresh.network.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    texts = ["give me film noir", "give me science fiction", "no film noir", "", "give me film noir"]
+    first = fresh.read(texts, _last_two)
+    again = fresh.read(texts[1:], _last_two)
+    whole = fresh.read(["give me film noir"])[0]  # no name is known: another wording
+    hook.remove()
+    assert seen == [2, 1]
+    for found, expected in zip(again, first[1:], strict=True):
+        assert found.words == expected.words
+        assert torch.equal(found.wanted, expected.wanted)
+        assert torch.equal(found.unwanted, expected.unwanted)
+    assert first[1].words == ("give", "me", "science", "fiction")
+    assert not torch.allclose(whole.wanted, first[0].wanted)
+
+
+def test_wordings_are_not_kept_without_end(fresh: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_CACHED_WORDING_WORDS", 9)
+    fresh.read(["more a1 b1", "no c1"])
+    fresh.read(["more a1 b1"])
+    fresh.read(["less of that d1 e1"])
+    assert list(fresh._known) == [("more", "a1", "b1"), ("less", "of", "that", "d1", "e1")]  # the last used
+    fresh.read(["and " * 100, "horror"])
+    assert list(fresh._known) == [("horror",)]
+    assert fresh._known_words == 1
+
+
+def test_what_is_remembered_is_nobody_elses(fresh: RequestReader) -> None:
+    with torch.inference_mode():
+        expected = fresh.read(["more horror"])[0].wanted.tolist()
+    changed = fresh.read(["more horror"])[0].wanted
+    changed.requires_grad_().sum().backward()  # it was kept outside inference mode
+    changed.data.zero_()
+    assert fresh.read(["more horror"])[0].wanted.tolist() == expected
 
 
 # --- vectors
@@ -104,7 +159,8 @@ def test_nothing_asked_leaves_a_model_as_it_is(encoder: RequestReader, model: nn
 
 
 def test_threads_read_the_same(encoder: RequestReader, monkeypatch: pytest.MonkeyPatch, restless_threads: None) -> None:
-    monkeypatch.setattr(reader, "_CACHED_WORDS", 3)  # so that the cache is emptied while others read
+    monkeypatch.setattr(reader, "_CACHED_WORDS", 3)  # so that the caches are emptied while others read
+    monkeypatch.setattr(reader, "_CACHED_WORDING_WORDS", 4)
     texts = [f"{start} {what}" for start in ("more", "no") for what in ("horror", "comedy", "drama", "war")]
     expected = encoder.encode(texts)
     with ThreadPoolExecutor(4) as pool:

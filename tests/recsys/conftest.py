@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.encoders import request_encoder
 from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, make_tracks
 from cramer_peft.recsys.interactions import load_interactions
 from cramer_peft.recsys.requests import RequestGenerator
@@ -124,6 +125,14 @@ def hashing() -> Callable[..., RequestMaskConfig]:
 def masks(sasrec: SASRec, hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
     """The trained SASRec under random masks."""
     return inject_request_masks(sasrec, hashing(init_weights=False))
+
+
+@pytest.fixture
+def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
+    """Masks with the encoder that knows the catalogue, as the commands make them."""
+    pytest.importorskip("wordllama")
+    encoder = request_encoder(None, data[0], sasrec)
+    return inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=encoder)
 
 
 @pytest.fixture

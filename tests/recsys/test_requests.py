@@ -14,6 +14,7 @@ from cramer_peft.recsys.requests import (
     RequestGenerator,
     match_scores,
     phrase,
+    satisfied_by,
     satisfies,
 )
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
@@ -291,6 +292,8 @@ def test_matching_agrees_with_a_plain_loop(asked: list[tuple[list[str], list[str
     scores = match_scores(requests, ABC, ITEM_ATTRIBUTES)
     fits = satisfies(requests, ABC, ITEM_ATTRIBUTES)
     assert scores.shape == fits.shape == (len(asked), 4)
+    some = torch.tensor([[3, 0, 3]]).expand(len(asked), 3)
+    assert torch.equal(satisfied_by(requests, ABC, ITEM_ATTRIBUTES, some), fits.gather(1, some))
     for row, (wanted, unwanted) in enumerate(asked):
         for item, flags in enumerate(ITEM_ATTRIBUTES.tolist()):
             has = {name for name, flag in zip(ABC, flags, strict=True) if flag}

@@ -12,10 +12,10 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.gates import TopKGate
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.concepts import Concept, ConceptGenerator
-from cramer_peft.recsys.encoders import request_encoder, without_cache
+from cramer_peft.recsys.encoders import without_cache
 from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, evaluate, make_tracks
 from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import RequestGenerator
@@ -264,14 +264,6 @@ def test_no_more_positions_than_there_are(masks: RequestMaskModel, data: tuple[C
 
 
 # --- concepts
-
-
-@pytest.fixture
-def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
-    """Masks with the encoder that knows the catalogue, as the commands make them."""
-    pytest.importorskip("wordllama")
-    encoder = request_encoder(None, data[0], sasrec)
-    return inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=encoder)
 
 
 @pytest.fixture
