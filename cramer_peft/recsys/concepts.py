@@ -28,6 +28,12 @@ class Concept:
     wanted: Tensor | None
     unwanted: Tensor | None
 
+    def among(self, items: Tensor | None) -> Concept:
+        """What it asks of some items, (n,) int64, in their order; None: of all."""
+        if items is None:
+            return self
+        return Concept(*(None if side is None else side[items] for side in (self.wanted, self.unwanted)))
+
 
 class ConceptGenerator:
     """Draws sets of items that are near each other by text, by embedding or by both, with noise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.backbones.draws import shared_draws
-from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for
+from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for, with_negatives
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.concepts import Concept, ConceptGenerator, concept_match
@@ -29,6 +30,7 @@ from cramer_peft.recsys.metrics import ndcg, target_ranks
 from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfied_by
 from cramer_peft.recsys.split import Split, pad_histories, seen_mask
 from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
+from cramer_peft.state import MaskState
 from cramer_peft.training import Checkpoints, SparsityLoss, TemperatureCallback, minimal_edit_loss
 from cramer_peft.training.processes import SHARE, Processes
 from cramer_peft.training.trainer import ResumableTrainer
@@ -317,6 +319,7 @@ class RequestCollator:
         options: Shares and number of positions.
         seed: Of the requests and positions. Those of a batch depend on this and on how many came before it.
         processes: Who shares the batches: a process gives its own rows of each, drawn as for the whole batch.
+        negatives: Match the next items at the positions of the batch and so many others alone; None: all items.
     """
 
     def __init__(
@@ -326,6 +329,7 @@ class RequestCollator:
         options: GeneratorOptions,
         seed: int,
         processes: Processes | None = None,
+        negatives: int | None = None,
     ) -> None:
         self._masks = masks
         self._catalogue = catalogue
@@ -339,6 +343,7 @@ class RequestCollator:
         self._names = [tuple(name for name in own if name in allowed) for own in names]
         self._seed, self._batches = seed, 0
         self._processes = Processes() if processes is None else processes
+        self._negatives = negatives
         self._random, self._generator = random.Random(), torch.Generator()
         self._encoder = _catalogue_encoder(masks)
         features = None if self._encoder is None else self._encoder.features
@@ -353,26 +358,36 @@ class RequestCollator:
 
         ``item_ids`` (R, length), ``vectors`` (R, request_dim), ``positions`` and ``targets`` (R, P) int64,
         ``known`` (R, P) bool: there is a next item; ``fits`` (R, P) bool: it satisfies a true request;
-        ``match`` (R, I). Where several processes share it, R are this one's rows, and ``share`` says which.
+        ``match`` (R, I), whose columns the targets are. Where several processes share it, R are this one's rows, and
+        ``share`` says which. Of a sample, ``items`` (I,) int64 and ``added`` (I,), what to add to their scores.
         """
-        share = self._processes.share(len(windows))
         labels = torch.stack([window["labels"] for window in windows])
         requests, concepts, noise = self._draw(labels)
-        item_ids = torch.stack([window["item_ids"] for window in windows[share.rows]])
-        labels, noise, known = labels[share.rows], noise[share.rows], labels[share.rows] >= 0
-        vectors, match, fits = self._wishes(requests[share.rows], concepts[share.rows], labels.clamp(min=0))
-        fits &= known
+        known = labels >= 0
+        fits = self._fits(requests, concepts, labels.clamp(min=0)) & known
         positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
+        looked_at = {"positions": positions, "known": known.gather(1, positions), "fits": fits.gather(1, positions)}
+        looked_at["targets"], sample = self._sample(labels.gather(1, positions))
+        share = self._processes.share(len(windows))
+        vectors, match = self._wishes(requests[share.rows], concepts[share.rows], sample.get("items"))
         batch = {
-            "item_ids": item_ids,
+            "item_ids": torch.stack([window["item_ids"] for window in windows[share.rows]]),
             "vectors": vectors,
-            "positions": positions,
-            "targets": labels.gather(1, positions),
-            "known": known.gather(1, positions),
-            "fits": fits.gather(1, positions),
             "match": match,
+            **{name: value[share.rows] for name, value in looked_at.items()},
+            **sample,
         }
         return batch if self._processes.count == 1 else {**batch, SHARE: share.as_tensor()}
+
+    def _sample(self, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The columns of a batch's next items, (rows, positions), among the items that it looks at, and these."""
+        if self._negatives is None:
+            return targets, {}
+        known = targets >= 0
+        items, added = with_negatives(targets[known], len(self._catalogue), self._negatives, self._random)
+        columns = torch.full_like(targets, NO_LABEL)
+        columns[known] = targets[known].unique(return_inverse=True)[1]  # they come first, in this order
+        return columns, {"items": items, "added": added}
 
     def _draw(self, labels: Tensor) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor]:
         """All that is random in the next batch: each row's request, and whether it is true; a concept; the positions.
@@ -391,30 +406,40 @@ class RequestCollator:
         chosen = [self._random.random() < self._options.concept_share for _ in requests]
         return requests, [self._concepts() if own else None for own in chosen], noise
 
+    def _fits(
+        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], items: Tensor
+    ) -> Tensor:
+        """Which of each row's items, (rows, n), satisfy its request, or the concept in its place, if it may be true."""
+        asked, truthful = [request for request, _ in requests], torch.tensor([true for _, true in requests])
+        fits = satisfied_by(asked, self._catalogue.attributes, self._catalogue.item_attributes, items)
+        fits &= truthful[:, None]
+        for row, concept in enumerate(concepts):
+            if concept is not None:
+                never = concept.wanted is None or concept.unwanted is not None
+                fits[row] = False if never else concept.wanted[items[row]]  # type: ignore[index]
+        return fits
+
     def _wishes(
-        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], next_items: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each row's vector, how well each item matches it, and which next items satisfy one that may be true.
+        self,
+        requests: Sequence[tuple[AttributeRequest, bool]],
+        concepts: Sequence[Concept | None],
+        items: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Each row's vector, and how well each item, or each of ``items``, matches it.
 
         Concepts take the place of requests, which are not read then.
         """
-        attributes = self._catalogue.attributes, self._catalogue.item_attributes
+        flags = self._catalogue.item_attributes if items is None else self._catalogue.item_attributes[items]
         plain = [row for row, concept in enumerate(concepts) if concept is None]
         asked = [requests[row][0] for row in plain]
         read = self._masks.encode([request.text for request in asked])
-        vectors = read.new_empty(len(requests), read.shape[1])
-        match = torch.empty(len(requests), len(self._catalogue))
-        fits = torch.empty(next_items.shape, dtype=torch.bool)
-        truthful = torch.tensor([requests[row][1] for row in plain], dtype=torch.bool)
-        vectors[plain], match[plain] = read, match_scores(asked, *attributes)
-        fits[plain] = satisfied_by(asked, *attributes, next_items[plain]) & truthful[:, None]
+        vectors, match = read.new_empty(len(requests), read.shape[1]), torch.empty(len(requests), len(flags))
+        vectors[plain], match[plain] = read, match_scores(asked, self._catalogue.attributes, flags)
         for row, concept in enumerate(concepts):
-            if concept is None or self._encoder is None:
-                continue
-            vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
-            match[row] = concept_match([concept], match.shape[1])[0]
-            fits[row] = (match[row, next_items[row]] > 0) & (concept.unwanted is None)
-        return vectors, match, fits
+            if concept is not None and self._encoder is not None:
+                vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
+                match[row] = concept_match([concept.among(items)], len(flags))[0]
+        return vectors, match
 
     def _request(self, known: Sequence[int]) -> tuple[AttributeRequest, bool]:
         """A request for one window, and whether it is true of one of its next items."""
@@ -456,7 +481,7 @@ class GeneratorTrainer(ResumableTrainer):
         share = self.share_of(inputs)
         with self.own_noise():
             state = masks.mask_state(inputs["vectors"])
-            scores = model(inputs["item_ids"], positions=inputs["positions"], request=state)
+            scores = _scores(model, inputs, state)
         next_item, edit, sparse = self.scales(share, inputs["fits"].sum(), inputs["known"].sum(), len(scores))
         loss = scores.sum() * 0  # where no part has a term, as in a process's share of a small batch
         if self._options.next_item_weight and bool(inputs["fits"].any()):
@@ -474,9 +499,19 @@ class GeneratorTrainer(ResumableTrainer):
     def _edit_loss(self, masks: RequestMaskModel, inputs: dict[str, Tensor], scores: Tensor) -> Tensor:
         known = inputs["known"]
         with torch.no_grad():
-            frozen = masks(inputs["item_ids"], positions=inputs["positions"], request=None)
+            frozen = _scores(masks, inputs, None)
         match = inputs["match"][:, None].expand_as(frozen)
         return minimal_edit_loss(scores[known], frozen[known], match[known], self._options.kappa, self._options.floor)
+
+
+def _scores(model: torch.nn.Module, inputs: dict[str, Tensor], request: MaskState | None) -> Tensor:
+    """Scores at a batch's positions, (rows, positions, items), of all items or of a sample that stands for them."""
+    where = inputs["item_ids"], inputs["positions"]
+    if "items" not in inputs:
+        scores: Tensor = model(where[0], positions=where[1], request=request)
+        return scores
+    sampled: Tensor = model(where[0], positions=where[1], items=inputs["items"], request=request)
+    return sampled + inputs["added"]
 
 
 def train_generator(
@@ -487,6 +522,7 @@ def train_generator(
     seed: int = 0,
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
+    negatives: int | None = None,
 ) -> None:
     """Train the active adapter's generator on the training items of a split.
 
@@ -501,11 +537,14 @@ def train_generator(
         seed: Of the order, the requests and the noise.
         progress: Whether to show a progress bar.
         checkpoints: Where states are kept, to go on from after a kill; None: nowhere.
+        negatives: Train on the next items of a step and a sample of the others of this size, instead of on all items
+            (SASRec and GRU4Rec, without masks of the layer that scores the items). None: 512 from 20,000 items on,
+            where it can be done; below that, and elsewhere, all items.
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
-        ConfigError: If the options do not fit the gate or the catalogue, or there are checkpoints that are not to be
-            resumed, or of other settings.
+        ConfigError: If the options do not fit the gate or the catalogue, ``negatives`` is not positive or cannot be
+            done, or there are checkpoints that are not to be resumed, or of other settings.
     """
     options = options or GeneratorOptions()
     if options.sparsity_weight and masks.generator.gate.name != "topk":
@@ -513,6 +552,7 @@ def train_generator(
             f"sparsity_weight={options.sparsity_weight} is for gate='topk', but gate is "
             f"{masks.generator.gate.name!r}: leave it at 0 or change the gate."
         )
+    sampled = _generator_negatives(masks, negatives)
     device = masks.generator.head.weight.device
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -524,13 +564,41 @@ def train_generator(
             model=masks,
             args=arguments,
             train_dataset=windows,
-            data_collator=RequestCollator(masks, catalogue, options, seed, processes),
+            data_collator=RequestCollator(masks, catalogue, options, seed, processes, sampled),
             callbacks=[TemperatureCallback(masks)],
             options=options,
             checkpoints=checkpoints,
-            settings={**asdict(options), "seed": seed, "data": windows.fingerprint(), "adapter": _adapter(masks)},
+            settings={
+                **asdict(options),
+                "seed": seed,
+                "negatives": sampled,
+                "data": windows.fingerprint(),
+                "adapter": _adapter(masks),
+            },
         ).train_or_resume()
     masks.to(device).eval()  # the Trainer moves to an accelerator where there is one
+
+
+def _generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int | None:
+    """How many negatives a generator is trained with; None: all items."""
+    model = masks.model
+    obstacle = None
+    if "items" not in inspect.signature(type(model).forward).parameters:
+        obstacle = f"{type(model).__name__}, which cannot score some items alone (SASRec and GRU4Rec can)"
+    else:
+        heads = [f".{name}" for name in getattr(model, "head_targets", [])]
+        layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+        gated = [name for name in layout if f".{name}".endswith(tuple(heads))]
+        if gated:
+            obstacle = f"masks of {gated[0]!r}, which gate each item's score: leave it out of target_modules"
+    if negatives is None:
+        return None if obstacle else negatives_for(int(model.num_items))  # type: ignore[arg-type]
+    if negatives < 1 or obstacle:
+        raise ConfigError(
+            f"negatives: found {negatives!r} for {obstacle or type(model).__name__}; expected a positive number and "
+            "a backbone whose items can be scored alone. None trains on all items where that cannot be done."
+        )
+    return negatives
 
 
 def _adapter(masks: RequestMaskModel) -> dict[str, Any]:

@@ -53,15 +53,21 @@ def backbone(name: str, dropout: float = 0.0, checkpoints: Checkpoints | None = 
 
 
 def generator(
-    gate: str, encoder: str | None, options: GeneratorOptions = GENERATOR, checkpoints: Checkpoints | None = None
+    gate: str,
+    encoder: str | None,
+    options: GeneratorOptions = GENERATOR,
+    checkpoints: Checkpoints | None = None,
+    targets: list[str] | None = None,
+    negatives: int | None = None,
 ) -> RequestMaskModel:
     catalogue, split = tiny_data()
     torch.manual_seed(2)
     frozen = make_backbone("sasrec", ITEMS, max_length=LENGTH, dropout=0.2).eval().requires_grad_(False)
-    config = RequestMaskConfig(gate=gate, encoder=encoder, encoder_options={"dim": 16} if encoder else {})
+    encoder_options = {"dim": 16} if encoder else {}
+    config = RequestMaskConfig(gate=gate, encoder=encoder, encoder_options=encoder_options, target_modules=targets)
     made = request_encoder(encoder, catalogue, frozen, config.encoder_options)
     masks = inject_request_masks(frozen, config_for(frozen, config), encoder=made)
-    train_generator(masks, catalogue, split, options, 1, False, checkpoints)
+    train_generator(masks, catalogue, split, options, 1, False, checkpoints, negatives)
     return masks
 
 
@@ -72,6 +78,7 @@ CASES = {
     "sampled": lambda folder: backbone("sasrec", negatives=5),
     "scale": lambda folder: generator("scale", "hashing"),
     "paper": lambda folder: generator("scale", "hashing", PAPER),
+    "sampled generator": lambda folder: generator("scale", "hashing", targets=["output.dense"], negatives=5),
     "kept backbone": lambda folder: backbone(
         "bert4rec", 0.3, folder.below("backbone"), options={"epochs": 4, "patience": 4}
     ),

@@ -143,6 +143,20 @@ def _may_look(values: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def item_scores(head: nn.Linear, states: Tensor, items: Tensor | None = None) -> Tensor:
+    """Products of states, (..., width), with all items, (..., num_items), or with some, (..., n).
+
+    Args:
+        head: The layer that scores items; its first row is the padding's.
+        states: What is multiplied with items.
+        items: (n,) int64, from 0. Their rows of the layer's weight are read, so masks of the layer do not count.
+    """
+    if items is None:
+        scores: Tensor = head(states)
+        return scores[..., 1:]
+    return nn.functional.linear(states, head.weight[items + 1])
+
+
 def prefixes(item_ids: Tensor, positions: Tensor) -> Tensor:
     """Histories cut after each position, (rows · n, longest) int64: n neighbours for each row.
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, last_positions
+from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, item_scores, last_positions
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
@@ -47,9 +47,15 @@ class GRU4Rec(StoredBackbone):
         self.tie()
 
     def forward(
-        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+        self,
+        item_ids: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        items: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
+
+        With ``items``, (m,) int64 from 0, those are scored alone; masks of the scoring layer do not count then.
 
         With ``labels`` the loss is cross-entropy at every position, over the whole catalogue or, where ``negatives`` is
         set, on a sample of it: :func:`~cramer_peft.recsys.backbones.sampling.sampled_loss`.
@@ -61,11 +67,7 @@ class GRU4Rec(StoredBackbone):
             if self.negatives is not None:
                 table, targets = self.items.weight, labels[known]
                 return {"loss": sampled_loss(states[known], table, targets, self.negatives, self.calibration)}
-            return {"loss": nn.functional.cross_entropy(self._scores(states[known]), labels[known])}
+            return {"loss": nn.functional.cross_entropy(item_scores(self.head, states[known]), labels[known])}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         chosen = states[rows, last] if positions is None else states[rows[:, None], positions]
-        return self._scores(chosen)
-
-    def _scores(self, states: Tensor) -> Tensor:
-        scores: Tensor = self.head(states)
-        return scores[..., 1:]  # without the padding's
+        return item_scores(self.head, chosen, items)

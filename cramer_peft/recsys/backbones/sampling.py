@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import torch
 from torch import Tensor
@@ -90,6 +91,33 @@ def sampled_loss(
     if calibration is None:
         return sampled_softmax(states, table, targets, negatives)
     return gbce(states, table, targets, negatives, calibration)
+
+
+def with_negatives(targets: Tensor, num_items: int, negatives: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Some items and a uniform sample of the others, with what to add to their scores so that they stand for all.
+
+    Each drawn item stands for ``others / drawn`` items, so the logarithm of that is added to its score; the targets
+    stand for themselves. Sums inside a softmax are then estimated without bias, and what is made of several of them,
+    as a divergence, goes to that over all items as ``negatives`` grows. With as many negatives as there are others,
+    nothing is added and it is that over all items.
+
+    Args:
+        targets: Items that must be there, (n,) int64, from 0; repeats count once.
+        num_items: Of the catalogue.
+        negatives: How many of the others to draw, without replacement.
+        rng: What draws; numpy or torch would shuffle the whole catalogue.
+
+    Returns:
+        Items, (m,) int64: the targets, ascending, and those drawn; and what to add to the scores, (m,) float32.
+    """
+    own = targets.unique()
+    known, others = set(own.tolist()), num_items - len(own)
+    count = min(negatives, others)
+    # any `count` of them that are no targets are a uniform sample, and there are no fewer than that among so many
+    drawn = [item for item in rng.sample(range(num_items), count + len(own)) if item not in known][:count]
+    added = torch.zeros(len(own) + count)
+    added[len(own) :] = math.log(others / count) if count else 0.0
+    return torch.cat([own, torch.tensor(drawn, dtype=torch.long)]), added
 
 
 def _scores(states: Tensor, table: Tensor, targets: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from cramer_peft.recsys.backbones.base import bert_config, last_positions
+from cramer_peft.recsys.backbones.base import bert_config, item_scores, last_positions
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
@@ -72,7 +72,11 @@ class SASRec(BertPreTrainedModel):
         return int(self.config.max_position_embeddings)
 
     def forward(
-        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+        self,
+        item_ids: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        items: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Score the whole catalogue.
 
@@ -82,10 +86,11 @@ class SASRec(BertPreTrainedModel):
                 none. Given, the return value is ``{"loss": …}`` over all positions: cross-entropy over all items or,
                 where ``negatives`` is set, :func:`~cramer_peft.recsys.backbones.sampling.sampled_loss`.
             positions: Positions to score instead of the last, (rows, n) int64: what may come after each.
+            items: Score these items alone, (m,) int64, from 0; masks of the scoring layer do not count then.
 
         Returns:
             Scores of the items 0 … num_items - 1 after each row's last item, (rows, num_items); with
-            ``positions``, (rows, n, num_items).
+            ``positions``, (rows, n, num_items); with ``items``, of those m in place of all.
 
         Raises:
             DataError: If a row holds no item.
@@ -96,12 +101,8 @@ class SASRec(BertPreTrainedModel):
             if self.negatives is not None:
                 table = self.head.weight
                 return {"loss": sampled_loss(states, table, targets, self.negatives, self.calibration)}
-            return {"loss": nn.functional.cross_entropy(self._items(states), targets)}
+            return {"loss": nn.functional.cross_entropy(item_scores(self.head, states), targets)}
         rows = torch.arange(len(item_ids), device=item_ids.device)
         if positions is not None:
-            return self._items(hidden[rows[:, None], positions])
-        return self._items(hidden[rows, last_positions(item_ids)])
-
-    def _items(self, states: Tensor) -> Tensor:
-        scores: Tensor = self.head(states)
-        return scores[..., 1:]  # without the padding's
+            return item_scores(self.head, hidden[rows[:, None], positions], items)
+        return item_scores(self.head, hidden[rows, last_positions(item_ids)], items)

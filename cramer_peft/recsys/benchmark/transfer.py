@@ -165,9 +165,13 @@ class _Anchored(SASRec):
     anchor: Tensor
 
     def forward(
-        self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
+        self,
+        item_ids: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        items: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        found = super().forward(item_ids, labels, positions)
+        found = super().forward(item_ids, labels, positions, items)
         if isinstance(found, dict):
             away = self.bert.embeddings.word_embeddings.weight[1:] - self.anchor
             found["loss"] = found["loss"] + self.pull * away.square().sum()
