@@ -49,6 +49,10 @@ class TrainOptions:
         columns: What is read of the items.
         config: Fields of :class:`RequestMaskConfig` that are not to be the default.
         epochs: Most epochs of the backbone; None: its own.
+        batch_size: Histories in a step of the backbone, and of the generator, on all processes together; None: each
+            its own.
+        negatives: Items that a step of either training is sampled to, beside the next ones; None: by the size of the
+            catalogue.
         generator: How the generator is trained; None: the default, with two positions for each history where the
             backbone counts each as a row.
         seed: Of everything that is random.
@@ -65,6 +69,8 @@ class TrainOptions:
     columns: Columns = field(default_factory=Columns)
     config: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
+    batch_size: int | None = None
+    negatives: int | None = None
     generator: GeneratorOptions | None = None
     seed: int = 0
     users: int | None = None
@@ -122,11 +128,16 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     start = time.perf_counter()
     torch.manual_seed(options.seed)
     encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options)
-    masks = inject_request_masks(backbone, config_for(backbone, config), encoder=encoder)
+    sampled = None if options.negatives is None else True
+    masks = inject_request_masks(backbone, config_for(backbone, config, sampled), encoder=encoder)
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
     generator = options.generator or generator_options(backbone)
+    if options.batch_size is not None:
+        generator = dataclasses.replace(generator, batch_size=options.batch_size)
     kept = None if options.checkpoints is None else options.checkpoints.below("generator")
-    train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress, kept)
+    train_generator(
+        masks, data.catalogue, data.split, generator, options.seed, options.progress, kept, options.negatives
+    )
     seconds["generator"] = time.perf_counter() - start
     recommender = RequestRecommender(masks, data.catalogue)
     if not first:
@@ -225,13 +236,13 @@ def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
 def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) -> Any:
     if options.checkpoint is None:
         name = options.backbone or "sasrec"
-        settings = backbone_options(name)
-        if options.epochs is not None:
-            settings = dataclasses.replace(settings, epochs=options.epochs)
+        changes = {"epochs": options.epochs, "batch_size": options.batch_size}
+        given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
+        settings = dataclasses.replace(backbone_options(name), **given)
         say(f"training the backbone, {name}")
         kept = None if options.checkpoints is None else options.checkpoints.below("backbone")
         return train_backbone(
-            name, data.catalogue, data.split, settings, options.seed, options.progress, checkpoints=kept
+            name, data.catalogue, data.split, settings, options.seed, options.progress, options.negatives, kept
         )
     folder = options.checkpoint / BACKBONE if (options.checkpoint / BACKBONE).is_dir() else options.checkpoint
     say(f"loading the backbone from {folder.name}")

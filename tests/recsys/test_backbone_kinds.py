@@ -252,6 +252,18 @@ def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Calla
     assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
 
 
+def test_masks_that_grow_with_the_items_are_left_out_where_training_samples_them(
+    hashing: Callable[..., RequestMaskConfig],
+) -> None:
+    small, large = SASRec(SASRec.configure(19_999)), SASRec(SASRec.configure(20_000))
+    without = ["intermediate.dense", "output.dense"]
+    assert config_for(small, hashing()).target_modules == [*without, "head"]
+    assert config_for(large, hashing()).target_modules == without
+    assert config_for(small, hashing(), sampled=True).target_modules == without
+    assert config_for(large, hashing(), sampled=False).target_modules == [*without, "head"]
+    assert config_for(large, hashing(target_modules=["head"])).target_modules == ["head"]
+
+
 def test_the_scoring_layer_of_gru4rec_is_its_items(hashing: Callable[..., RequestMaskConfig], tmp_path: Path) -> None:
     model = made("gru4rec")
     model.save_pretrained(tmp_path)

@@ -286,6 +286,18 @@ def test_the_commands(stated: Path, tmp_path: Path, run: Run) -> None:
     assert set(written["tracks"]["truthful"]["adapted"]["ndcg"]) == {"value", "low", "high"}
 
 
+def test_training_on_samples_in_larger_steps(stated: Path, tmp_path: Path, run: Run) -> None:
+    settings = tmp_path / "masks.json"
+    settings.write_text(json.dumps(HASHING))
+    given = ("--data", stated, "--config", settings, "--negatives", 8, "--batch-size", 5, "--users", 4)
+    code, _, errors = run("train", *given, "--output", tmp_path / "out", "--epochs", 1, "--steps", 2)
+    assert code == 0, errors
+    written = json.loads((tmp_path / "out" / "training.json").read_text())["options"]
+    assert (written["negatives"], written["batch_size"], written["generator"]["batch_size"]) == (8, 5, 5)
+    masked = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "head" not in masked
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -296,6 +308,7 @@ def test_the_commands(stated: Path, tmp_path: Path, run: Run) -> None:
         (("--min-attribute-items", "99"), "lower --min-attribute-items"),
         (("--config", "nowhere.json"), "nowhere.json"),
         (("--encoder", "telepathy"), "telepathy"),
+        (("--backbone", "bert4rec", "--negatives", 8), "a backbone with an attribute negatives, such as SASRec"),
     ],
 )
 def test_train_says_what_to_do(

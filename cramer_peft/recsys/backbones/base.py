@@ -15,6 +15,7 @@ from typing_extensions import Self
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import AdapterFileError, DataError
 from cramer_peft.io import open_regular, parse_json, write_json, write_safetensors
+from cramer_peft.recsys.backbones.sampling import negatives_for
 
 PADDING = 0
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -79,17 +80,25 @@ class Backbone(Protocol):
         """Write ``config.json`` and ``model.safetensors``."""
 
 
-def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> RequestMaskConfig:
+def config_for(
+    backbone: Any, config: RequestMaskConfig | None = None, sampled: bool | None = None
+) -> RequestMaskConfig:
     """A configuration of masks that suits a backbone; what ``config`` says of targets and folding stays as it is.
+
+    The layer that scores the items is masked too, unless the gate is ``topk`` or the generator is to be trained on
+    samples of the catalogue: these masks have a gate for each item, so they would grow with the items.
 
     Args:
         backbone: A :class:`Backbone`. Another model gets the configuration as it is.
         config: What is wanted; None: the default.
+        sampled: Whether training samples items; None: by the catalogue's size, from 20,000 items on.
     """
+    if sampled is None:
+        sampled = negatives_for(int(getattr(backbone, "num_items", 0))) is not None
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
     targets = getattr(backbone, "default_targets", None)
-    if isinstance(targets, list) and config.gate != "topk":
+    if isinstance(targets, list) and config.gate != "topk" and not sampled:
         targets = [*targets, *getattr(backbone, "head_targets", [])]
     if config.target_modules is None and targets is not None:
         parts = getattr(backbone, "default_parts", None) if config.module_parts is None else config.module_parts

@@ -40,6 +40,13 @@ def train(
     positions: Annotated[
         int | None, typer.Option(min=1, help="Positions of each history that the generator's losses look at.")
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Histories in a step of either training, of all processes together.")
+    ] = None,
+    negatives: Annotated[
+        int | None,
+        typer.Option(min=1, help="Items sampled for a step of either training. By default by the catalogue's size."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     users: given.Users = None,
     checkpoint_folder: Annotated[
@@ -87,6 +94,8 @@ def train(
         columns=Columns(title_column, attribute_column, attribute_separator, min_attribute_items),
         config=settings,
         epochs=epochs,
+        batch_size=batch_size,
+        negatives=negatives,
         generator=replace(generator_options(kind), **changes) if changes else None,
         seed=seed,
         users=users,
