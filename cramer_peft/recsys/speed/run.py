@@ -119,10 +119,19 @@ def run_speed(
             continue
         for batch in options.batches:
             say(f"{name}, batch {batch}")
-            report["results"].append(measure_model(model, batch, options))
+            with _many_compiled():
+                report["results"].append(measure_model(model, batch, options))
             if output is not None:
                 write_json(output, report)
     return report
+
+
+def _many_compiled() -> Any:
+    """All compiled rows run one ``forward``, and torch compiles a function for eight kinds of arguments at most."""
+    import torch._dynamo.config as settings  # imported where something may be compiled: it takes a second
+
+    name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    return settings.patch({name: 256})  # type: ignore[attr-defined]
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The speed benchmark: what it times is what it says; no test looks at a time."""
 
+import functools
 import json
 import statistics
 from contextlib import contextmanager
@@ -216,6 +217,18 @@ def test_the_decoder_has_the_size_that_it_should_have() -> None:
     with torch.device("meta"):
         size = sum(p.numel() for p in models._decoder("decoder", 1, 640, 8).module.parameters())
     assert 50e6 < size < 100e6
+
+
+def test_compiled_rows_of_many_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    options = SpeedOptions(
+        ("sasrec-64",), (2,), ("scale", "signed", "low_rank:1", "low_rank:4"), rounds=1, peft=False, memory=False,
+        rows=("compiled",),
+    )  # fmt: skip
+    (result,) = run_speed(options)["results"]
+    assert result["notes"] == []
+    assert sum("compiled" in row["row"] for row in result["rows"]) == 16
 
 
 def test_a_row_that_cannot_be_run_is_noted_and_the_others_stay(monkeypatch) -> None:
