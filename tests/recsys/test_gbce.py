@@ -13,7 +13,7 @@ from torch.nn import functional
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbone_training import train_backbone
 from cramer_peft.recsys.backbones import make_backbone
-from cramer_peft.recsys.backbones.sampling import gbce, gbce_beta, sampled_loss, sampled_softmax
+from cramer_peft.recsys.backbones.sampling import chance_logit, gbce, gbce_beta, sampled_loss, sampled_softmax
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, fit_backbone
@@ -52,7 +52,7 @@ def test_without_calibration_it_is_binary_cross_entropy_with_the_same_negatives(
     total = 0.0
     for state, target in zip(states, targets.tolist(), strict=True):
         wrong = [item for item in drawn.tolist() if item != target]
-        scores = table[1:][[target, *wrong]] @ state
+        scores = table[1:][[target, *wrong]] @ state + chance_logit(30)
         wanted = torch.tensor([1.0] + [0.0] * len(wrong))
         total += float(functional.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")) / 8
     assert float(found) == pytest.approx(total / 5, rel=1e-5)
@@ -66,7 +66,7 @@ def test_the_target_alone_is_weighed_by_beta() -> None:
     for t in (0.0, 0.6):
         torch.manual_seed(0)
         losses.append(float(gbce(states, table, targets, 7, t)))
-    right = functional.logsigmoid((states * table[targets + 1]).sum(1)).mean()
+    right = functional.logsigmoid((states * table[targets + 1]).sum(1) + chance_logit(30)).mean()
     beta = gbce_beta(7, 30, 0.6)
     assert losses[0] - losses[1] == pytest.approx(float(-(1 - beta) * right / 8), rel=1e-4)
 
@@ -78,7 +78,7 @@ def test_fully_calibrated_probabilities_go_to_the_softmax_s(t: float, calibrated
     counts = torch.tensor([100, 50, 20, 10, 4] + [1] * 15)
     targets = torch.arange(items).repeat_interleave(counts)
     probabilities = counts / counts.sum()
-    table = torch.full((items + 1, 1), -2.0, requires_grad=True)
+    table = torch.zeros(items + 1, 1, requires_grad=True)
     optimizer = torch.optim.Adam([table], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
     torch.manual_seed(0)
@@ -87,11 +87,22 @@ def test_fully_calibrated_probabilities_go_to_the_softmax_s(t: float, calibrated
         gbce(torch.ones(len(targets), 1), table, targets, negatives, t).backward()
         optimizer.step()
         schedule.step()
-    found = table.detach()[1:, 0].sigmoid()
+    found = (table.detach()[1:, 0] + chance_logit(items)).sigmoid()
     rate = negatives / (items - 1)
     expected = probabilities if calibrated else probabilities / (probabilities + rate * (1 - probabilities))
     assert torch.allclose(found, expected, rtol=0.2, atol=0.01)
     assert (float(found.sum()) < 1.15) is calibrated  # plain binary cross-entropy overrates everything
+
+
+@pytest.mark.parametrize("items", [2, 30, 10_000])
+def test_a_model_that_knows_nothing_starts_at_chance(items: int) -> None:
+    assert torch.tensor(chance_logit(items)).sigmoid().item() == pytest.approx(1 / items)
+    table = torch.zeros(items + 1, 4, requires_grad=True)
+    states = torch.ones(50, 4)
+    torch.manual_seed(0)
+    gbce(states, table, torch.zeros(50, dtype=torch.long), 5, 0.0).backward()
+    gradient = table.grad[1:].abs().sum(1)
+    assert gradient[1:].sum() <= 5 / (items - 1) * gradient[0] * 1.01  # no burst that pushes all others down
 
 
 def test_which_loss_on_samples() -> None:

@@ -51,21 +51,32 @@ def gbce(states: Tensor, table: Tensor, targets: Tensor, negatives: int, calibra
     negatives for each position; here all positions share them, so that no more than positions × negatives is kept. A
     negative that is a position's target does not count there.
 
+    s is a score plus :func:`chance_logit`, the same for all items, which changes no ranking: a model that knows nothing
+    then says 1 / items instead of 1 / 2. Without it the first steps push all items down at once, by gradients so large
+    that Adam, which divides by their mean square, hardly moves for thousands of steps after.
+
     Args:
         states: What is multiplied with items, (n, width).
         table: Item embeddings, (items + 1, width); row 0 is the padding's.
         targets: Next items, (n,) int64, from 0.
         negatives: k, drawn as in :func:`sampled_softmax`.
-        calibration: t, from 0 (plain binary cross-entropy, which overrates everything) to 1 (the sigmoid of a score is
-            the probability of the item, as a softmax over all items would give it).
+        calibration: t, from 0 (plain binary cross-entropy, which overrates everything) to 1 (the sigmoid of s is the
+            probability of the item, as a softmax over all items would give it).
 
     Returns:
         The mean over positions, a scalar.
     """
     right, wrong, same = _scores(states, table, targets, negatives)
+    start = chance_logit(len(table) - 1)
+    right, wrong = right + start, wrong + start
     beta = gbce_beta(negatives, len(table) - 1, calibration)
     rejected = functional.logsigmoid(-wrong).masked_fill(same, 0.0).sum(1)
     return -(beta * functional.logsigmoid(right[:, 0]) + rejected).mean() / (negatives + 1)
+
+
+def chance_logit(num_items: int) -> float:
+    """The logit of 1 / ``num_items``."""
+    return -math.log(max(1, num_items - 1))
 
 
 def gbce_beta(negatives: int, num_items: int, calibration: float) -> float:
