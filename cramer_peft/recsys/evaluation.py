@@ -5,17 +5,31 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.metrics import hit_rate, mrr, ndcg, overlap, share, target_ranks, top_items
 from cramer_peft.recsys.requests import AttributeRequest, RequestGenerator, match_scores, satisfies
 from cramer_peft.recsys.split import Split, Stage, pad_histories, seen_mask
 
 # Scores (rows, items) of histories (rows, length) under one request text, or None, for each row.
 Scorer = Callable[[Tensor, Sequence[str | None]], Tensor]
+
+
+def frozen_scorer(backbone: Any) -> Scorer:
+    """A scorer by a backbone as it is, whatever is asked."""
+
+    def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
+        scores: Tensor = backbone(brought_to(backbone, item_ids))
+        return scores
+
+    return score
+
+
 _BATCH = 256
 
 

@@ -20,8 +20,3 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def training_device() -> str:
-    """Where transformers' Trainer trains on this machine: the name of its GPU, or "cpu"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

@@ -43,13 +43,14 @@ from cramer_peft.recsys.benchmark.plan import (
     estimate_cell,
     refined,
 )
+from cramer_peft.recsys.benchmark.redial import mask_scorer
 from cramer_peft.recsys.benchmark.study import digest_of_study, estimate_study, measured_study
 from cramer_peft.recsys.bundle import BACKBONE, load_backbone, save_backbone
-from cramer_peft.recsys.devices import brought_to, fastest_device
+from cramer_peft.recsys.devices import fastest_device, fastest_device_name
 from cramer_peft.recsys.encoders import request_encoder
+from cramer_peft.recsys.evaluation import frozen_scorer
 from cramer_peft.recsys.split import Split, TemporalSplit
 from cramer_peft.recsys.tracks import hold_out
-from cramer_peft.recsys.versions import training_device
 
 _STAMP = "benchmark.json"
 HELD_OUT = 0.2
@@ -141,7 +142,7 @@ def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellR
         ranker.know(*(track.requests for name, track in tracks.items() if not name.endswith("shuffled")))
     measured = measure(
         setting,
-        lambda item_ids, _: backbone(brought_to(backbone, item_ids)),
+        frozen_scorer(backbone),
         None if ranker is None else ranker.scores,
         _strength_of(ranker),
         tracks,
@@ -149,7 +150,7 @@ def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellR
     )
     figures = {
         "trainable": 0 if ranker is None else ranker.trainable,
-        "trained_on": training_device(),
+        "trained_on": fastest_device_name(),
         "seconds": {
             "train": trained - start,
             "evaluate": time.perf_counter() - trained,
@@ -167,11 +168,7 @@ def _strength_of(ranker: RequestRanker | None) -> StrengthScorer | None:
     if masks is None or masks.generator.gate.name == "topk":
         return None
 
-    def score(item_ids: Tensor, requests: Sequence[str | None], alpha: float) -> Tensor:
-        scores: Tensor = masks(brought_to(masks, item_ids), request=list(requests), request_strength=alpha)
-        return scores
-
-    return score
+    return lambda item_ids, requests, alpha: mask_scorer(masks, alpha)(item_ids, requests)
 
 
 def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method) -> tuple[RankerTask, Setting]:

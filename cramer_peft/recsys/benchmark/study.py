@@ -47,9 +47,8 @@ from cramer_peft.recsys.benchmark.transfer import (
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.datasets import dataset_folder
-from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.encoders import request_encoder, text_encoder, without_cache
-from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer
+from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, frozen_scorer
 from cramer_peft.recsys.redial import RedialRequest, match_requests, read_redial, read_years
 from cramer_peft.recsys.training import BackboneOptions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES
@@ -153,8 +152,7 @@ def _real_language(cell: Cell, data: LoadedData, task: RankerTask, ranker: Reque
         choice = choose_candidate(candidates, parts.validation, cell.settings.k)
         scorers[REQUEST] = candidates[choice.candidate], choice.wording
         chosen = {"candidate": choice.candidate, "wording": choice.wording, "table": choice.table}
-    frozen: Scorer = lambda item_ids, _: task.backbone(brought_to(task.backbone, item_ids))  # noqa: E731
-    rows = redial_values(scorers, frozen, part, cell.seed, cell.settings.k)
+    rows = redial_values(scorers, frozen_scorer(task.backbone), part, cell.seed, cell.settings.k)
     values = {
         f"{name.replace(f'{REQUEST}, ', '')}/{metric}": value
         for name, row in rows.items()
@@ -267,8 +265,7 @@ def _transfer(cell: Cell, data: LoadedData, task: RankerTask, ranker: RequestRan
     tracks = transfer_tracks(users, data.catalogue, TEST_TEMPLATES, cell.seed)
     values = {}
     for arm, masks in prepared.rankers.items():
-        frozen: Scorer = lambda item_ids, _: backbone(brought_to(backbone, item_ids))  # noqa: E731
-        measured = measure(setting, frozen, mask_scorer(masks), tracks=tracks, reads=False)
+        measured = measure(setting, frozen_scorer(backbone), mask_scorer(masks), tracks=tracks, reads=False)
         values.update({f"{arm}: {key}": value for key, value in measured.values.items()})
     shared, new = shared_attributes(data.catalogue, target.catalogue)
     figures = {
