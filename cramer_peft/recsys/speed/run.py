@@ -119,7 +119,7 @@ def run_speed(
             continue
         for batch in options.batches:
             say(f"{name}, batch {batch}")
-            with _many_compiled():
+            with _many_compiled() if options.compiled else nullcontext():
                 report["results"].append(measure_model(model, batch, options))
             if output is not None:
                 write_json(output, report)
