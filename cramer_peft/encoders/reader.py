@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 LONGEST = 256  # words; what follows is not read
 _CACHED_WORDS = 50_000
-_CACHED_WORDING_WORDS = 250_000  # the recommenders' training wordings have 190,000, with names of one and two words
+_CACHED_WORDING_WORDS = 600_000  # the recommenders' training wordings have 460,000, with names of one and two words
 _BATCH = 256
+_BUCKETS, _BUCKET_WIDTH = 4096, 32  # of the vectors that are learned; bucket 0 is of words that are unknown or a name
 
 Wording = tuple[str | None, ...]  # the words of a text, None for each that is part of a known name
 
@@ -67,8 +69,20 @@ def runs(words: Sequence[str], wanted: Sequence[float], unwanted: Sequence[float
     return found
 
 
+def word_buckets(words: Sequence[str | None]) -> Tensor:
+    """The learned vector that each word has, (words,) int64: by its checksum, so that words may share one.
+
+    Args:
+        words: Lower-case; None for a word that is part of a known name, which has none (0).
+    """
+    return torch.tensor([0 if word is None else 1 + zlib.crc32(word.encode()) % (_BUCKETS - 1) for word in words])
+
+
 class ReaderNetwork(nn.Module):
     """Marks each word as neither, wanted or unwanted: a recurrent layer in both directions over word vectors.
+
+    Beside the static vectors, which say what a word means, stand learned ones, which say what it does in a request:
+    "hold", "skip" and "without" are nothing like each other, but do the same.
 
     Args:
         dim: Width of the word vectors.
@@ -76,15 +90,18 @@ class ReaderNetwork(nn.Module):
         dropout: While it is taught.
     """
 
-    def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.25) -> None:
+    def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.4) -> None:
         super().__init__()
         self.named = nn.Parameter(0.1 * torch.randn(dim))  # stands for any word known to name what can be asked for
-        self.inputs = nn.Linear(dim, 2 * width)
+        self.words = nn.Embedding(_BUCKETS, _BUCKET_WIDTH, padding_idx=0)
+        nn.init.normal_(self.words.weight, std=0.1)
+        self.words.weight.data[0] = 0
+        self.inputs = nn.Linear(dim + _BUCKET_WIDTH, 2 * width)
         self.recurrent = nn.GRU(2 * width, width, bidirectional=True, batch_first=True)
         self.outputs = nn.Linear(2 * width, 3)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor, buckets: Tensor) -> Tensor:
         """Logits of neither, wanted, unwanted, (sentences, words, 3).
 
         Args:
@@ -92,8 +109,10 @@ class ReaderNetwork(nn.Module):
             lengths: Words of each sentence, (sentences,) int64, at least 1.
             named: Words known to name what can be asked for, (sentences, words) bool. What they are is not looked at,
                 so that how a thing is asked for does not depend on which.
+            buckets: :func:`word_buckets` of the words, (sentences, words) int64; 0 for one that is unknown.
         """
-        hidden = self.dropout(self.inputs(torch.where(named[..., None], self.named, vectors)))
+        static, learned = torch.where(named[..., None], self.named, vectors), self.words(buckets.masked_fill(named, 0))
+        hidden = self.dropout(self.inputs(torch.cat([static, learned], -1)))
         packed = pack_padded_sequence(hidden, lengths.cpu(), batch_first=True, enforce_sorted=False)
         context, _ = pad_packed_sequence(self.recurrent(packed)[0], batch_first=True, total_length=hidden.shape[1])
         logits: Tensor = self.outputs(self.dropout(hidden + context))
@@ -113,9 +132,9 @@ class ReaderEnsemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(ReaderNetwork(dim, width) for _ in range(members))
 
-    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor, buckets: Tensor) -> Tensor:
         """Probabilities of neither, wanted, unwanted, (sentences, words, 3); see :class:`ReaderNetwork`."""
-        return torch.stack([member(vectors, lengths, named).softmax(-1) for member in self.members]).mean(0)
+        return torch.stack([member(vectors, lengths, named, buckets).softmax(-1) for member in self.members]).mean(0)
 
 
 class WordVectors:
@@ -160,7 +179,7 @@ class RequestReader:
     sentences (``python -m cramer_peft.recsys.teaching``) and is frozen.
 
     The network does not see which name it is that a known name stands for, so it reads each wording, a text with the
-    names left blank, once; those used last, of 250,000 words together, are remembered.
+    names left blank, once; those used last, of 600,000 words together, are remembered.
 
     Raises:
         MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``).
@@ -209,12 +228,12 @@ class RequestReader:
     def _read_new(self, wordings: Sequence[Wording]) -> dict[Wording, Tensor]:
         vectors = [self.vectors([word or "" for word in wording]) for wording in wordings]
         lengths = [len(wording) for wording in wordings]
-        padded = nn.utils.rnn.pad_sequence(vectors, batch_first=True)
-        named = nn.utils.rnn.pad_sequence(
-            [torch.tensor([word is None for word in wording]) for wording in wordings], batch_first=True
-        )
+        pad = nn.utils.rnn.pad_sequence
+        padded = pad(vectors, batch_first=True)
+        named = pad([torch.tensor([word is None for word in wording]) for wording in wordings], batch_first=True)
+        buckets = pad([word_buckets(wording) for wording in wordings], batch_first=True)
         with torch.inference_mode(False):  # so that what is kept can later be used in training
-            marks = self.network(padded, torch.tensor(lengths), named)
+            marks = self.network(padded, torch.tensor(lengths), named, buckets)
             rows = [mark[:length].clone() for mark, length in zip(marks, lengths, strict=True)]
         new = dict(zip(wordings, rows, strict=True))
         with self._lock:

@@ -10,7 +10,15 @@ from torch import nn
 
 from cramer_peft import RequestMaskConfig, WordLlamaEncoder, inject_request_masks
 from cramer_peft.encoders import make_encoder, reader
-from cramer_peft.encoders.reader import LONGEST, WEIGHTS, ReaderEnsemble, ReaderNetwork, Reading, RequestReader
+from cramer_peft.encoders.reader import (
+    LONGEST,
+    WEIGHTS,
+    ReaderEnsemble,
+    ReaderNetwork,
+    Reading,
+    RequestReader,
+    word_buckets,
+)
 from cramer_peft.errors import EncoderError, MissingExtraError
 
 NOTHING = ["hello there", "surprise me", "!?"]
@@ -195,11 +203,13 @@ def test_words_are_not_kept_without_end(encoder: RequestReader, monkeypatch: pyt
 def test_padding_does_not_matter_to_the_network() -> None:
     network = ReaderNetwork(8, 4).eval()
     vectors, lengths = torch.randn(3, 5, 8), torch.tensor([5, 2, 1])
-    named = torch.rand(3, 5) < 0.3
-    found = network(vectors, lengths, named)
+    named, buckets = torch.rand(3, 5) < 0.3, torch.randint(9, (3, 5))
+    found = network(vectors, lengths, named, buckets)
     assert found.shape == (3, 5, 3)
     for row, length in enumerate(lengths.tolist()):
-        alone = network(vectors[row : row + 1, :length], lengths[row : row + 1], named[row : row + 1, :length])
+        alone = network(
+            *(x[row : row + 1, :length] if x.ndim > 1 else x[row : row + 1] for x in (vectors, lengths, named, buckets))
+        )
         torch.testing.assert_close(alone[0], found[row, :length])
 
 
@@ -207,20 +217,37 @@ def test_what_is_known_by_name_is_not_looked_at() -> None:
     network = ReaderNetwork(8, 4).eval()
     vectors, lengths = torch.randn(2, 5, 8), torch.tensor([5, 5])
     vectors[1, [0, 2, 4]] = vectors[0, [0, 2, 4]]
+    buckets = torch.tensor([[1, 2, 3, 4, 5], [1, 6, 3, 7, 5]])
     named = torch.tensor([[False, True, False, True, False]] * 2)
-    first, second = network(vectors, lengths, named)
+    first, second = network(vectors, lengths, named, buckets)
     assert torch.equal(first, second)
-    first, second = network(vectors, lengths, torch.zeros_like(named))
-    assert not torch.allclose(first, second)
+    for other in (
+        network(vectors, lengths, ~named & False, buckets[:1].expand(2, 5)),
+        network(vectors[:1].expand(2, 5, 8), lengths, ~named & False, buckets),
+    ):
+        assert not torch.allclose(*other)
+
+
+def test_an_unknown_word_has_no_learned_vector() -> None:
+    network = ReaderNetwork(8, 4).eval()
+    assert word_buckets(["horror", None, "war"]).tolist()[1] == 0
+    assert 0 < word_buckets(["horror"]).item() != word_buckets(["war"]).item() > 0
+    assert torch.equal(word_buckets(["horror"]), word_buckets(["horror"]))
+    network(
+        torch.randn(1, 3, 8), torch.tensor([3]), torch.tensor([[False, False, True]]), torch.tensor([[0, 5, 6]])
+    ).sum().backward()
+    assert network.words.weight.grad[5].any()
+    assert not network.words.weight[0].any()
+    assert not network.words.weight.grad[[0, 6]].any()  # unknown, and a name
 
 
 def test_several_networks_give_their_mean() -> None:
     ensemble = ReaderEnsemble(8, 4, members=3).eval()
     vectors, lengths = torch.randn(2, 5, 8), torch.tensor([5, 2])
-    named = torch.tensor([[False, True, False, False, True]] * 2)
-    found = ensemble(vectors, lengths, named)
+    named, buckets = torch.tensor([[False, True, False, False, True]] * 2), torch.randint(9, (2, 5))
+    found = ensemble(vectors, lengths, named, buckets)
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 5))
-    each = [member(vectors, lengths, named).softmax(-1) for member in ensemble.members]
+    each = [member(vectors, lengths, named, buckets).softmax(-1) for member in ensemble.members]
     torch.testing.assert_close(found, (each[0] + each[1] + each[2]) / 3)
     assert not torch.allclose(each[0], each[1])
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -113,23 +113,25 @@ def _polarity(templates: tuple[tuple[str, tuple[str, ...]], ...]) -> _Polarity:
             signs += [float(match.group(1) == "unwanted") for match in fields]
     vocabulary = sorted(set().union(*features))
     columns = {word: column for column, word in enumerate(vocabulary)}
-    inputs = torch.zeros(len(features), len(vocabulary))
-    for row, found in enumerate(features):
-        inputs[row, [columns[word] for word in found]] = 1
-    weights, bias = _regress(inputs, torch.tensor(signs))
+    weights, bias = _regress(
+        [[columns[word] for word in sorted(found)] for found in features], torch.tensor(signs), len(vocabulary)
+    )
     return _Polarity(dict(zip(vocabulary, weights.tolist(), strict=True)), bias)
 
 
 @torch.enable_grad()
-def _regress(inputs: Tensor, signs: Tensor) -> tuple[Tensor, float]:
-    """Weights and bias of a ridge-penalised logistic regression."""
-    weights = torch.zeros(inputs.shape[1], requires_grad=True)
+def _regress(features: Sequence[Sequence[int]], signs: Tensor, count: int) -> tuple[Tensor, float]:
+    """Weights and bias of a ridge-penalised logistic regression on which of ``count`` features each row has."""
+    places = torch.tensor([feature for row in features for feature in row])
+    starts = torch.tensor([0, *accumulate(map(len, features))][:-1])
+    weights = torch.zeros(count, requires_grad=True)
     bias = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(inputs @ weights + bias, signs)
+        sums = functional.embedding_bag(places, weights[:, None], starts, mode="sum")[:, 0]
+        loss = functional.binary_cross_entropy_with_logits(sums + bias, signs)
         loss = loss + _RIDGE * weights.square().sum()
         loss.backward()
         return loss

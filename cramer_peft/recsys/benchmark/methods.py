@@ -83,6 +83,7 @@ METHODS: dict[str, Method] = {
     "reranker": Method(_reranker, scores=50.0, tracks=RERANKED_TRACKS, max_users=RERANKED_USERS),
     "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_SASREC),
     "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_SASREC),
+    "lora, rank 1": Method(lambda config, settings: RequestLoRA(rank=1), learns=1.1, backbones=_SASREC),
     "static mask": Method(
         lambda config, settings: StaticMask(config=config), RequestMaskConfig, reads=False, learns=1.0
     ),

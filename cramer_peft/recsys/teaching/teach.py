@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cramer_peft.encoders.reader import ReaderNetwork, WordVectors
+from cramer_peft.encoders.reader import ReaderNetwork, WordVectors, word_buckets
 from cramer_peft.recsys.teaching.grammar import NEITHER, Grammar
 from cramer_peft.recsys.teaching.sentences import Marked, sentences
 
@@ -127,9 +127,11 @@ def marking_loss(
     inputs = pad([vectors(words) for words, _ in rows], batch_first=True)
     marks = pad([torch.tensor(marks) for _, marks in rows], batch_first=True, padding_value=_NO_WORD)
     known = pad([torch.tensor(own, dtype=torch.bool) for own in named], batch_first=True)
+    buckets = pad([word_buckets(words) for words, _ in rows], batch_first=True)
     if unknown_share:
-        inputs = inputs * (torch.rand(marks.shape) > unknown_share * (marks == NEITHER))[..., None]
-    logits = network(inputs, torch.tensor([len(words) for words, _ in rows]), known)
+        kept = torch.rand(marks.shape) > unknown_share * (marks == NEITHER)
+        inputs, buckets = inputs * kept[..., None], buckets * kept
+    logits = network(inputs, torch.tensor([len(words) for words, _ in rows]), known, buckets)
     return functional.cross_entropy(logits.flatten(0, 1), marks.flatten(), ignore_index=_NO_WORD)
 
 
@@ -146,6 +148,8 @@ def share_read(network: nn.Module, vectors: WordVectors, rows: Sequence[Marked],
     right = 0
     for words, marks in rows:
         named = torch.tensor([asked_words(marks)]) & known
-        found = network(vectors(words)[None], torch.tensor([len(words)]), named)[0].argmax(-1)
+        found = network(vectors(words)[None], torch.tensor([len(words)]), named, word_buckets(words)[None])[0].argmax(
+            -1
+        )
         right += found.tolist() == list(marks)
     return right / len(rows)

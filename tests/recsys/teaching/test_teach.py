@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramer_peft.encoders.reader import WORD, ReaderEnsemble, ReaderNetwork, WordVectors
+from cramer_peft.encoders.reader import WORD, ReaderEnsemble, ReaderNetwork, WordVectors, word_buckets
 from cramer_peft.io import read_safetensors
 from cramer_peft.recsys.teaching import __main__ as command
 from cramer_peft.recsys.teaching.grammar import Grammar
@@ -52,7 +52,9 @@ def test_the_loss_is_cross_entropy_over_the_words_there_are(vectors: WordVectors
     named = [asked_words(marks) if number % 2 else [False] * len(marks) for number, (_, marks) in enumerate(rows)]
     losses = [
         torch.nn.functional.cross_entropy(
-            network(vectors(words)[None], torch.tensor([len(words)]), torch.tensor([known]))[0],
+            network(vectors(words)[None], torch.tensor([len(words)]), torch.tensor([known]), word_buckets(words)[None])[
+                0
+            ],
             torch.tensor(marks),
             reduction="none",
         )
