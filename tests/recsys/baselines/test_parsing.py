@@ -39,10 +39,11 @@ def test_what_it_reads(text: str, wanted: tuple[str, ...], unwanted: tuple[str, 
 @pytest.mark.parametrize(("templates", "least"), [(TRAIN_TEMPLATES, 0.97), (TEST_TEMPLATES, 0.7)])
 def test_how_often_it_reads_right(templates: dict[str, tuple[str, ...]], least: float) -> None:
     parser, rng = RequestParser(ATTRIBUTES), random.Random(0)
+    first = {family: lines[:1] for family, lines in templates.items()}  # each generator checks all that it is given
     right = []
     for family in FAMILIES:
         for line in templates[family]:
-            made = RequestGenerator(ATTRIBUTES, {**templates, family: (line,)}).counterfactual(rng, family)
+            made = RequestGenerator(ATTRIBUTES, {**first, family: (line,)}).counterfactual(rng, family)
             read = parser(made.text)
             right.append({*made.wanted} == {*read.wanted} and {*made.unwanted} == {*read.unwanted})
     assert sum(right) / len(right) >= least
