@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 LONGEST = 256  # words; what follows is not read
 _CACHED_WORDS = 50_000
-_CACHED_WORDING_WORDS = 600_000  # the recommenders' training wordings have 460,000, with names of one and two words
+_CACHED_WORDING_WORDS = 600_000  # the recommenders' training wordings have 480,000, with names of one and two words
 _BATCH = 256
 _BUCKETS, _BUCKET_WIDTH = 4096, 32  # of the vectors that are learned; bucket 0 is of words that are unknown or a name
 
@@ -90,7 +90,7 @@ class ReaderNetwork(nn.Module):
         dropout: While it is taught.
     """
 
-    def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.4) -> None:
+    def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.3) -> None:
         super().__init__()
         self.named = nn.Parameter(0.1 * torch.randn(dim))  # stands for any word known to name what can be asked for
         self.words = nn.Embedding(_BUCKETS, _BUCKET_WIDTH, padding_idx=0)

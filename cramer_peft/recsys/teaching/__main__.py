@@ -1,4 +1,4 @@
-"""``python -m cramer_peft.recsys.teaching FILE``: teach the reader and write its weights, in about fifteen minutes."""
+"""``python -m cramer_peft.recsys.teaching FILE``: teach the reader and write its weights, in about half an hour."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Teach on four fifths of the training wordings and say what is read of the rest; or on all, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="where to write; without it, a fifth is held out and scored")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     vectors = WordVectors()

@@ -37,8 +37,8 @@ def common_words(vectors: WordVectors) -> list[str]:
 def teach(
     vectors: WordVectors,
     templates: Mapping[str, Sequence[str]],
-    steps: int = 6000,
-    count: int = 100_000,
+    steps: int = 12_000,
+    count: int = 200_000,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
     unknown_share: float = 0.1,
