@@ -82,9 +82,9 @@ def test_all_wordings_differ_within_and_between_the_sets() -> None:
 
 def test_test_templates_share_no_set_of_words_with_training() -> None:
     trained = {frozenset(words(template).split()) for family in TRAIN_TEMPLATES.values() for template in family}
-    for family in TEST_TEMPLATES.values():
-        for template in family:
-            assert frozenset(words(template).split()) not in trained
+    tested = [frozenset(words(template).split()) for family in TEST_TEMPLATES.values() for template in family]
+    # Counted, not shown: whoever works on the method does not look at the wordings of the test.
+    assert sum(one in trained for one in tested) == 0
 
 
 @pytest.mark.parametrize("templates", [TRAIN_TEMPLATES, TEST_TEMPLATES])
