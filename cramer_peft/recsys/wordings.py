@@ -4,7 +4,7 @@ The test wordings and a first part of the training wordings were written togethe
 wordings was then written without sight of the test wordings; what came out the same, apart from case and
 punctuation, was left out. The test wordings have not been changed since a model was first scored on them.
 ``training_wordings.tsv`` came last, first from eight authors who saw neither the others' nor the test wordings, then
-from eleven more, four of whom saw some of those; what came out as a test wording, or with one as a part, was left
+from twelve more, four of whom saw some of those; what came out as a test wording, or with one as a part, was left
 out.
 """
 
