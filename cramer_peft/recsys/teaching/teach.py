@@ -148,8 +148,6 @@ def share_read(network: nn.Module, vectors: WordVectors, rows: Sequence[Marked],
     right = 0
     for words, marks in rows:
         named = torch.tensor([asked_words(marks)]) & known
-        found = network(vectors(words)[None], torch.tensor([len(words)]), named, word_buckets(words)[None])[0].argmax(
-            -1
-        )
-        right += found.tolist() == list(marks)
+        logits = network(vectors(words)[None], torch.tensor([len(words)]), named, word_buckets(words)[None])
+        right += logits[0].argmax(-1).tolist() == list(marks)
     return right / len(rows)

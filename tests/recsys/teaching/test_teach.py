@@ -52,9 +52,9 @@ def test_the_loss_is_cross_entropy_over_the_words_there_are(vectors: WordVectors
     named = [asked_words(marks) if number % 2 else [False] * len(marks) for number, (_, marks) in enumerate(rows)]
     losses = [
         torch.nn.functional.cross_entropy(
-            network(vectors(words)[None], torch.tensor([len(words)]), torch.tensor([known]), word_buckets(words)[None])[
-                0
-            ],
+            network(
+                vectors(words)[None], torch.tensor([len(words)]), torch.tensor([known]), word_buckets(words)[None]
+            ).squeeze(0),
             torch.tensor(marks),
             reduction="none",
         )
