@@ -147,12 +147,12 @@ def spread(gate: Tensor, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Te
 def _laid_out_alike(value: Tensor, x: Tensor) -> Tensor:
     """``value`` (shaped as ``x``) with the strides of ``x``, by which kernels are chosen, and so how they round.
 
-    A product takes the strides of its input only where these leave no gaps. In a compiled graph, and where somebody
-    transforms what is done with ``x``, it is left as it is.
+    A product takes the strides of its input only where these leave no gaps and no dimension is 1 long. In a compiled
+    graph, and where somebody transforms what is done with ``x``, it is left as it is.
     """
-    if torch.compiler.is_compiling() or x.is_contiguous() or x.is_nested or not row_weights.is_plain(x):
+    if torch.compiler.is_compiling() or x.is_nested or value.shape != x.shape or value.stride() == x.stride():
         return value
-    if value.shape != x.shape or value.stride() == x.stride() or 0 in x.stride():  # 0: repeated, with room for one
+    if 0 in x.stride() or not row_weights.is_plain(x):  # 0: repeated, with room for one
         return value
     return torch.empty_strided(x.shape, x.stride(), dtype=value.dtype, device=x.device).copy_(value)
 
@@ -223,7 +223,7 @@ class FeatureGate(RowGates):
 
     def multiply(self, x: Tensor, batch_dim: int, feature_dim: int = -1) -> Tensor:
         """``x`` times the gates; a gate of exactly 1 leaves its bits."""
-        return x * spread(self.values, x, batch_dim, feature_dim)
+        return _laid_out_alike(x * spread(self.values, x, batch_dim, feature_dim), x)
 
     def row(self, row: int) -> Tensor:
         """The gates of one row, (features,)."""
