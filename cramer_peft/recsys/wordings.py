@@ -1,11 +1,11 @@
 """Wordings of simulated requests, by family; training and test wordings are disjoint.
 
-The test wordings and a first part of the training wordings were written together. The bulk of the training
-wordings was then written without sight of the test wordings; what came out the same, apart from case and
-punctuation, was left out. The test wordings have not been changed since a model was first scored on them.
-``training_wordings.tsv`` came last, first from eight authors who saw neither the others' nor the test wordings, then
-from twelve more, four of whom saw some of those; what came out as a test wording, or with one as a part, was left
-out.
+The first test wordings and a first part of the training wordings were written together; they are in this module. All
+that is in the two files came later. ``training_wordings.tsv`` is by 22 authors who saw no test wording (four of the
+last fourteen saw other training wordings): what came out as a test wording, with one as a part, or with the words of
+one, was left out. ``test_wordings.tsv`` is by three authors who saw no wording at all; it was added, by a script and
+unread, after everything had been chosen and before anything was scored on it, and what was already a training wording,
+or a part or the words of one, was left out. No test wording has been changed since a model was first scored on it.
 """
 
 from __future__ import annotations
@@ -795,7 +795,7 @@ _FIRST_TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-TEST_TEMPLATES: dict[str, tuple[str, ...]] = {
+_FIRST_TEST_TEMPLATES: dict[str, tuple[str, ...]] = {
     "for": (
         "Tonight calls for {wanted}",
         "How about a little {wanted}?",
@@ -876,10 +876,11 @@ TEST_TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _with_file(templates: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    lines = files(__package__).joinpath("training_wordings.tsv").read_text(encoding="utf-8").splitlines()
+def _with_file(templates: dict[str, tuple[str, ...]], name: str) -> dict[str, tuple[str, ...]]:
+    lines = files(__package__).joinpath(name).read_text(encoding="utf-8").splitlines()
     more = [line.split("\t") for line in lines]
     return {family: (*own, *(text for kind, text in more if kind == family)) for family, own in templates.items()}
 
 
-TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = _with_file(_FIRST_TRAIN_TEMPLATES)
+TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = _with_file(_FIRST_TRAIN_TEMPLATES, "training_wordings.tsv")
+TEST_TEMPLATES: dict[str, tuple[str, ...]] = _with_file(_FIRST_TEST_TEMPLATES, "test_wordings.tsv")

@@ -37,7 +37,7 @@ def common_words(vectors: WordVectors) -> list[str]:
 def teach(
     vectors: WordVectors,
     templates: Mapping[str, Sequence[str]],
-    steps: int = 12_000,
+    steps: int = 13_500,
     count: int = 200_000,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
