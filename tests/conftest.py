@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import RequestMaskConfig
 
 GATES = ("low_rank", "scale", "signed", "topk")
+settings.register_profile("no deadline", deadline=None)  # machines are shared: a time limit is no test
+settings.load_profile("no deadline")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 _HOOKS = [name for name in vars(nn.Linear(1, 1)) if "hooks" in name]
 

@@ -14,6 +14,7 @@ import re
 import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -328,14 +329,15 @@ def _check_templates(templates: Mapping[str, Sequence[str]]) -> None:
             raise DataError(f"templates[{family!r}]: expected one or more templates in a sequence.")
         expected = {*_WANTED_FIELDS[:wanted], *_UNWANTED_FIELDS[:unwanted]}
         for template in templates[family]:
-            if _template_fields(template) != sorted(expected):
+            if _template_fields(template) != tuple(sorted(expected)):
                 raise DataError(
                     f"templates[{family!r}]: {template!r} has not the fields that were expected: "
                     f"each of {sorted(expected)} once, without a conversion or a format."
                 )
 
 
-def _template_fields(template: str) -> list[str] | None:
+@lru_cache(maxsize=65536)  # generators are made of the same thousands of templates again and again
+def _template_fields(template: str) -> tuple[str, ...] | None:
     """Return the sorted fields of a format string, None if it is not a plain one."""
     try:
         parts = list(string.Formatter().parse(template))
@@ -343,4 +345,4 @@ def _template_fields(template: str) -> list[str] | None:
         return None
     if any(conversion or spec for _, _, spec, conversion in parts):
         return None
-    return sorted(name for _, name, _, _ in parts if name is not None)
+    return tuple(sorted(name for _, name, _, _ in parts if name is not None))
