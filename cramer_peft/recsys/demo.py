@@ -216,6 +216,8 @@ def attribute_shares(
 ) -> dict[str, tuple[float, float, float]]:
     """Each attribute's share of the top ten: without a request, asked for, asked against.
 
+    Users ask in turn in all the wordings of the test, so that a sentence that is misread weighs what it weighs there.
+
     Args:
         masks: The adapted backbone.
         users: Whom to ask for; the first ``sample`` of them.
@@ -223,18 +225,21 @@ def attribute_shares(
     """
     item_ids, seen = users.item_ids[:sample], users.seen[:sample]
 
-    def top(text: str | None) -> Tensor:
+    def top(texts: Sequence[str | None]) -> Tensor:
         with torch.no_grad():
-            return top_items(masks(item_ids, request=text), seen)
+            return top_items(masks(item_ids, request=list(texts)), seen)
+
+    def asked(family: str, **named: str) -> list[str | None]:
+        templates = TEST_TEMPLATES[family]
+        return [templates[user % len(templates)].format(**named) for user in range(len(item_ids))]
 
     def mean_share(flags: Tensor, items: Tensor) -> float:
         return float(share(items, flags.expand(len(items), -1)).mean())
 
-    frozen, shares = top(None), {}
+    frozen, shares = top([None] * len(item_ids)), {}
     for index, name in enumerate(users.catalogue.attributes):
         flags = users.catalogue.item_attributes[:, index]
-        wanted = TEST_TEMPLATES["for"][index % len(TEST_TEMPLATES["for"])].format(wanted=phrase(name))
-        unwanted = TEST_TEMPLATES["against"][index % len(TEST_TEMPLATES["against"])].format(unwanted=phrase(name))
+        wanted, unwanted = asked("for", wanted=phrase(name)), asked("against", unwanted=phrase(name))
         shares[name] = (mean_share(flags, frozen), mean_share(flags, top(wanted)), mean_share(flags, top(unwanted)))
     return shares
 

@@ -107,7 +107,7 @@ def plot_shares(result: DemoResult, path: Path) -> None:
         axes.bar([place + shift for place in range(len(order))], heights, width=0.26, label=label, color=colour)
     axes.set_xticks(range(len(order)), order, rotation=35, ha="right")
     axes.set_ylabel("share of the top ten, %")
-    axes.set_title("What one sentence does to a frozen recommender (unseen wordings, the first 200 test users at most)")
+    axes.set_title("What a request does to a frozen recommender (unseen wordings, the first 200 test users at most)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

@@ -14,8 +14,10 @@ from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.demo import FROZEN, FUSION, OURS, PAPER, DemoOptions, DemoResult, attribute_shares, run_demo
 from cramer_peft.recsys.evaluation import EvaluationUsers
+from cramer_peft.recsys.requests import phrase
 from cramer_peft.recsys.split import Split
 from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions
+from cramer_peft.recsys.wordings import TEST_TEMPLATES
 
 for module in ("wordllama", "accelerate", "pandas"):
     pytest.importorskip(module)
@@ -204,3 +206,7 @@ def test_attribute_shares(masks: Any, users: EvaluationUsers, split: Split) -> N
     for index, (plain, _, _) in enumerate(shares.values()):
         assert plain == pytest.approx(users.catalogue.item_attributes[top, index].float().mean().item())
     assert any(wanted != unwanted for _, wanted, unwanted in shares.values())  # random masks hear something
+    asked = [text.format(unwanted=phrase("Drama")) for text in TEST_TEMPLATES["against"][:7]]  # one for each user
+    scores = masks(users.item_ids[:7], request=asked).masked_fill(users.seen[:7], -torch.inf)
+    drama = users.catalogue.item_attributes[scores.topk(10).indices, users.catalogue.attributes.index("Drama")]
+    assert shares["Drama"][2] == pytest.approx(drama.float().mean().item())
