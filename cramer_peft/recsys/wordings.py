@@ -1,12 +1,12 @@
 """Wordings of simulated requests, by family; training and test wordings are disjoint.
 
 The first test wordings and a first part of the training wordings were written together; they are in this module. All
-that is in the two files came later, and its authors are language models. ``training_wordings.tsv`` is by 22 authors who
-saw no test wording (four of the last fourteen saw other training wordings): what came out as a test wording, with one
-as a part, or with the words of one, was left out. ``test_wordings.tsv`` is by three authors who saw no wording at all; it
-was added, by a script and unread, after the method had been chosen and before anything was scored on it, and what was
-already a training wording, or a part or the words of one, was left out. No test wording has been changed since a model
-was first scored on it.
+that is in the two files came later, and its authors are language models. ``training_wordings.tsv`` is by 22 authors
+who saw no test wording (four of the last fourteen saw other training wordings): what came out as a test wording, with
+one as a part, or with the words of one, was left out. ``test_wordings.tsv`` is by three authors who saw no wording at
+all; it was added, by a script and unread, after the method had been chosen and before anything was scored on it, and
+what was already a training wording, or a part or the words of one, was left out. No test wording has been changed
+since a model was first scored on it.
 """
 
 from __future__ import annotations
