@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from cramer_peft import MaskState, RequestMaskConfig, inject_request_masks, load_request_masks
 
 DIM = 3
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 class Case:

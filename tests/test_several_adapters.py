@@ -22,7 +22,7 @@ from cramer_peft.errors import ConfigError, MergeError, RequestError, Unsupporte
 GATES = ("low_rank", "scale", "topk")
 DIM = 4
 REQUESTS = ["more horror", None, "nothing sad"]
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def build(seed: int = 0) -> nn.Module:

@@ -13,7 +13,7 @@ from cramer_peft.errors import BaseModelMismatchError, RequestError, Unsupported
 
 DIM = 5
 LINEAR_GATES = ("low_rank", "scale", "signed")
-quick = settings(deadline=None, max_examples=25)
+quick = settings(max_examples=25)
 optional = st.lists(st.booleans(), min_size=3, max_size=3)
 
 

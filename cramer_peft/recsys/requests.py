@@ -327,12 +327,12 @@ def _check_templates(templates: Mapping[str, Sequence[str]]) -> None:
     for family, (wanted, unwanted) in _COUNTS.items():
         if isinstance(templates[family], str) or not templates[family]:
             raise DataError(f"templates[{family!r}]: expected one or more templates in a sequence.")
-        expected = {*_WANTED_FIELDS[:wanted], *_UNWANTED_FIELDS[:unwanted]}
+        expected = tuple(sorted({*_WANTED_FIELDS[:wanted], *_UNWANTED_FIELDS[:unwanted]}))
         for template in templates[family]:
-            if _template_fields(template) != tuple(sorted(expected)):
+            if _template_fields(template) != expected:
                 raise DataError(
                     f"templates[{family!r}]: {template!r} has not the fields that were expected: "
-                    f"each of {sorted(expected)} once, without a conversion or a format."
+                    f"each of {list(expected)} once, without a conversion or a format."
                 )
 
 

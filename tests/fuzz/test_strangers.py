@@ -31,7 +31,6 @@ from cramer_peft.recsys.catalogue import Catalogue
 EXAMPLES = int(os.environ.get("CRAMER_FUZZ_EXAMPLES", "60"))
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

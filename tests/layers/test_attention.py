@@ -28,7 +28,7 @@ from cramer_peft.layers.registry import wrapper_for
 
 PARTS = ("q", "k", "v", "heads", "out")
 FORMS: dict[str, Gate] = {"low_rank": LowRankMaskGate(2), "scale": ScaleGate(), "topk": TopKGate(0.3, 1.0)}
-quick = settings(deadline=None, max_examples=150)
+quick = settings(max_examples=150)
 
 
 @contextmanager

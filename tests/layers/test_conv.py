@@ -36,7 +36,7 @@ FORMS: list[Gate] = [
     TopKGate(drop_ratio=0.4, gate_bias=True),
     TopKGate(drop_ratio=0.4, gate_bias=False),
 ]
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def wrapped(base: nn.Module) -> MaskedConvolution:

@@ -16,7 +16,7 @@ from cramer_peft.layers.base import RowLayout
 from cramer_peft.layers.embedding import MaskedEmbedding
 from cramer_peft.layers.registry import wrapper_for
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def wrapped(base: nn.Embedding, batch_dim: int = 0) -> MaskedEmbedding:

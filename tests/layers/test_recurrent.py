@@ -20,7 +20,7 @@ from cramer_peft.layers.recurrent import MaskedRecurrent, element_rows
 from cramer_peft.layers.registry import wrapper_for
 
 KINDS = (nn.RNN, nn.GRU, nn.LSTM)
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def wrapped(base: nn.RNNBase) -> MaskedRecurrent:

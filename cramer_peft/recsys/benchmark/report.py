@@ -190,18 +190,25 @@ def _lead(ours: Group, baseline: Group) -> float:
 def _best(ours: Group, best: Group | None) -> str:
     if best is None:
         return ""
-    shared = [str(seed) for seed in ours.seeds if seed in best.seeds]
-    of = "" if len(shared) == len(ours.seeds) else f", seed {' '.join(shared)} of both"
+    shared = _shared_seeds(ours, best)
+    of = "" if len(shared) == len(ours.seeds) else f", seed {' '.join(map(str, shared))} of both"
     return f"the best is {best.method}{of}"
+
+
+def _shared_seeds(first: Group, second: Group) -> list[int]:
+    """Seeds differ in backbone and requests, so only the same ones are compared."""
+    return [seed for seed in first.seeds if seed in second.seeds]
 
 
 def _both(first: Group, second: Group | None, key: str) -> tuple[Tensor, Tensor] | None:
     """One metric of two groups, of the users who count in both and the seeds that both have."""
-    shared = [] if second is None else [seed for seed in first.seeds if seed in second.seeds]
-    if second is None or not shared:  # seeds differ in backbone and requests: only the same ones are compared
+    if second is None or key not in first.values or key not in second.values:
         return None
-    one, two = (pooled([group.runs[seed] for seed in shared]).get(key) for group in (first, second))
-    if one is None or two is None or one.shape != two.shape:
+    shared = _shared_seeds(first, second)
+    if not shared:
+        return None
+    one, two = (pooled([{key: group.runs[seed][key]} for seed in shared])[key] for group in (first, second))
+    if one.shape != two.shape:
         return None
     counted = ~(one.isnan() | two.isnan())
     return (one[counted], two[counted]) if bool(counted.any()) else None

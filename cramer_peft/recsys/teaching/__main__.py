@@ -12,7 +12,7 @@ from cramer_peft.encoders.reader import ReaderEnsemble, WordVectors
 from cramer_peft.io import write_safetensors
 from cramer_peft.recsys.teaching.grammar import Grammar
 from cramer_peft.recsys.teaching.sentences import sentences
-from cramer_peft.recsys.teaching.teach import share_read, teach
+from cramer_peft.recsys.teaching.teach import STEPS, share_read, teach
 from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
 
 FOLDS, MEMBERS = 5, 3
@@ -22,7 +22,7 @@ def main() -> None:
     """Teach on four fifths of the training wordings and say what is read of the rest; or on all, and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", help="where to write; without it, a fifth is held out and scored")
-    parser.add_argument("--steps", type=int, default=13_500)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     vectors = WordVectors()

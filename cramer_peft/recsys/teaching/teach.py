@@ -14,6 +14,7 @@ from cramer_peft.encoders.reader import ReaderNetwork, WordVectors, word_buckets
 from cramer_peft.recsys.teaching.grammar import NEITHER, Grammar
 from cramer_peft.recsys.teaching.sentences import Marked, sentences
 
+STEPS = 13_500
 _NO_WORD = -100
 _ALL_KNOWN, _SOME_KNOWN, _OTHERS_KNOWN = 0.65, 0.4, 0.04  # shares of sentences
 _FUNCTION_WORDS = (
@@ -37,7 +38,7 @@ def common_words(vectors: WordVectors) -> list[str]:
 def teach(
     vectors: WordVectors,
     templates: Mapping[str, Sequence[str]],
-    steps: int = 13_500,
+    steps: int = STEPS,
     count: int = 200_000,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
