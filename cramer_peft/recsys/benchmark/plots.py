@@ -14,6 +14,7 @@ from typing import Any
 
 from cramer_peft._extras import require
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.benchmark.labels import Box, Labels, Spot
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BROWN = (
@@ -326,62 +327,43 @@ def _title(axes: Any, text: str, below: str) -> None:
 
 
 _Triple = tuple[float, float, float]
-_Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def _place_labels(
     figure: Any, axes: Any, points: Mapping[str, tuple[_Triple, _Triple]], colour: Callable[[str], str]
 ) -> None:
-    """Write each name beside its point where it covers no name, point or interval, with a line where it is far."""
+    """Write each name near its point where it covers nothing, with a line to it unless no other point is as near."""
     figure.canvas.draw()  # the layout, so that the pixels below are those of the file
     renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
-    taken: list[_Box] = []
-    for x, y in points.values():
+    marks: list[Box] = []
+    centres: dict[str, Spot] = {}
+    for name, (x, y) in points.items():
         (left, bottom), (middle, centre), (right, top) = (
             axes.transData.transform((x[end], y[end])) for end in (1, 0, 2)
         )
-        taken += [(middle - 7, centre - 7, middle + 7, centre + 7)]
-        taken += [(left, centre - 2, right, centre + 2), (middle - 2, bottom, middle + 2, top)]
-    scale = 72 / figure.dpi
+        centres[name] = (middle, centre)
+        marks += [(middle - 7, centre - 7, middle + 7, centre + 7)]
+        marks += [(left, centre - 2, right, centre + 2), (middle - 2, bottom, middle + 2, top)]
+    scale, labels = 72 / figure.dpi, Labels(marks, list(centres.values()), tuple(frame.extents))
     for name in sorted(points, key=lambda name: -points[name][1][0]):
         point = (points[name][0][0], points[name][1][0])
-        x, y = axes.transData.transform(point)
         text = axes.annotate(name, point, fontsize=9)
         extent = text.get_window_extent(renderer)
         text.remove()
-        box, far = _free_box(x, y, extent.width, extent.height, taken, tuple(frame.extents))
-        taken.append(box)
-        line = {"arrowstyle": "-", "color": "#AAAAAA", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+        spot = centres[name]
+        box, end = labels.place(spot, (extent.width, extent.height))
+        x, y = box[:2] if end is None else end
+        where = (x - box[0]) / extent.width, (y - box[1]) / extent.height
+        line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4, "relpos": where}
         axes.annotate(
             name,
             point,
-            xytext=((box[0] - x) * scale, (box[1] - y) * scale),
+            xytext=((box[0] - spot[0]) * scale, (box[1] - spot[1]) * scale),
             textcoords="offset points",
             fontsize=9,
             color=colour(name),
-            arrowprops=line if far else None,
+            arrowprops=None if end is None else line,
         )
-
-
-def _free_box(
-    x: float, y: float, width: float, height: float, taken: Sequence[_Box], frame: tuple[float, ...]
-) -> tuple[_Box, bool]:
-    """The nearest box around a point that covers none of ``taken``, and whether it is far."""
-    for ring in range(1, 40):
-        for turn in range(16):
-            angle = math.pi / 4 + turn * math.pi / 8
-            across, up = math.cos(angle), math.sin(angle)
-            left = x + 9 * ring * across - width * (0 if across > 0.1 else 1 if across < -0.1 else 0.5)
-            bottom = y + 9 * ring * up - height * (0 if up > 0.1 else 1 if up < -0.1 else 0.5)
-            box = (left, bottom, left + width, bottom + height)
-            inside = box[0] > frame[0] and box[1] > frame[1] and box[2] < frame[2] and box[3] < frame[3]
-            if inside and not any(_cover(box, other) for other in taken):
-                return box, ring > 2
-    return (x + 9, y, x + 9 + width, y + height), False
-
-
-def _cover(first: _Box, second: _Box) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def _label_ends(figure: Any, axes: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
