@@ -352,8 +352,8 @@ def _place_labels(
         text.remove()
         spot = centres[name]
         box, end = labels.place(spot, (extent.width, extent.height))
-        x, y = box[:2] if end is None else end
-        where = (x - box[0]) / extent.width, (y - box[1]) / extent.height
+        across, up = box[:2] if end is None else end
+        where = (across - box[0]) / extent.width, (up - box[1]) / extent.height
         line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4, "relpos": where}
         axes.annotate(
             name,
