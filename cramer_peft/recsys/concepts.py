@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from cramer_peft.recsys.catalogue_encoder import TEXT_WIDTH
 
-_SMALLEST, _LARGEST_SHARE, _LARGEST = 15, 0.4, 700
+_SMALLEST, _LARGEST_SHARE = 15, 0.4
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ConceptGenerator:
     def _members(self) -> Tensor:
         """(items,) bool, at least one."""
         items = len(self._text)
-        largest = max(_SMALLEST + 1, min(_LARGEST, int(_LARGEST_SHARE * items)))
+        largest = max(_SMALLEST + 1, int(_LARGEST_SHARE * items))
         size = min(items, int(math.exp(self._rng.uniform(math.log(_SMALLEST), math.log(largest)))))
         members = torch.zeros(items, dtype=torch.bool)
         for _ in range(self._rng.choice((1, 1, 2, 3))):

@@ -285,6 +285,7 @@ class GeneratorOptions:
         attributes: The attributes that requests may name, such as those not held out for a test; None: all.
         concept_share: Share of requests, of all kinds, whose place a made-up set of items takes, so that a generator
             learns to steer anywhere. Only a ``CatalogueEncoder`` has vectors for them; with others it counts as 0.
+        concept_until: Share of the steps, from the first, that have such sets; the rest have requests alone.
     """
 
     steps: int = 1500
@@ -299,7 +300,8 @@ class GeneratorOptions:
     floor: float | None = None
     sparsity_weight: float = 0.0
     attributes: tuple[str, ...] | None = None
-    concept_share: float = 0.25
+    concept_share: float = 0.8
+    concept_until: float = 0.4
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:
@@ -396,6 +398,8 @@ class RequestCollator:
         """
         self._random.seed(f"{self._seed} {self._batches}")
         self._generator.manual_seed(self._random.getrandbits(63))
+        options = self._options
+        concept_share = options.concept_share if self._batches < options.concept_until * options.steps else 0.0
         self._batches += 1
         known = labels >= 0
         items = [row.tolist() for row in labels[known].split(known.sum(1).tolist())]
@@ -403,7 +407,7 @@ class RequestCollator:
         noise = torch.rand(labels.shape, generator=self._generator)
         if self._concepts is None:
             return requests, [None] * len(requests), noise
-        chosen = [self._random.random() < self._options.concept_share for _ in requests]
+        chosen = [self._random.random() < concept_share for _ in requests]
         return requests, [self._concepts() if own else None for own in chosen], noise
 
     def _fits(

@@ -306,6 +306,24 @@ def test_concepts_are_a_share_beside_requests(
     assert not batch["match"][silent].any()
 
 
+def test_concepts_come_in_the_first_steps_alone(
+    taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
+) -> None:
+    windows = HistoryWindows(data[1].train, 8)
+    rows = [windows[index] for index in range(4)]
+    collator = RequestCollator(taught, data[0], replace(FEW, steps=10, concept_share=1.0, concept_until=0.3), 0)
+    counts = []
+    for _ in range(10):
+        collator(rows)
+        counts.append(len(drawn))
+        drawn.clear()
+    assert counts == [4, 4, 4, 0, 0, 0, 0, 0, 0, 0]
+    collator.start_at(2)  # as a training does that goes on from a checkpoint
+    collator(rows)
+    collator(rows)
+    assert len(drawn) == 4
+
+
 def test_concepts_do_not_change_what_texts_mean(
     taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
 ) -> None:
