@@ -398,8 +398,8 @@ class RequestCollator:
         """
         self._random.seed(f"{self._seed} {self._batches}")
         self._generator.manual_seed(self._random.getrandbits(63))
-        options = self._options
-        concept_share = options.concept_share if self._batches < options.concept_until * options.steps else 0.0
+        early = self._batches < self._options.concept_until * self._options.steps
+        concept_share = self._options.concept_share if early else 0.0
         self._batches += 1
         known = labels >= 0
         items = [row.tolist() for row in labels[known].split(known.sum(1).tolist())]

@@ -38,13 +38,14 @@ class Labels:
         x, y = point
         free = (box for box in _around(point, size) if self._is_free(box))
         box = min(free, key=lambda box: self._cost(box, point), default=(x + 9, y, x + 9 + size[0], y + size[1]))
-        distance = _distance(box, point)
-        far = distance > _FAR or any(_distance(box, other) < 1.5 * distance for other in self._points if other != point)
         self._names.append(box)
-        if not far:
+        end = _nearest(box, point)
+        distance = math.dist(end, point)
+        near = (_distance(box, other) < 1.5 * distance for other in self._points if other != point)
+        if distance <= _FAR and not any(near):
             return box, None
-        self._lines.append((point, _nearest(box, point)))
-        return box, _nearest(box, point)
+        self._lines.append((point, end))
+        return box, end
 
     def _is_free(self, box: Box) -> bool:
         left, bottom, right, top = self._frame
@@ -54,11 +55,12 @@ class Labels:
 
     def _cost(self, box: Box, point: Spot) -> float:
         """Pixels to the point, and as many as a detour may have for each thing that the line would cross."""
-        line = (point, _nearest(box, point))
+        end = _nearest(box, point)
+        line = (point, end)
         crossed = sum(_cross(line, other) for other in self._lines) + sum(_passes(line, name) for name in self._names)
         for x, y in self._points:
             crossed += (x, y) != point and _passes(line, (x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS))
-        return _distance(box, point) + _DETOUR * crossed
+        return math.dist(end, point) + _DETOUR * crossed
 
 
 def _around(point: Spot, size: tuple[float, float]) -> Iterator[Box]:

@@ -352,9 +352,11 @@ def _place_labels(
         text.remove()
         spot = centres[name]
         box, end = labels.place(spot, (extent.width, extent.height))
-        across, up = box[:2] if end is None else end
-        where = (across - box[0]) / extent.width, (up - box[1]) / extent.height
-        line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4, "relpos": where}
+        line: dict[str, Any] | None = None
+        if end is not None:
+            where = (end[0] - box[0]) / extent.width, (end[1] - box[1]) / extent.height
+            line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            line["relpos"] = where
         axes.annotate(
             name,
             point,
@@ -362,7 +364,7 @@ def _place_labels(
             textcoords="offset points",
             fontsize=9,
             color=colour(name),
-            arrowprops=None if end is None else line,
+            arrowprops=line,
         )
 
 
