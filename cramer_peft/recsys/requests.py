@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import html
+import math
 import random
 import re
 import string
@@ -91,13 +92,21 @@ class RequestGenerator:
         templates: Per family of ``FAMILIES`` one or more format strings. Their fields are
             ``{wanted}``, ``{wanted2}``, ``{unwanted}`` and ``{unwanted2}``, exactly as many as the
             family has attributes of each kind.
+        against_weights: How often :meth:`counterfactual` draws each attribute to ask against it, all
+            positive; None: all alike.
 
     Raises:
         DataError: If there are no attributes, one repeats or is blank, a family is missing, unknown
-            or has no template, or a template has other fields than its family.
+            or has no template, a template has other fields than its family, or there is not one
+            positive weight for each attribute.
     """
 
-    def __init__(self, catalogue_attributes: Sequence[str], templates: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        catalogue_attributes: Sequence[str],
+        templates: Mapping[str, Sequence[str]],
+        against_weights: Sequence[float] | None = None,
+    ) -> None:
         self._attributes = tuple(catalogue_attributes)
         self._columns = _columns_of(self._attributes)
         self._phrases = {attribute: phrase(attribute) for attribute in self._attributes}
@@ -105,6 +114,15 @@ class RequestGenerator:
             raise DataError("catalogue_attributes is empty, expected at least one attribute.")
         _check_templates(templates)
         self._templates = {family: tuple(templates[family]) for family in FAMILIES}
+        if against_weights is not None and (
+            len(against_weights) != len(self._attributes)
+            or not all(0 < weight < math.inf for weight in against_weights)
+        ):
+            raise DataError(
+                f"against_weights: found {list(against_weights)[:5]} for {len(self._attributes)} attributes, expected "
+                "one positive number for each."
+            )
+        self._against_weights = against_weights
 
     def truthful(self, attributes: Collection[str], rng: random.Random) -> AttributeRequest:
         """Make a request that is true of an item.
@@ -132,7 +150,7 @@ class RequestGenerator:
         return self._make(family, rng.sample(has, wanted), rng.sample(lacks, unwanted), rng)
 
     def counterfactual(self, rng: random.Random, family: str | None = None) -> AttributeRequest:
-        """Make a request for or against random attributes; no item is known here.
+        """Make a request for or against random attributes, all distinct; no item is known here.
 
         Args:
             rng: Source of randomness.
@@ -153,8 +171,16 @@ class RequestGenerator:
                 f"A request of the family {family!r} names {wanted + unwanted} attributes, but the "
                 f"vocabulary has {len(self._attributes)}. Choose 'for' or 'against'."
             )
-        drawn = rng.sample(self._attributes, wanted + unwanted)
-        return self._make(family, drawn[:wanted], drawn[wanted:], rng)
+        if self._against_weights is None or not unwanted:
+            drawn = rng.sample(self._attributes, wanted + unwanted)
+            return self._make(family, drawn[:wanted], drawn[wanted:], rng)
+        rest, weights = list(self._attributes), list(self._against_weights)
+        against = []
+        for _ in range(unwanted):
+            place = rng.choices(range(len(rest)), weights)[0]
+            against.append(rest.pop(place))
+            weights.pop(place)
+        return self._make(family, rng.sample(rest, wanted), against, rng)
 
     def empty(self, rng: random.Random) -> AttributeRequest:
         """Make a sentence that asks for nothing in particular."""

@@ -20,6 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones.base import without_constant_bias
 from cramer_peft.recsys.backbones.draws import shared_draws
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for, with_negatives
 from cramer_peft.recsys.catalogue import Catalogue
@@ -225,7 +226,7 @@ def fit_backbone(
             **_quiet(seed, progress),
         )
         processes = Processes(arguments.process_index, arguments.world_size)
-        _BackboneTrainer(
+        trainer = _BackboneTrainer(
             model=model,
             args=arguments,
             train_dataset=windows,
@@ -234,7 +235,9 @@ def fit_backbone(
             callbacks=[EarlyStoppingCallback(options.patience)],
             checkpoints=checkpoints,
             settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
-        ).train_or_resume()
+        )
+        with without_constant_bias(model):
+            trainer.train_or_resume()
     for name in ("negatives", "calibration"):
         if hasattr(model, name):
             setattr(model, name, None)
@@ -286,6 +289,8 @@ class GeneratorOptions:
         concept_share: Share of requests, of all kinds, whose place a made-up set of items takes, so that a generator
             learns to steer anywhere. Only a ``CatalogueEncoder`` has vectors for them; with others it counts as 0.
         concept_until: Share of the steps, from the first, that have such sets; the rest have requests alone.
+        against_by_frequency: Whether what a request of those that know nothing asks against is drawn as often as items
+            have it. False: all attributes alike, of which most ask against what is hardly there.
     """
 
     steps: int = 1500
@@ -296,12 +301,13 @@ class GeneratorOptions:
     empty_share: float = 0.2
     edit_weight: float = 1.0
     next_item_weight: float = 0.1
-    kappa: float = 8.0
+    kappa: float = 12.0
     floor: float | None = None
     sparsity_weight: float = 0.0
     attributes: tuple[str, ...] | None = None
     concept_share: float = 0.8
     concept_until: float = 0.4
+    against_by_frequency: bool = True
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:
@@ -340,7 +346,9 @@ class RequestCollator:
         unknown = [name for name in allowed if name not in catalogue.attributes]
         if unknown:
             raise ConfigError(f"attributes: {unknown} are not in the catalogue, which has {catalogue.attributes}.")
-        self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES)
+        having = dict(zip(catalogue.attributes, catalogue.item_attributes.sum(0).tolist(), strict=True))
+        weights = [1.0 + having[name] for name in allowed] if options.against_by_frequency else None
+        self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES, weights)
         names = (catalogue.attribute_names(index) for index in range(len(catalogue)))
         self._names = [tuple(name for name in own if name in allowed) for own in names]
         self._seed, self._batches = seed, 0

@@ -16,6 +16,7 @@ from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbone_training import backbone_options, train_backbone
 from cramer_peft.recsys.backbones import BACKBONES, Backbone, BERT4Rec, GRU4Rec, SASRec, config_for, make_backbone
+from cramer_peft.recsys.backbones.base import HEAD_BIAS
 from cramer_peft.recsys.bundle import RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
 from cramer_peft.recsys.encoders import item_embeddings
@@ -24,6 +25,7 @@ from cramer_peft.recsys.training import (
     BackboneOptions,
     GeneratorOptions,
     HistoryWindows,
+    fit_backbone,
     score_histories,
     train_generator,
     train_sasrec,
@@ -279,6 +281,81 @@ def test_the_scoring_layer_of_gru4rec_is_its_items(hashing: Callable[..., Reques
     with torch.no_grad():
         assert torch.equal(masks(torch.tensor([[1, 2, 3]]), request=None), before)
         assert not torch.equal(masks(torch.tensor([[1, 2, 3]]), request="more horror"), before)
+
+
+BIASED = pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+
+
+def with_bias(name: str, value: float) -> Any:
+    torch.manual_seed(0)
+    return make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, head_bias=value).eval()
+
+
+@BIASED
+@torch.no_grad()
+def test_all_items_share_one_bias_that_is_no_parameter(name: str, item_ids: Tensor) -> None:
+    plain, biased = with_bias(name, 0.0), with_bias(name, HEAD_BIAS)
+    assert plain.head.bias is None
+    assert list(biased.state_dict()) == list(plain.state_dict())
+    assert [key for key, _ in biased.named_parameters()] == [key for key, _ in plain.named_parameters()]
+    torch.testing.assert_close(biased(item_ids), plain(item_ids) + HEAD_BIAS)
+    some = torch.tensor([3, 0, 30])
+    torch.testing.assert_close(biased(item_ids, items=some), biased(item_ids)[:, some])
+
+
+@BIASED
+@torch.no_grad()
+def test_row_gates_add_where_there_is_a_bias(
+    name: str, item_ids: Tensor, hashing: Callable[..., RequestMaskConfig]
+) -> None:
+    """Items whose score is 0 cannot be moved by a factor alone."""
+    moved = []
+    for value in (0.0, HEAD_BIAS):
+        model = with_bias(name, value)
+        model.head.weight[5] = 0
+        masks = inject_request_masks(model, hashing(gate="signed", target_modules=["head"], init_weights=False))
+        before, after = masks(item_ids, request=None), masks(item_ids, request="more horror")
+        moved.append(float((after - before)[:, 4].abs().max()))
+    assert moved[0] == 0
+    assert moved[1] > 0.01
+
+
+@BIASED
+@torch.no_grad()
+def test_the_bias_of_all_items_comes_from_the_configuration(name: str, item_ids: Tensor, tmp_path: Path) -> None:
+    biased, plain = with_bias(name, HEAD_BIAS), with_bias(name, 0.0)
+    biased.save_pretrained(tmp_path)
+    loaded = BACKBONES[name].from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(item_ids), biased(item_ids))
+    assert torch.equal(copy.deepcopy(loaded)(item_ids), biased(item_ids))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings.pop("head_bias") == HEAD_BIAS
+    (tmp_path / "config.json").write_text(json.dumps(settings))  # as before there was one
+    assert torch.equal(BACKBONES[name].from_pretrained(tmp_path).eval()(item_ids), plain(item_ids))
+
+
+@BIASED
+@pytest.mark.parametrize("found", ["8", True, "NaN"])
+def test_a_bias_that_is_no_number(name: str, found: Any, tmp_path: Path, catalogue: Catalogue) -> None:
+    with_bias(name, 1.0).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    value = found if found == "NaN" else json.dumps(found)
+    (tmp_path / "config.json").write_text(text.replace('"head_bias": 1.0', f'"head_bias": {value}'))
+    with pytest.raises(DataError, match=r"head_bias|NaN"):
+        load_backbone(tmp_path, catalogue)
+
+
+@BIASED
+def test_a_backbone_is_trained_without_the_bias_of_all_items(
+    name: str, catalogue: Catalogue, split: Split, few: BackboneOptions
+) -> None:
+    pytest.importorskip("accelerate")
+    biased, plain = with_bias(name, HEAD_BIAS), with_bias(name, 0.0)
+    for model in (biased, plain):
+        fit_backbone(model, split, few, progress=False)
+    assert torch.equal(biased.head.weight, plain.head.weight)
+    assert torch.equal(biased.head.bias, torch.full((ITEMS + 1,), HEAD_BIAS))
+    assert plain.head.bias is None
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))

@@ -170,6 +170,25 @@ def test_counterfactual(vocabulary: list[str], seed: int) -> None:
     assert {*made.wanted, *made.unwanted} <= set(vocabulary)
 
 
+def test_what_is_asked_against_can_have_weights() -> None:
+    vocabulary, rng = ("Drama", "Comedy", "Horror"), random.Random(0)
+    made = RequestGenerator(vocabulary, TRAIN_TEMPLATES, [6.0, 3.0, 1.0])
+    drawn = [made.counterfactual(rng) for _ in range(6000)]
+    for request in drawn:
+        check_shape(request)
+    one = [request.unwanted[0] for request in drawn if request.family == "against"]
+    for name, share in zip(vocabulary, (0.6, 0.3, 0.1), strict=True):
+        assert one.count(name) / len(one) == pytest.approx(share, abs=0.05)
+    wanted = [request.wanted[0] for request in drawn if request.family == "for"]
+    assert wanted.count("Horror") / len(wanted) == pytest.approx(1 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0]])
+def test_weights_that_do_not_fit(weights: list[float]) -> None:
+    with pytest.raises(DataError, match=r"against_weights: found .* for 3 attributes"):
+        RequestGenerator(("Drama", "Comedy", "Horror"), TRAIN_TEMPLATES, weights)
+
+
 def test_counterfactual_errors() -> None:
     with pytest.raises(DataError, match="family: found 'both'"):
         generator().counterfactual(random.Random(0), "both")

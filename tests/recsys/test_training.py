@@ -324,6 +324,18 @@ def test_concepts_come_in_the_first_steps_alone(
     assert len(drawn) == 4
 
 
+@pytest.mark.parametrize(("by_frequency", "share"), [(True, 0.9), (False, 1 / 3)])
+def test_training_asks_against_what_items_have(masks: RequestMaskModel, by_frequency: bool, share: float) -> None:
+    having = torch.zeros(97, 3, dtype=torch.bool)  # 89, 4 and 4 items, so with one more each .9, .05 and .05
+    having[:89, 0] = having[89:93, 1] = having[93:, 2] = True
+    names = tuple(map(str, range(97)))
+    few = replace(FEW, random_share=1.0, empty_share=0.0, against_by_frequency=by_frequency)
+    collator = RequestCollator(masks, Catalogue(names, names, ("drama", "horror", "war"), having), few, 0)
+    requests = [request for request, _ in collator._draw(torch.zeros(2000, 3, dtype=torch.long))[0]]
+    against = [request.unwanted[0] for request in requests if request.family == "against"]
+    assert against.count("drama") / len(against) == pytest.approx(share, abs=0.07)
+
+
 def test_concepts_do_not_change_what_texts_mean(
     taught: RequestMaskModel, data: tuple[Catalogue, Split], drawn: list[Concept]
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -18,6 +21,7 @@ from cramer_peft.io import open_regular, parse_json, write_json, write_safetenso
 from cramer_peft.recsys.backbones.sampling import negatives_for
 
 PADDING = 0
+HEAD_BIAS = 8.0  # of all items, where a backbone takes it: measured on validation users, docs/results.md
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_SIZE = 1 << 27  # of any number in a configuration
@@ -152,18 +156,58 @@ def _may_look(values: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not (values.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def set_constant_bias(head: nn.Linear, value: float) -> None:
+    """Give the layer that scores items one bias for all of them: no parameter, in no file, and no ranking has it.
+
+    A row gate multiplies an item's score, so it does little where that is near 0. With a bias b that it multiplies
+    too, it also adds: (1 + z)(s + b) is s + z·s + z·b, up to the b of all items.
+
+    Args:
+        head: The layer. With a value of 0 it is left without a bias.
+        value: The bias of every item; a number from a file may be anything.
+
+    Raises:
+        ValueError: If the value is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"head_bias is {value!r}, expected a finite number.")
+    if value:
+        del head.bias  # a Linear's own is a parameter, if only None
+        bias = torch.full((head.out_features,), value, dtype=head.weight.dtype, device=head.weight.device)
+        head.register_buffer("bias", bias, persistent=False)
+
+
+@contextmanager
+def without_constant_bias(model: nn.Module) -> Iterator[None]:
+    """Take the bias of :func:`set_constant_bias` off a backbone's scoring layer, while it is trained.
+
+    What all items share cancels in a softmax, and would only cost it some bits.
+    """
+    head = getattr(model, "head", None)
+    bias = dict(head.named_buffers(recurse=False)).get("bias") if isinstance(head, nn.Linear) else None
+    if head is None or bias is None:
+        yield
+        return
+    head.bias = None
+    try:
+        yield
+    finally:
+        head.bias = bias.to(head.weight)
+
+
 def item_scores(head: nn.Linear, states: Tensor, items: Tensor | None = None) -> Tensor:
     """Products of states, (..., width), with all items, (..., num_items), or with some, (..., n).
 
     Args:
         head: The layer that scores items; its first row is the padding's.
         states: What is multiplied with items.
-        items: (n,) int64, from 0. Their rows of the layer's weight are read, so masks of the layer do not count.
+        items: (n,) int64, from 0. Their rows of the layer's weight are read, and their biases, so masks of the layer
+            do not count.
     """
     if items is None:
         scores: Tensor = head(states)
         return scores[..., 1:]
-    return nn.functional.linear(states, head.weight[items + 1])
+    return nn.functional.linear(states, head.weight[items + 1], None if head.bias is None else head.bias[items + 1])
 
 
 def prefixes(item_ids: Tensor, positions: Tensor) -> Tensor:
@@ -194,6 +238,7 @@ class StoredBackbone(nn.Module):
     head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = False
     tied: ClassVar[dict[str, str]] = {}  # weight → the one that it is, under whose name alone it is stored
+    unnamed: ClassVar[dict[str, float]] = {}  # settings that files from before they were there stand for
 
     def __init__(self, num_items: int, max_length: int, **settings: float) -> None:
         super().__init__()
@@ -222,6 +267,9 @@ class StoredBackbone(nn.Module):
             module, _, parameter = name.rpartition(".")
             setattr(self.get_submodule(module), parameter, self.get_parameter(source))
 
+    def fill_buffers(self) -> None:
+        """Make anew what is in no file, once the weights are there."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``, each whole or not at all."""
         folder = Path(folder)
@@ -236,7 +284,7 @@ class StoredBackbone(nn.Module):
             DataError: If a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        settings = read_config(folder)
+        settings = {**cls.unnamed, **read_config(folder)}
         settings.pop("architectures")
         for key, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SIZE:
@@ -247,6 +295,7 @@ class StoredBackbone(nn.Module):
             with open_regular(folder / WEIGHTS_FILE, "a backbone's weights") as (file, size):
                 model.load_state_dict(load(file.read(size)), assign=True)
             model.tie()
+            model.fill_buffers()
         except (AdapterFileError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
             raise DataError(f"{folder} holds no readable {cls.__name__}: {error}") from error
         except Exception as error:  # safetensors' own error is no subclass of any of these

@@ -7,7 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, item_scores, last_positions
+from cramer_peft.recsys.backbones.base import (
+    HEAD_BIAS,
+    PADDING,
+    StoredBackbone,
+    item_scores,
+    last_positions,
+    set_constant_bias,
+)
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
@@ -22,15 +29,25 @@ class GRU4Rec(StoredBackbone):
         max_length: Longest history, in items.
         dropout: Of the embeddings.
         hidden_size: Width of the items; the GRU is twice as wide.
+        head_bias: What the score of every item has besides its product
+            (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
     """
 
     name: ClassVar[str] = "gru4rec"
     default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
     head_targets: ClassVar[list[str]] = ["head"]
     tied: ClassVar[dict[str, str]] = {"head.weight": "items.weight"}
+    unnamed: ClassVar[dict[str, float]] = {"head_bias": 0.0}
 
-    def __init__(self, num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> None:
-        super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size)
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 50,
+        dropout: float = 0.2,
+        hidden_size: int = 64,
+        head_bias: float = HEAD_BIAS,
+    ) -> None:
+        super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size, head_bias=head_bias)
         self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=PADDING)
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
         self.calibration: float | None = None  # of gbce, while that is the loss on samples
@@ -45,6 +62,11 @@ class GRU4Rec(StoredBackbone):
         # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
         self.head = nn.Linear(hidden_size, num_items + 1, bias=False)
         self.tie()
+        self.fill_buffers()
+
+    def fill_buffers(self) -> None:
+        """Set the scoring layer's bias, which all items share."""
+        set_constant_bias(self.head, self.settings["head_bias"])
 
     def forward(
         self,

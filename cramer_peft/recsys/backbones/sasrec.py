@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from cramer_peft.recsys.backbones.base import bert_config, item_scores, last_positions
+from cramer_peft.recsys.backbones.base import HEAD_BIAS, bert_config, item_scores, last_positions, set_constant_bias
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
@@ -36,6 +36,7 @@ class SASRec(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        set_constant_bias(self.head, getattr(config, "head_bias", 0.0))
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
         self.calibration: float | None = None  # of gbce, while that is the loss on samples
         self.post_init()
@@ -45,8 +46,20 @@ class SASRec(BertPreTrainedModel):
         del sentence.weight
         sentence.register_buffer("weight", torch.zeros(1, config.hidden_size))
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """What transformers calls for each module, and again for what is in no file once the others are loaded."""
+        super()._init_weights(module)
+        if module is self.head and module.bias is not None:
+            nn.init.constant_(module.bias, self.config.head_bias)
+
     @staticmethod
-    def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> BertConfig:
+    def configure(
+        num_items: int,
+        max_length: int = 50,
+        dropout: float = 0.2,
+        hidden_size: int = 64,
+        head_bias: float = HEAD_BIAS,
+    ) -> BertConfig:
         """The configuration for a catalogue.
 
         Args:
@@ -54,8 +67,11 @@ class SASRec(BertPreTrainedModel):
             max_length: Longest history, in items; the most recent ones count.
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
+            head_bias: What the score of every item has besides its product
+                (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
         """
-        return bert_config(num_items + 1, max_length, dropout, hidden_size, is_decoder=True, use_cache=False)
+        options = {"is_decoder": True, "use_cache": False, "head_bias": head_bias}
+        return bert_config(num_items + 1, max_length, dropout, hidden_size, **options)
 
     def get_output_embeddings(self) -> nn.Module:
         """The scoring layer, which transformers ties to the item embeddings."""

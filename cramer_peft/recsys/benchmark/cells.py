@@ -18,6 +18,7 @@ import cramer_peft
 from cramer_peft.errors import AdapterFileError, DataError
 from cramer_peft.io import read_json, write_json, write_safetensors
 from cramer_peft.recsys.backbone_training import backbone_options
+from cramer_peft.recsys.backbones.base import HEAD_BIAS
 from cramer_peft.recsys.split import Stage
 from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions
 from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
@@ -185,7 +186,7 @@ def backbone_digest(cell: Cell, data: str) -> str:
     """
     identity = {key: cell.identity[key] for key in ("data", "protocol", "backbone", "seed")}
     options = asdict(cell.settings.backbone or backbone_options(cell.backbone))
-    return _sha(_canonical([identity, _columns(cell.source), data, options, _version()]))
+    return _sha(_canonical([identity, _columns(cell.source), data, options, HEAD_BIAS, _version()]))
 
 
 def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, study: str | None = None) -> str:
