@@ -305,15 +305,14 @@ def test_all_items_share_one_bias_that_is_no_parameter(name: str, item_ids: Tens
 
 @BIASED
 @torch.no_grad()
-def test_row_gates_add_where_there_is_a_bias(
-    name: str, item_ids: Tensor, hashing: Callable[..., RequestMaskConfig]
-) -> None:
+def test_row_gates_add_where_there_is_a_bias(name: str, item_ids: Tensor) -> None:
     """Items whose score is 0 cannot be moved by a factor alone."""
     moved = []
     for value in (0.0, HEAD_BIAS):
         model = with_bias(name, value)
         model.head.weight[5] = 0
-        masks = inject_request_masks(model, hashing(gate="signed", target_modules=["head"], init_weights=False))
+        config = RequestMaskConfig(target_modules=["head"], encoder="hashing", init_weights=False)
+        masks = inject_request_masks(model, config)
         before, after = masks(item_ids, request=None), masks(item_ids, request="more horror")
         moved.append(float((after - before)[:, 4].abs().max()))
     assert moved[0] == 0
