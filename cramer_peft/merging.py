@@ -98,7 +98,9 @@ def _swaps(
         original = owner._parameters.get(name)
         where = f"module {layer.module_name!r}: its parameter {path!r}"
         if original is None:
-            raise MergeError(f"{where} is made by a parametrization or a hook: a request cannot be merged into it.")
+            raise MergeError(
+                f"{where} is a buffer, or made by a parametrization or a hook: no request can be merged into it."
+            )
         if original.untyped_storage().data_ptr() in shared:
             raise MergeError(
                 f"{where} is shared with another module (tied weights), which a merge would change too. Leave the "

@@ -8,7 +8,14 @@ from typing import Any
 from torch import nn
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones.base import PADDING, Backbone, StoredBackbone, config_for, read_config
+from cramer_peft.recsys.backbones.base import (
+    PADDING,
+    Backbone,
+    StoredBackbone,
+    config_for,
+    read_config,
+    set_constant_bias,
+)
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
 from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
@@ -28,6 +35,7 @@ __all__ = [
     "config_for",
     "make_backbone",
     "read_config",
+    "set_constant_bias",
 ]
 
 
