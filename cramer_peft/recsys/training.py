@@ -347,6 +347,7 @@ class RequestCollator:
         if unknown:
             raise ConfigError(f"attributes: {unknown} are not in the catalogue, which has {catalogue.attributes}.")
         having = dict(zip(catalogue.attributes, catalogue.item_attributes.sum(0).tolist(), strict=True))
+        # one more, as a weight must be positive
         weights = [1.0 + having[name] for name in allowed] if options.against_by_frequency else None
         self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES, weights)
         names = (catalogue.attribute_names(index) for index in range(len(catalogue)))

@@ -15,7 +15,16 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbone_training import backbone_options, train_backbone
-from cramer_peft.recsys.backbones import BACKBONES, Backbone, BERT4Rec, GRU4Rec, SASRec, config_for, make_backbone
+from cramer_peft.recsys.backbones import (
+    BACKBONES,
+    Backbone,
+    BERT4Rec,
+    GRU4Rec,
+    SASRec,
+    config_for,
+    make_backbone,
+    set_constant_bias,
+)
 from cramer_peft.recsys.backbones.base import HEAD_BIAS
 from cramer_peft.recsys.bundle import RequestRecommender, load_backbone, save_backbone
 from cramer_peft.recsys.catalogue import Catalogue
@@ -342,6 +351,11 @@ def test_a_bias_that_is_no_number(name: str, found: Any, tmp_path: Path, catalog
     (tmp_path / "config.json").write_text(text.replace('"head_bias": 1.0', f'"head_bias": {value}'))
     with pytest.raises(DataError, match=r"head_bias|NaN"):
         load_backbone(tmp_path, catalogue)
+
+
+def test_a_bias_of_its_own_is_not_lost() -> None:
+    with pytest.raises(ValueError, match="a bias of its own"):
+        set_constant_bias(torch.nn.Linear(4, 5), 1.0)
 
 
 @BIASED

@@ -157,20 +157,23 @@ def _may_look(values: Tensor) -> bool:
 
 
 def set_constant_bias(head: nn.Linear, value: float) -> None:
-    """Give the layer that scores items one bias for all of them: no parameter, in no file, and no ranking has it.
+    """Give the layer that scores items one bias for all of them, which is no parameter and changes no ranking.
 
     A row gate multiplies an item's score, so it does little where that is near 0. With a bias b that it multiplies
-    too, it also adds: (1 + z)(s + b) is s + z·s + z·b, up to the b of all items.
+    too, it also adds: (1 + z)(s + b) is s + z·s + z·b, up to the b of all items. It is a buffer that is not stored:
+    give it to a loaded model anew.
 
     Args:
-        head: The layer. With a value of 0 it is left without a bias.
-        value: The bias of every item; a number from a file may be anything.
+        head: The layer, without a bias of its own. With a value of 0 it stays so.
+        value: The bias of every item.
 
     Raises:
-        ValueError: If the value is no finite number.
+        ValueError: If the value is no finite number, or the layer has a bias of its own.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"head_bias is {value!r}, expected a finite number.")
+    if "bias" in dict(head.named_parameters(recurse=False)):
+        raise ValueError("the layer has a bias of its own, which row gates multiply already.")
     if value:
         del head.bias  # a Linear's own is a parameter, if only None
         bias = torch.full((head.out_features,), value, dtype=head.weight.dtype, device=head.weight.device)
@@ -238,7 +241,7 @@ class StoredBackbone(nn.Module):
     head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = False
     tied: ClassVar[dict[str, str]] = {}  # weight → the one that it is, under whose name alone it is stored
-    unnamed: ClassVar[dict[str, float]] = {}  # settings that files from before they were there stand for
+    old_defaults: ClassVar[dict[str, float]] = {}  # of settings that files of earlier versions do not name
 
     def __init__(self, num_items: int, max_length: int, **settings: float) -> None:
         super().__init__()
@@ -284,7 +287,7 @@ class StoredBackbone(nn.Module):
             DataError: If a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        settings = {**cls.unnamed, **read_config(folder)}
+        settings = {**cls.old_defaults, **read_config(folder)}
         settings.pop("architectures")
         for key, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SIZE:

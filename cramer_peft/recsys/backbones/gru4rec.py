@@ -37,7 +37,7 @@ class GRU4Rec(StoredBackbone):
     default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
     head_targets: ClassVar[list[str]] = ["head"]
     tied: ClassVar[dict[str, str]] = {"head.weight": "items.weight"}
-    unnamed: ClassVar[dict[str, float]] = {"head_bias": 0.0}
+    old_defaults: ClassVar[dict[str, float]] = {"head_bias": 0.0}
 
     def __init__(
         self,
