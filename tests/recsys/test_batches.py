@@ -42,7 +42,9 @@ class PlainCollator:
     def __init__(self, encoder: Any, catalogue: Catalogue, options: GeneratorOptions) -> None:
         self.encoder, self.catalogue, self.options, self.batches = encoder, catalogue, options, 0
         self.allowed = catalogue.attributes if options.attributes is None else options.attributes
-        self.requests = RequestGenerator(self.allowed, TRAIN_TEMPLATES)
+        columns = [catalogue.attributes.index(name) for name in self.allowed]
+        weights = [1.0 + int(catalogue.item_attributes[:, column].sum()) for column in columns]
+        self.requests = RequestGenerator(self.allowed, TRAIN_TEMPLATES, weights)
 
     def __call__(self, windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         rng, generator = random.Random(f"{SEED} {self.batches}"), torch.Generator()
