@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 Spot = tuple[float, float]
 _Line = tuple[Spot, Spot]
 _RADIUS = 5  # of a point, in pixels
-_FAR, _DETOUR = 20, 200
+_FAR, _DETOUR, _ROUNDS = 20, 200, 4
+
+
+def place_all(
+    marks: Sequence[Box], points: Mapping[str, Spot], sizes: Mapping[str, tuple[float, float]], frame: Box
+) -> dict[str, tuple[Box, Spot | None]]:
+    """Room for all names: from the top down, and then each a few times more, now that the others are there.
+
+    Args:
+        marks: Boxes that no name may cover.
+        points: Name → its point.
+        sizes: Name → width and height.
+        frame: Names stay inside.
+
+    Returns:
+        Name → what :meth:`Labels.place` says.
+    """
+    labels = Labels(marks, list(points.values()), frame)
+    order = sorted(points, key=lambda name: -points[name][1])
+    found = {name: labels.place(points[name], sizes[name]) for name in order}
+    for name in order * _ROUNDS:
+        labels.remove(*found[name], points[name])
+        found[name] = labels.place(points[name], sizes[name])
+    return found
 
 
 class Labels:
@@ -46,6 +69,12 @@ class Labels:
             return box, None
         self._lines.append((point, end))
         return box, end
+
+    def remove(self, box: Box, end: Spot | None, point: Spot) -> None:
+        """Take away what :meth:`place` gave a point."""
+        self._names.remove(box)
+        if end is not None:
+            self._lines.remove((point, end))
 
     def _is_free(self, box: Box) -> bool:
         left, bottom, right, top = self._frame

@@ -14,7 +14,7 @@ from typing import Any
 
 from cramer_peft._extras import require
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.benchmark.labels import Box, Labels, Spot
+from cramer_peft.recsys.benchmark.labels import Box, Spot, place_all
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BROWN = (
@@ -344,17 +344,13 @@ def _place_labels(
         centres[name] = (middle, centre)
         marks += [(middle - 7, centre - 7, middle + 7, centre + 7)]
         marks += [(left, centre - 2, right, centre + 2), (middle - 2, bottom, middle + 2, top)]
-    scale, labels = 72 / figure.dpi, Labels(marks, list(centres.values()), tuple(frame.extents))
-    for name in sorted(points, key=lambda name: -points[name][1][0]):
-        point = (points[name][0][0], points[name][1][0])
-        text = axes.annotate(name, point, fontsize=9)
-        extent = text.get_window_extent(renderer)
-        text.remove()
-        spot = centres[name]
-        box, end = labels.place(spot, (extent.width, extent.height))
+    sizes = {name: _size_of(name, axes, renderer) for name in points}
+    scale = 72 / figure.dpi
+    for name, (box, end) in place_all(marks, centres, sizes, tuple(frame.extents)).items():
+        point, spot = (points[name][0][0], points[name][1][0]), centres[name]
         line: dict[str, Any] | None = None
         if end is not None:
-            where = (end[0] - box[0]) / extent.width, (end[1] - box[1]) / extent.height
+            where = (end[0] - box[0]) / sizes[name][0], (end[1] - box[1]) / sizes[name][1]
             line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
             line["relpos"] = where
         axes.annotate(
@@ -366,6 +362,14 @@ def _place_labels(
             color=colour(name),
             arrowprops=line,
         )
+
+
+def _size_of(name: str, axes: Any, renderer: Any) -> tuple[float, float]:
+    """Width and height of a name, in pixels."""
+    text = axes.text(0.5, 0.5, name, transform=axes.transAxes, fontsize=9)
+    extent = text.get_window_extent(renderer)
+    text.remove()
+    return extent.width, extent.height
 
 
 def _label_ends(figure: Any, axes: Any, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:

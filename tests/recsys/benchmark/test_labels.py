@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cramer_peft.recsys.benchmark.labels import Box, Labels
+from cramer_peft.recsys.benchmark.labels import Box, Labels, place_all
 
 FRAME = (0.0, 0.0, 800.0, 600.0)
 SIZE = (90.0, 14.0)
@@ -66,3 +66,28 @@ def test_lines_in_a_crowd_do_not_cross_each_other_and_end_at_their_names() -> No
 def test_without_room_a_name_stands_beside_its_point() -> None:
     box, _ = Labels([(0, 0, 800, 600)], [(400, 300)], FRAME).place((400, 300), SIZE)
     assert box == (409, 300, 499, 314)
+
+
+CROWD = {"a": (610.0, 565.0), "b": (624.0, 545.0), "c": (656.0, 541.0), "d": (668.0, 539.0), "e": (620.0, 537.0)}
+CROWD |= {"f": (666.0, 533.0), "g": (564.0, 531.0), "h": (634.0, 527.0)}
+WIDTHS = {"a": 30.0, "b": 30.0, "c": 30.0, "d": 180.0, "e": 80.0, "f": 180.0, "g": 80.0, "h": 180.0}
+
+
+def test_a_name_makes_way_for_a_line_that_comes_later() -> None:
+    bars = [(x - 60, y - 2, x + 60, y + 2) for x, y in CROWD.values()]
+    marks, sizes = [*marks_of(list(CROWD.values())), *bars], {name: (width, 14.0) for name, width in WIDTHS.items()}
+
+    def crossed(found: dict[str, tuple[Box, tuple[float, float] | None]]) -> int:
+        lines = [(name, (CROWD[name], end)) for name, (_, end) in found.items() if end is not None]
+        return sum(passes(line, box) for name, line in lines for other, (box, _) in found.items() if other != name)
+
+    frame = (0.0, 0.0, 740.0, 600.0)
+    one_by_one = Labels(marks, list(CROWD.values()), frame)
+    assert crossed({name: one_by_one.place(CROWD[name], sizes[name]) for name in CROWD}) > 0
+    assert crossed(place_all(marks, CROWD, sizes, frame)) == 0
+
+
+def passes(line: tuple[tuple[float, float], tuple[float, float]], box: Box) -> bool:
+    (x, y), (right, top) = line
+    spots = [(x + part / 200 * (right - x), y + part / 200 * (top - y)) for part in range(201)]
+    return any(box[0] < across < box[2] and box[1] < up < box[3] for across, up in spots)
