@@ -29,9 +29,13 @@ def place_all(
     labels = Labels(marks, list(points.values()), frame)
     order = sorted(points, key=lambda name: -points[name][1])
     found = {name: labels.place(points[name], sizes[name]) for name in order}
-    for name in order * _ROUNDS:
-        labels.remove(*found[name], points[name])
-        found[name] = labels.place(points[name], sizes[name])
+    for _ in range(_ROUNDS):
+        before = dict(found)
+        for name in order:
+            labels.remove(*found[name], points[name])
+            found[name] = labels.place(points[name], sizes[name])
+        if found == before:
+            break
     return found
 
 
