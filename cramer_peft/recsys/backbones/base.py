@@ -33,11 +33,11 @@ class Backbone(Protocol):
 
     Attributes:
         name: For tables and commands.
-        default_targets: Modules worth masking, as ``RequestMaskConfig.target_modules``; None where the library knows
+        default_targets: Modules inside to mask, as ``RequestMaskConfig.target_modules``; None where the library knows
             the architecture.
-        default_parts: Parts of them worth masking, as ``RequestMaskConfig.module_parts``; None: all.
-        head_targets: Modules that score the items, worth masking too unless the paper's gate is asked for, which
-            leaves them alone; empty where there is no such module.
+        default_parts: Parts of them to mask, as ``RequestMaskConfig.module_parts``; None: all.
+        head_targets: Modules that score the items, to mask instead where :func:`config_for` says so; empty where
+            there is no such module.
         expands_positions: Whether ``positions`` multiplies the rows inside the model, n neighbours for each row. Then
             masks need ``batch_folding="rows_first"``, and n positions cost n times as much.
     """
@@ -89,11 +89,14 @@ def config_for(
 ) -> RequestMaskConfig:
     """A configuration of masks that suits a backbone; what ``config`` says of targets and folding stays as it is.
 
-    The layer that scores the items is masked too, unless the gate is ``topk`` or the generator is to be trained on
-    samples of the catalogue: these masks have a gate for each item, so they would grow with the items.
+    Where the backbone has a layer that scores the items, its masks do alone what masks inside do with them, so it alone
+    is masked. The modules inside are, instead, where there is no such layer, where the gate is ``topk``, as in the
+    paper, and where the generator is to be trained on samples of the catalogue: the layer's masks have a gate for each
+    item, so they would grow with the items.
 
     Args:
-        backbone: A :class:`Backbone`. Another model gets the configuration as it is.
+        backbone: A :class:`Backbone`, or its class where ``sampled`` is given. Another model gets the configuration as
+            it is.
         config: What is wanted; None: the default.
         sampled: Whether training samples items; None: by the catalogue's size, from 20,000 items on.
     """
@@ -101,12 +104,13 @@ def config_for(
         sampled = negatives_for(int(getattr(backbone, "num_items", 0))) is not None
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
-    targets = getattr(backbone, "default_targets", None)
-    if isinstance(targets, list) and config.gate != "topk" and not sampled:
-        targets = [*targets, *getattr(backbone, "head_targets", [])]
-    if config.target_modules is None and targets is not None:
+    heads = [] if config.gate == "topk" or sampled else getattr(backbone, "head_targets", [])
+    inside = getattr(backbone, "default_targets", None)
+    if config.target_modules is None and heads:
+        changes["target_modules"] = list(heads)
+    elif config.target_modules is None and inside is not None:
         parts = getattr(backbone, "default_parts", None) if config.module_parts is None else config.module_parts
-        changes.update(target_modules=targets, module_parts=parts)
+        changes.update(target_modules=inside, module_parts=parts)
     if config.batch_folding is None and getattr(backbone, "expands_positions", False):
         changes["batch_folding"] = "rows_first"
     return replace(config, **changes) if changes else config

@@ -1,4 +1,4 @@
-"""Text-to-LoRA's form: a hypernetwork writes a LoRA for each request, on the layers that masks gate."""
+"""Text-to-LoRA's form: a hypernetwork writes a LoRA for each request, on the layers inside and the one that scores."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.baselines.base import RankerTask, frozen_copy
 from cramer_peft.recsys.baselines.learning import LearnedRanker, Learner, scaled
 
+_LAYERS = ["intermediate.dense", "output.dense", "head"]  # of SASRec
+
 
 class RequestLoRA(LearnedRanker):
     """W x + B A x with A and B made from the request; a request for each row of a batch.
@@ -23,14 +25,15 @@ class RequestLoRA(LearnedRanker):
     Args:
         rank: Of each update.
         width: Of the trunk.
-        config: Names the layers, by ``target_modules`` and its kin; None: those that masks gate by default.
+        config: Names the layers, by ``target_modules`` and its kin; None: the feed-forward and attention output layers
+            and the one that scores the items.
     """
 
     def __init__(self, rank: int = 4, width: int = 64, config: RequestMaskConfig | None = None) -> None:
         super().__init__("request-generated LoRA")
         self._rank = rank
         self._width = width
-        self._config = config or RequestMaskConfig(request_dim=1)
+        self._config = config or RequestMaskConfig(request_dim=1, target_modules=_LAYERS)
 
     def _make(self, task: RankerTask) -> Learner:
         config = config_for(task.backbone, self._config)

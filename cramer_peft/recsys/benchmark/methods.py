@@ -8,7 +8,8 @@ from typing import Any
 
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, MissingModelError
-from cramer_peft.recsys.backbones import BACKBONES
+from cramer_peft.recsys.backbones import BACKBONES, config_for
+from cramer_peft.recsys.backbones.sampling import negatives_for
 from cramer_peft.recsys.baselines import (
     LLMESR,
     ExpertFiLM,
@@ -115,17 +116,15 @@ class Ablation:
     backbones: frozenset[str] | None = None
 
 
-WITHOUT_HEAD, HEAD_ALONE = "without the head", "the head alone"  # SASRec's names; others': see ablation_on
+INSIDE_TOO, INSIDE_INSTEAD = "masks inside too", "masks inside instead"  # SASRec's names; others': see ablation_on
 ABLATIONS: dict[str, Ablation] = {
     "gate scale": Ablation({"gate": "scale"}),
     "gate low_rank, 1 term": Ablation({"gate": "low_rank", "rank": 1}),
     "gate low_rank, 4 terms": Ablation({"gate": "low_rank", "rank": 4}),
-    WITHOUT_HEAD: Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
-    HEAD_ALONE: Ablation({"target_modules": ["head"]}),
-    "queries, keys and values too": Ablation(
-        {"target_modules": r".*dense|.*(query|key|value)|head"}, backbones=_SASREC
-    ),
-    "last layer only": Ablation(
+    INSIDE_TOO: Ablation({"target_modules": ["intermediate.dense", "output.dense", "head"]}),
+    INSIDE_INSTEAD: Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
+    "all linear layers": Ablation({"target_modules": r".*dense|.*(query|key|value)|head"}, backbones=_SASREC),
+    "last block's masks instead": Ablation(
         {"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"},
         backbones=_SASREC | {"bert4rec"},
     ),
@@ -165,11 +164,11 @@ def ablation_on(variant: str, backbone: str) -> Ablation:
         backbone: Name of the backbone.
     """
     ablation, kind = ABLATIONS[variant], BACKBONES.get(backbone)
-    if backbone in _SASREC or kind is None or not kind.head_targets or variant not in (WITHOUT_HEAD, HEAD_ALONE):
+    if backbone in _SASREC or kind is None or not kind.head_targets or variant not in (INSIDE_TOO, INSIDE_INSTEAD):
         return ablation
-    if variant == HEAD_ALONE:
-        return replace(ablation, config={"target_modules": kind.head_targets})
-    return replace(ablation, config={"target_modules": kind.default_targets, "module_parts": kind.default_parts})
+    heads = kind.head_targets if variant == INSIDE_TOO else []
+    targets = [*(kind.default_targets or []), *heads]
+    return replace(ablation, config={"target_modules": targets, "module_parts": kind.default_parts})
 
 
 def not_on(method: str, variant: str | None, backbone: str) -> str | None:
@@ -184,7 +183,7 @@ def not_on(method: str, variant: str | None, backbone: str) -> str | None:
         if known is not None and known.backbones is not None and backbone not in known.backbones:
             return f"{name!r} needs the inside of {' or '.join(sorted(known.backbones))}: {backbone} has another."
     kind = BACKBONES.get(backbone)
-    if variant in (WITHOUT_HEAD, HEAD_ALONE) and kind is not None and not kind.head_targets:
+    if variant in (INSIDE_TOO, INSIDE_INSTEAD) and kind is not None and not kind.head_targets:
         return f"{variant!r}: {backbone} has no layer of its own that scores the items."
     return None
 
@@ -203,3 +202,14 @@ def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None
         return make(**encoder, **settings.config)
     except TypeError as error:
         raise ConfigError(f"{method}: {error}. Expected fields of RequestMaskConfig.") from error
+
+
+def mask_config_on(backbone: str, items: int, config: RequestMaskConfig | None) -> RequestMaskConfig | None:
+    """A configuration with the modules that are masked where it names none.
+
+    Args:
+        backbone: Name of the backbone.
+        items: Of the catalogue.
+        config: As from :func:`mask_config`.
+    """
+    return None if config is None else config_for(BACKBONES.get(backbone), config, negatives_for(items) is not None)

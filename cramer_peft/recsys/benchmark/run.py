@@ -35,7 +35,7 @@ from cramer_peft.recsys.benchmark.cells import (
 )
 from cramer_peft.recsys.benchmark.data import LoadedData, load_data
 from cramer_peft.recsys.benchmark.measure import Setting, StrengthScorer, make_tracks, measure
-from cramer_peft.recsys.benchmark.methods import Method, mask_config, method_named, not_on
+from cramer_peft.recsys.benchmark.methods import Method, mask_config, mask_config_on, method_named, not_on
 from cramer_peft.recsys.benchmark.plan import (
     Job,
     Timing,
@@ -59,7 +59,7 @@ _NOT_HERE = (MissingModelError, MissingExtraError)
 
 def digest_of(cell: Cell, data: LoadedData) -> str:
     """Digest of all that determines the cell's result."""
-    config = mask_config(cell.method, cell.settings)
+    config = mask_config_on(cell.backbone, data.size.items, mask_config(cell.method, cell.settings))
     return cell_digest(cell, data.digest, None if config is None else config.to_dict(), digest_of_study(cell))
 
 

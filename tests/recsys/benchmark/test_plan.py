@@ -57,11 +57,11 @@ def test_backbones_are_compared_at_their_own_modules_and_cost() -> None:
     assert positions == {"bert4rec": 2, "gru4rec": 8, "replay-sasrec": 2}
     costs = {cell.backbone: estimate_cell(cell, SMALL) for cell in cells if cell.method == "ours"}
     assert costs["bert4rec"] > costs["gru4rec"] > 2
-    heads = {cell.backbone: cell.settings.config for cell in variants("the head alone", "gru4rec", "bert4rec")}
-    assert heads["gru4rec"]["target_modules"] == ["head"]
-    assert heads["bert4rec"]["target_modules"] == ["cls.predictions.decoder"]
-    (without,) = variants("without the head", "gru4rec")
-    assert without.settings.config["target_modules"] == ["gru", "dense"]
+    layers = {cell.backbone: cell.settings.config for cell in variants("masks inside too", "gru4rec", "bert4rec")}
+    assert layers["gru4rec"]["target_modules"] == ["gru", "dense", "head"]
+    assert layers["bert4rec"]["target_modules"] == ["intermediate.dense", "output.dense", "cls.predictions.decoder"]
+    (inside,) = variants("masks inside instead", "gru4rec")
+    assert inside.settings.config["target_modules"] == ["gru", "dense"]
 
 
 def variants(variant: str, *backbones: str) -> list[Cell]:
@@ -81,9 +81,9 @@ def test_what_needs_the_inside_of_sasrec_is_said_to(name: str) -> None:
 
 
 def test_changes_that_a_backbone_has_no_modules_for_are_said_to() -> None:
-    assert "last layer only" in str(not_on("ours", "last layer only", "gru4rec"))
-    assert not_on("ours", "last layer only", "bert4rec") is None
-    assert "no layer of its own" in str(not_on("ours", "the head alone", "replay-sasrec"))
+    assert "last block's masks instead" in str(not_on("ours", "last block's masks instead", "gru4rec"))
+    assert not_on("ours", "last block's masks instead", "bert4rec") is None
+    assert "no layer of its own" in str(not_on("ours", "masks inside too", "replay-sasrec"))
     assert not_on("ours", "unseen users", "gru4rec") is None
     assert plan_cells(PlanOptions("backbones", methods=("ours",), variants=tuple(ABLATIONS)))
 
@@ -182,5 +182,5 @@ def test_each_change_of_the_masks_can_be_made(variant: str, make_sasrec: Callabl
     masks = inject_request_masks(make_sasrec(), config)
     layers = masks.peft_config[masks.active_adapters[0]].masked_modules
     assert layers
-    if variant == "last layer only":
+    if variant == "last block's masks instead":
         assert {name.split(".layer.")[1][0] for name in layers} == {"1"}

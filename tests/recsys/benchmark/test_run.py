@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cramer_peft.cli import app
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.benchmark import methods
 from cramer_peft.recsys.benchmark.cells import CELLS, Cell, CellSettings, DataSource, stored_result, with_generator
 from cramer_peft.recsys.benchmark.command import run_benchmark
@@ -67,6 +68,22 @@ def test_cells_are_run_once(cells: list[Cell], tmp_path: Path) -> None:
     assert set(document["seconds"]) >= {"train", "evaluate"}
     assert document["trained_on"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
     assert str(cells[0].source.data) not in (tmp_path / CELLS / f"{cells[-1].name}.json").read_text()
+
+
+def test_a_result_with_other_masks_by_default_is_out_of_date(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [cells[0], cells[-1], replace(cells[-1], method="paper's gate")]
+    data = load_data(kinds[0].source, "leave-one-out")
+
+    def digests() -> list[str]:
+        return [digest_of(cell, data) for cell in kinds]
+
+    frozen, ours, paper = digests()
+    monkeypatch.setattr(SASRec, "head_targets", [])
+    assert [found == before for found, before in zip(digests(), (frozen, ours, paper), strict=True)] == [1, 0, 1]
+    monkeypatch.setattr(SASRec, "default_targets", ["dense"])
+    assert [found == before for found, before in zip(digests(), (frozen, ours, paper), strict=True)] == [1, 0, 0]
 
 
 def test_a_run_that_was_cut_off_goes_on_where_it_stopped(cells: list[Cell], tmp_path: Path) -> None:
