@@ -253,13 +253,16 @@ def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Calla
     assert suited.batch_folding == "rows_first"
     kept = config_for(made("bert4rec"), hashing(batch_folding="rows_last", target_modules=["dense"]))
     assert (kept.batch_folding, kept.target_modules) == ("rows_last", ["dense"])
+    inside = ["intermediate.dense", "output.dense"]
     assert config_for(made("sasrec"), hashing()).target_modules == ["head"]
     paper = RequestMaskConfig.paper(encoder="hashing")
-    assert config_for(made("sasrec"), paper).target_modules == ["intermediate.dense", "output.dense"]
+    assert config_for(made("sasrec"), paper).target_modules == inside
     assert config_for(made("gru4rec"), hashing(target_modules=["gru"])).target_modules == ["gru"]
     assert config_for(made("gru4rec"), hashing()).target_modules == ["head"]
     assert config_for(made("gru4rec"), paper).target_modules == ["gru", "dense"]
-    assert config_for(made("bert4rec"), hashing()).target_modules == ["cls.predictions.decoder"]
+    assert config_for(made("bert4rec"), hashing()).target_modules == [*inside, "cls.predictions.decoder"]
+    assert config_for(GRU4Rec(5, head_bias=0.0), hashing()).target_modules == ["gru", "dense", "head"]
+    assert config_for(SASRec(SASRec.configure(5, head_bias=0.0)), hashing()).target_modules == [*inside, "head"]
     assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
 
 

@@ -33,10 +33,10 @@ class Backbone(Protocol):
 
     Attributes:
         name: For tables and commands.
-        default_targets: Modules inside to mask, as ``RequestMaskConfig.target_modules``; None where the library knows
-            the architecture.
-        default_parts: Parts of them to mask, as ``RequestMaskConfig.module_parts``; None: all.
-        head_targets: Modules that score the items, to mask instead where :func:`config_for` says so; empty where
+        default_targets: Modules inside worth masking, as ``RequestMaskConfig.target_modules``; None where the library
+            knows the architecture.
+        default_parts: Parts of them worth masking, as ``RequestMaskConfig.module_parts``; None: all.
+        head_targets: Modules that score the items, worth masking too, or alone: see :func:`config_for`. Empty where
             there is no such module.
         expands_positions: Whether ``positions`` multiplies the rows inside the model, n neighbours for each row. Then
             masks need ``batch_folding="rows_first"``, and n positions cost n times as much.
@@ -89,10 +89,11 @@ def config_for(
 ) -> RequestMaskConfig:
     """A configuration of masks that suits a backbone; what ``config`` says of targets and folding stays as it is.
 
-    Where the backbone has a layer that scores the items, its masks do alone what masks inside do with them, so it alone
-    is masked. The modules inside are, instead, where there is no such layer, where the gate is ``topk``, as in the
-    paper, and where the generator is to be trained on samples of the catalogue: the layer's masks have a gate for each
-    item, so they would grow with the items.
+    A layer that scores the items with a bias that all of them share (``head_bias``, not 0) is masked alone: its gates
+    add to scores, and masks inside bring nothing beside them. Without that bias it is masked beside the modules inside.
+    These alone are, where there is no such layer, where the gate is ``topk``, as in the paper, and where the generator
+    is to be trained on samples of the catalogue: the layer's masks have a gate for each item, so they would grow with
+    the items.
 
     Args:
         backbone: A :class:`Backbone`, or its class where ``sampled`` is given. Another model gets the configuration as
@@ -105,12 +106,14 @@ def config_for(
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
     heads = [] if config.gate == "topk" or sampled else getattr(backbone, "head_targets", [])
-    inside = getattr(backbone, "default_targets", None)
-    if config.target_modules is None and heads:
-        changes["target_modules"] = list(heads)
-    elif config.target_modules is None and inside is not None:
-        parts = getattr(backbone, "default_parts", None) if config.module_parts is None else config.module_parts
-        changes.update(target_modules=inside, module_parts=parts)
+    targets, parts = getattr(backbone, "default_targets", None), getattr(backbone, "default_parts", None)
+    if heads and getattr(backbone, "head_bias", 0.0):
+        targets, parts = list(heads), None
+    elif isinstance(targets, list):
+        targets = [*targets, *heads]
+    if config.target_modules is None and targets is not None:
+        parts = parts if config.module_parts is None else config.module_parts
+        changes.update(target_modules=targets, module_parts=parts)
     if config.batch_folding is None and getattr(backbone, "expands_positions", False):
         changes["batch_folding"] = "rows_first"
     return replace(config, **changes) if changes else config

@@ -36,6 +36,7 @@ class GRU4Rec(StoredBackbone):
     name: ClassVar[str] = "gru4rec"
     default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
     head_targets: ClassVar[list[str]] = ["head"]
+    head_bias: float = HEAD_BIAS  # of a model: what its settings say
     tied: ClassVar[dict[str, str]] = {"head.weight": "items.weight"}
     old_defaults: ClassVar[dict[str, float]] = {"head_bias": 0.0}
 
@@ -48,6 +49,7 @@ class GRU4Rec(StoredBackbone):
         head_bias: float = HEAD_BIAS,
     ) -> None:
         super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size, head_bias=head_bias)
+        self.head_bias = head_bias
         self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=PADDING)
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
         self.calibration: float | None = None  # of gbce, while that is the loss on samples

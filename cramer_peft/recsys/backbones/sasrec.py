@@ -28,6 +28,7 @@ class SASRec(BertPreTrainedModel):
     default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
     head_targets: ClassVar[list[str]] = ["head"]
+    head_bias: float = HEAD_BIAS  # of a model: what its configuration says
     _tied_weights_keys: ClassVar[dict[str, str]] = {"head.weight": "bert.embeddings.word_embeddings.weight"}
     expands_positions: ClassVar[bool] = False
 
@@ -36,7 +37,8 @@ class SASRec(BertPreTrainedModel):
         self.bert = BertModel(config, add_pooling_layer=False)
         # A module of its own, tied to the embeddings, so that masks can gate the scores of items too.
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        set_constant_bias(self.head, getattr(config, "head_bias", 0.0))
+        self.head_bias = getattr(config, "head_bias", 0.0)
+        set_constant_bias(self.head, self.head_bias)
         self.negatives: int | None = None  # while it is trained on samples of the catalogue
         self.calibration: float | None = None  # of gbce, while that is the loss on samples
         self.post_init()
