@@ -260,7 +260,9 @@ def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Calla
     assert config_for(made("gru4rec"), hashing(target_modules=["gru"])).target_modules == ["gru"]
     assert config_for(made("gru4rec"), hashing()).target_modules == ["head"]
     assert config_for(made("gru4rec"), paper).target_modules == ["gru", "dense"]
-    assert config_for(made("bert4rec"), hashing()).target_modules == [*inside, "cls.predictions.decoder"]
+    assert config_for(made("bert4rec"), hashing()).target_modules == ["cls.predictions.decoder"]
+    plain = BERT4Rec(BERT4Rec.configure(5, head_bias=0.0))
+    assert config_for(plain, hashing()).target_modules == [*inside, "cls.predictions.decoder"]
     assert config_for(GRU4Rec(5, head_bias=0.0), hashing()).target_modules == ["gru", "dense", "head"]
     assert config_for(SASRec(SASRec.configure(5, head_bias=0.0)), hashing()).target_modules == [*inside, "head"]
     assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
@@ -343,6 +345,37 @@ def test_the_bias_of_all_items_comes_from_the_configuration(name: str, item_ids:
     assert settings.pop("head_bias") == HEAD_BIAS
     (tmp_path / "config.json").write_text(json.dumps(settings))  # as before there was one
     assert torch.equal(BACKBONES[name].from_pretrained(tmp_path).eval()(item_ids), plain(item_ids))
+
+
+@torch.no_grad()
+def test_bert4rec_learns_its_bias_from_that_of_all_items_on(item_ids: Tensor, tmp_path: Path) -> None:
+    plain, biased = with_bias("bert4rec", 0.0), with_bias("bert4rec", HEAD_BIAS)
+    torch.testing.assert_close(biased(item_ids), plain(item_ids) + HEAD_BIAS)
+    assert biased.item_bias is biased.cls.predictions.decoder.bias
+    biased.item_bias[3] += 1
+    biased.save_pretrained(tmp_path)
+    loaded = BERT4Rec.from_pretrained(tmp_path)
+    assert torch.equal(loaded.item_bias, biased.item_bias)
+    assert loaded.head_bias == HEAD_BIAS
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["head_bias"]  # as before there was one
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    earlier = BERT4Rec.from_pretrained(tmp_path)
+    assert torch.equal(earlier.item_bias, biased.item_bias)
+    assert earlier.head_bias == 0
+
+
+def test_the_bias_of_all_items_is_left_out_of_bert4recs_training(split: Split) -> None:
+    pytest.importorskip("accelerate")
+    plain, biased = with_bias("bert4rec", 0.0), with_bias("bert4rec", HEAD_BIAS)
+    for model in (plain, biased):
+        fit_backbone(model, split, BackboneOptions(epochs=2, max_length=LENGTH), seed=0)
+    learned = {name: weight for name, weight in plain.named_parameters() if "bias" not in name or "bert" in name}
+    for name, weight in biased.named_parameters():
+        if name in learned:
+            assert torch.equal(weight, learned[name]), name
+    assert float(plain.item_bias.detach().abs().max()) > 0
+    torch.testing.assert_close(biased.item_bias, plain.item_bias + HEAD_BIAS, rtol=0, atol=1e-6)
 
 
 @BIASED

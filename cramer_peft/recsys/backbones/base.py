@@ -177,8 +177,7 @@ def set_constant_bias(head: nn.Linear, value: float) -> None:
     Raises:
         ValueError: If the value is no finite number, or the layer has a bias of its own.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"head_bias is {value!r}, expected a finite number.")
+    checked_bias(value)
     if "bias" in dict(head.named_parameters(recurse=False)):
         raise ValueError("the layer has a bias of its own, which row gates multiply already.")
     if value:
@@ -187,12 +186,32 @@ def set_constant_bias(head: nn.Linear, value: float) -> None:
         head.register_buffer("bias", bias, persistent=False)
 
 
+def checked_bias(value: Any) -> float:
+    """A bias of all items, from a configuration.
+
+    Raises:
+        ValueError: If it is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"head_bias is {value!r}, expected a finite number.")
+    return value
+
+
 @contextmanager
 def without_constant_bias(model: nn.Module) -> Iterator[None]:
-    """Take the bias of :func:`set_constant_bias` off a backbone's scoring layer, while it is trained.
+    """Take the bias that all items share off a backbone's scoring layer, while it is trained.
 
-    What all items share cancels in a softmax, and would only cost it some bits.
+    What all items share cancels in a softmax, and would only cost it some bits. It is the buffer of
+    :func:`set_constant_bias`, or the ``head_bias`` in what a model has learned of each item (``item_bias``).
     """
+    learned: Any = model
+    if hasattr(learned, "item_bias"):
+        learned.item_bias.data -= learned.head_bias
+        try:
+            yield
+        finally:
+            learned.item_bias.data += learned.head_bias
+        return
     head = getattr(model, "head", None)
     bias = dict(head.named_buffers(recurse=False)).get("bias") if isinstance(head, nn.Linear) else None
     if head is None or bias is None:

@@ -7,9 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
+from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.base import PADDING, bert_config, last_positions, prefixes
+from cramer_peft.recsys.backbones.base import (
+    HEAD_BIAS,
+    PADDING,
+    bert_config,
+    checked_bias,
+    last_positions,
+    prefixes,
+)
 from cramer_peft.recsys.backbones.draws import uniform_rows
 
 MASKED_SHARE = 0.2
@@ -31,15 +39,34 @@ class BERT4Rec(BertForMaskedLM):
     default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
     head_targets: ClassVar[list[str]] = ["cls.predictions.decoder"]
+    head_bias: float = HEAD_BIAS  # of a model: what its configuration says
     expands_positions: ClassVar[bool] = True
 
     def __init__(self, config: BertConfig) -> None:
         if config.is_decoder:
             raise DataError("is_decoder is True, expected a configuration of BERT4Rec: it looks in both directions.")
+        self.head_bias = checked_bias(getattr(config, "head_bias", 0.0))
         super().__init__(config)
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, BertLMPredictionHead):
+            nn.init.constant_(module.bias, self.head_bias)
+
+    @property
+    def item_bias(self) -> Tensor:
+        """What the score of each item has besides its product, learned from ``head_bias`` on, (num_items + 2,)."""
+        bias: Tensor = self.cls.predictions.bias
+        return bias
+
     @staticmethod
-    def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> BertConfig:
+    def configure(
+        num_items: int,
+        max_length: int = 50,
+        dropout: float = 0.2,
+        hidden_size: int = 64,
+        head_bias: float = HEAD_BIAS,
+    ) -> BertConfig:
         """The configuration for a catalogue; the sizes are SASRec's.
 
         Args:
@@ -47,8 +74,10 @@ class BERT4Rec(BertForMaskedLM):
             max_length: Longest history, in items; one more place is for the mask token.
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
+            head_bias: What the scores of all items have in common. It changes no ranking, and masks of the scoring
+                layer add by it (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
         """
-        return bert_config(num_items + 2, max_length + 1, dropout, hidden_size)
+        return bert_config(num_items + 2, max_length + 1, dropout, hidden_size, head_bias=head_bias)
 
     @property
     def num_items(self) -> int:

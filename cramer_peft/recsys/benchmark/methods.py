@@ -185,8 +185,6 @@ def not_on(method: str, variant: str | None, backbone: str) -> str | None:
     kind = BACKBONES.get(backbone)
     if variant in (INSIDE_TOO, INSIDE_INSTEAD) and kind is not None and not kind.head_targets:
         return f"{variant!r}: {backbone} has no layer of its own that scores the items."
-    if variant == INSIDE_TOO and kind is not None and not getattr(kind, "head_bias", 0.0):
-        return f"{variant!r}: {backbone} is masked so by default."
     return None
 
 
