@@ -45,6 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarnin
 ITEMS, LENGTH = 40, 8
 POSITIONS = torch.tensor([[0, 7, 3], [2, 0, 1], [0, 0, 0]])
 REQUESTS = ["more horror", "no comedy", None]
+SIGNED: dict[str, Any] = {"gate": "signed", "rank": None}
 
 
 def made(name: str, seed: int = 0) -> Any:
@@ -249,22 +250,22 @@ def test_bert4rec_refuses_a_causal_configuration() -> None:
 
 
 def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Callable[..., RequestMaskConfig]) -> None:
-    suited = config_for(made("bert4rec"), hashing())
+    suited = config_for(made("bert4rec"), hashing(**SIGNED))
     assert suited.batch_folding == "rows_first"
-    kept = config_for(made("bert4rec"), hashing(batch_folding="rows_last", target_modules=["dense"]))
+    kept = config_for(made("bert4rec"), hashing(**SIGNED, batch_folding="rows_last", target_modules=["dense"]))
     assert (kept.batch_folding, kept.target_modules) == ("rows_last", ["dense"])
     inside = ["intermediate.dense", "output.dense"]
-    assert config_for(made("sasrec"), hashing()).target_modules == ["head"]
+    assert config_for(made("sasrec"), hashing(**SIGNED)).target_modules == ["head"]
     paper = RequestMaskConfig.paper(encoder="hashing")
     assert config_for(made("sasrec"), paper).target_modules == inside
-    assert config_for(made("gru4rec"), hashing(target_modules=["gru"])).target_modules == ["gru"]
-    assert config_for(made("gru4rec"), hashing()).target_modules == ["head"]
+    assert config_for(made("gru4rec"), hashing(**SIGNED, target_modules=["gru"])).target_modules == ["gru"]
+    assert config_for(made("gru4rec"), hashing(**SIGNED)).target_modules == ["head"]
     assert config_for(made("gru4rec"), paper).target_modules == ["gru", "dense"]
-    assert config_for(made("bert4rec"), hashing()).target_modules == ["cls.predictions.decoder"]
+    assert config_for(made("bert4rec"), hashing(**SIGNED)).target_modules == ["cls.predictions.decoder"]
     plain = BERT4Rec(BERT4Rec.configure(5, head_bias=0.0))
-    assert config_for(plain, hashing()).target_modules == [*inside, "cls.predictions.decoder"]
-    assert config_for(GRU4Rec(5, head_bias=0.0), hashing()).target_modules == ["gru", "dense", "head"]
-    assert config_for(SASRec(SASRec.configure(5, head_bias=0.0)), hashing()).target_modules == [*inside, "head"]
+    assert config_for(plain, hashing(**SIGNED)).target_modules == [*inside, "cls.predictions.decoder"]
+    assert config_for(GRU4Rec(5, head_bias=0.0), hashing(**SIGNED)).target_modules == ["gru", "dense", "head"]
+    assert config_for(SASRec(SASRec.configure(5, head_bias=0.0)), hashing(**SIGNED)).target_modules == [*inside, "head"]
     assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
 
 
@@ -273,11 +274,11 @@ def test_masks_that_grow_with_the_items_give_way_where_training_samples_them(
 ) -> None:
     small, large = SASRec(SASRec.configure(19_999)), SASRec(SASRec.configure(20_000))
     inside = ["intermediate.dense", "output.dense"]
-    assert config_for(small, hashing()).target_modules == ["head"]
-    assert config_for(large, hashing()).target_modules == inside
-    assert config_for(small, hashing(), sampled=True).target_modules == inside
-    assert config_for(large, hashing(), sampled=False).target_modules == ["head"]
-    assert config_for(large, hashing(target_modules=["head"])).target_modules == ["head"]
+    assert config_for(small, hashing(**SIGNED)).target_modules == ["head"]
+    assert config_for(large, hashing(**SIGNED)).target_modules == inside
+    assert config_for(small, hashing(**SIGNED), sampled=True).target_modules == inside
+    assert config_for(large, hashing(**SIGNED), sampled=False).target_modules == ["head"]
+    assert config_for(large, hashing(**SIGNED, target_modules=["head"])).target_modules == ["head"]
 
 
 def test_the_scoring_layer_of_gru4rec_is_its_items(hashing: Callable[..., RequestMaskConfig], tmp_path: Path) -> None:

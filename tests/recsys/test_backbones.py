@@ -245,15 +245,17 @@ def test_masks_of_the_head_do_not_touch_the_embeddings(model: SASRec, item_ids: 
     assert list(model.state_dict()) == keys
 
 
-def test_the_head_alone_is_masked_but_by_the_papers_gate(make_sasrec: Callable[..., SASRec]) -> None:
-    for config, masked in (
-        (RequestMaskConfig(**HASHING), True),
-        (RequestMaskConfig(gate="low_rank", **HASHING), True),
-        (RequestMaskConfig.paper(**HASHING), False),
+def test_the_head_alone_is_masked_where_gates_add(make_sasrec: Callable[..., SASRec]) -> None:
+    for config, head, inside in (
+        (RequestMaskConfig(**HASHING), True, 0),
+        (RequestMaskConfig(gate="scale", **HASHING), True, 0),
+        (RequestMaskConfig(gate_bias=False, **HASHING), True, 6),  # two blocks with three layers each
+        (RequestMaskConfig(gate="low_rank", **HASHING), True, 6),
+        (RequestMaskConfig.paper(**HASHING), False, 6),
     ):
         model = make_sasrec()
         masks = inject_request_masks(model, config_for(model, config))
-        assert ("head" in masks.generator.specs) == masked
-        assert len(masks.generator.specs) == (1 if masked else 6)  # two blocks with three layers each
+        assert ("head" in masks.generator.specs) == head
+        assert len(masks.generator.specs) == head + inside
     own = config_for(make_sasrec(), RequestMaskConfig(target_modules=["head"], **HASHING))
     assert own.target_modules in (["head"], {"head"})  # what is asked for by name stays

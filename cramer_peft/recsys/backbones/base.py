@@ -89,11 +89,11 @@ def config_for(
 ) -> RequestMaskConfig:
     """A configuration of masks that suits a backbone; what ``config`` says of targets and folding stays as it is.
 
-    A layer that scores the items with a bias that all of them share (``head_bias``, not 0) is masked alone: its gates
-    add to scores, and masks inside bring nothing beside them. Without that bias it is masked beside the modules inside.
-    These alone are, where there is no such layer, where the gate is ``topk``, as in the paper, and where the generator
-    is to be trained on samples of the catalogue: the layer's masks have a gate for each item, so they would grow with
-    the items.
+    A layer that scores the items with a bias that all of them share (``head_bias``, not 0) is masked alone, where the
+    gates act on it (``gate_bias``): they add to scores then, and masks inside bring nothing beside them. Otherwise, the
+    gate ``low_rank`` included, it is masked beside the modules inside. These alone are masked where there is no such
+    layer, where the gate is ``topk``, as in the paper, and where the generator is to be trained on samples of the
+    catalogue: the layer's masks have a gate for each item, so they would grow with the items.
 
     Args:
         backbone: A :class:`Backbone`, or its class where ``sampled`` is given. Another model gets the configuration as
@@ -107,7 +107,7 @@ def config_for(
     changes: dict[str, Any] = {}
     heads = [] if config.gate == "topk" or sampled else getattr(backbone, "head_targets", [])
     targets, parts = getattr(backbone, "default_targets", None), getattr(backbone, "default_parts", None)
-    if heads and getattr(backbone, "head_bias", 0.0):
+    if heads and config.gate_bias and getattr(backbone, "head_bias", 0.0):
         targets, parts = list(heads), None
     elif isinstance(targets, list):
         targets = [*targets, *heads]
