@@ -379,7 +379,7 @@ def test_the_bias_of_all_items_is_left_out_of_bert4recs_training(split: Split) -
     torch.testing.assert_close(biased.item_bias, plain.item_bias + HEAD_BIAS, rtol=0, atol=1e-6)
 
 
-@BIASED
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "bert4rec"])
 @pytest.mark.parametrize("found", ["8", True, "NaN"])
 def test_a_bias_that_is_no_number(name: str, found: Any, tmp_path: Path, catalogue: Catalogue) -> None:
     with_bias(name, 1.0).save_pretrained(tmp_path)

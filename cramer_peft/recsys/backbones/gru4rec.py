@@ -21,8 +21,8 @@ from cramer_peft.recsys.backbones.sampling import sampled_loss
 class GRU4Rec(StoredBackbone):
     """GRU4Rec in RecBole 1.2.1's form (Tan et al. 2016): item embeddings, a GRU, a dense layer, products with items.
 
-    Items are numbered from 1 in its inputs; 0 pads on the right. The masks gate the input and the output of the GRU,
-    the dense layer, and the scores of items.
+    Items are numbered from 1 in its inputs; 0 pads on the right. The masks gate the scores of items, or
+    the input and the output of the GRU and the dense layer: see :func:`~cramer_peft.recsys.backbones.config_for`.
 
     Args:
         num_items: Number of items.

@@ -25,7 +25,7 @@ class SASRec(BertPreTrainedModel):
     """
 
     name: ClassVar[str] = "sasrec"
-    default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
+    default_targets: ClassVar[list[str]] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
     head_targets: ClassVar[list[str]] = ["head"]
     head_bias: float = HEAD_BIAS  # of a model: what its configuration says

@@ -13,7 +13,7 @@ from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.baselines.base import RankerTask, frozen_copy
 from cramer_peft.recsys.baselines.learning import LearnedRanker, Learner, scaled
 
-_LAYERS = ["intermediate.dense", "output.dense", "head"]  # of SASRec
+_LAYERS = [*SASRec.default_targets, *SASRec.head_targets]
 
 
 class RequestLoRA(LearnedRanker):

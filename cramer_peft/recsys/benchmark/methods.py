@@ -8,7 +8,7 @@ from typing import Any
 
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, MissingModelError
-from cramer_peft.recsys.backbones import BACKBONES, config_for
+from cramer_peft.recsys.backbones import BACKBONES, SASRec, config_for
 from cramer_peft.recsys.backbones.sampling import negatives_for
 from cramer_peft.recsys.baselines import (
     LLMESR,
@@ -121,8 +121,8 @@ ABLATIONS: dict[str, Ablation] = {
     "gate scale": Ablation({"gate": "scale"}),
     "gate low_rank, 1 term": Ablation({"gate": "low_rank", "rank": 1}),
     "gate low_rank, 4 terms": Ablation({"gate": "low_rank", "rank": 4}),
-    INSIDE_TOO: Ablation({"target_modules": ["intermediate.dense", "output.dense", "head"]}),
-    INSIDE_INSTEAD: Ablation({"target_modules": ["intermediate.dense", "output.dense"]}),
+    INSIDE_TOO: Ablation({"target_modules": [*SASRec.default_targets, *SASRec.head_targets]}),
+    INSIDE_INSTEAD: Ablation({"target_modules": SASRec.default_targets}),
     "all linear layers": Ablation({"target_modules": r".*dense|.*(query|key|value)|head"}, backbones=_SASREC),
     "last block's masks instead": Ablation(
         {"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"},
