@@ -1,6 +1,6 @@
 """``python -m cramer_peft``: the command ``cramer-peft``, for launchers that start a module."""
 
-from cramer_peft.cli import main
+from cramer_peft.recsys.commands.app import main
 
 if __name__ == "__main__":
     main()

@@ -23,7 +23,7 @@ from cramer_peft.encoders.base import RequestEncoder, is_registered, make_encode
 from cramer_peft.errors import AdapterFileError, ConfigError, EncoderError
 from cramer_peft.fingerprint import module_fingerprint
 from cramer_peft.generator import make_generator
-from cramer_peft.io import (
+from cramer_peft.storage.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     TensorInfo,

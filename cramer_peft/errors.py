@@ -4,7 +4,9 @@ Each class also derives from the built-in error that callers would expect withou
 (``ValueError``, ``ImportError`` …). What each one means and what to do is in ``docs/errors.md``.
 """
 
+import importlib
 import re
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -94,3 +96,23 @@ class DownloadError(CramerError, OSError):
 
 class MissingModelError(CramerError, OSError):
     """A pretrained model that was asked for by name or folder is not there, or cannot be read."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module``, or say which extra of this package brings it.
+
+    Args:
+        module: Importable name, for example ``"pandas"``.
+        extra: The extra of ``cramer-peft`` that depends on it, for example ``"demo"``.
+
+    Raises:
+        MissingExtraError: If ``module`` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise  # installed, but one of its own dependencies is missing: its error is the better one
+        raise MissingExtraError(
+            f"{module!r} is not installed. It comes with an extra: pip install 'cramer-peft[{extra}]'."
+        ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.io import write_bytes
+from cramer_peft.storage.files import write_bytes
 
 if TYPE_CHECKING:
     from cramer_peft.model import RequestMaskModel

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cramer_peft.errors import AdapterFileError
 from cramer_peft.gates import GATES, LayerTensors
-from cramer_peft.io import parse_json, read_safetensors, write_safetensors
 from cramer_peft.state_arithmetic import added, scaled
+from cramer_peft.storage.files import parse_json, read_safetensors, write_safetensors
 
 MAX_STATE_BYTES = 2 * 2**30
 

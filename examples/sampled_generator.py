@@ -14,14 +14,19 @@ import torch
 from training_profile import made_up
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbone_training import train_backbone
-from cramer_peft.recsys.datasets import load_dataset
-from cramer_peft.recsys.encoders import request_encoder
-from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, evaluate, make_tracks
-from cramer_peft.recsys.requests import RequestGenerator
-from cramer_peft.recsys.split import leave_one_out
-from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions, score_histories, train_generator
-from cramer_peft.recsys.wordings import TRAIN_TEMPLATES
+from cramer_peft.recsys.data.datasets import load_dataset
+from cramer_peft.recsys.data.split import leave_one_out
+from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks, evaluate, make_tracks
+from cramer_peft.recsys.requests.attributes import RequestGenerator
+from cramer_peft.recsys.requests.text_encoders import request_encoder
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
+from cramer_peft.recsys.training.backbone_training import train_backbone
+from cramer_peft.recsys.training.generator_training import (
+    BackboneOptions,
+    GeneratorOptions,
+    score_histories,
+    train_generator,
+)
 
 SHOWN = ("ndcg", "satisfaction", "violation", "overlap_empty")
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.training import (
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.training.generator_training import (
     GeneratorOptions,
     GeneratorTrainer,
     HistoryWindows,

@@ -20,11 +20,16 @@ from accelerate import Accelerator
 
 from cramer_peft import RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.datasets import load_dataset
-from cramer_peft.recsys.encoders import request_encoder
-from cramer_peft.recsys.split import Split, leave_one_out
-from cramer_peft.recsys.training import GeneratorOptions, GeneratorTrainer, RequestCollator, train_generator
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.datasets import load_dataset
+from cramer_peft.recsys.data.split import Split, leave_one_out
+from cramer_peft.recsys.requests.text_encoders import request_encoder
+from cramer_peft.recsys.training.generator_training import (
+    GeneratorOptions,
+    GeneratorTrainer,
+    RequestCollator,
+    train_generator,
+)
 
 REST = "the rest"
 # What is timed, by the part that it is of; a part does not count what an inner one takes.

@@ -7,11 +7,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 
-from cramer_peft import HashingEncoder, PrecomputedEncoder, inject_request_masks, io, load_request_masks
+from cramer_peft import HashingEncoder, PrecomputedEncoder, inject_request_masks, load_request_masks
 from cramer_peft.adapter_files import without_adapter_name
 from cramer_peft.encoders import base
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, EncoderError
-from cramer_peft.io import read_safetensors
+from cramer_peft.storage import files as io
+from cramer_peft.storage.files import read_safetensors
 
 REQUESTS = ["more horror", None, "nothing sad"]
 

@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cramer_peft._extras import require
-from cramer_peft.errors import CramerError, MissingExtraError
+from cramer_peft.errors import CramerError, MissingExtraError, require
 
 
 def test_what_is_installed() -> None:

@@ -8,7 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 from cramer_peft import adapter_files, inject_request_masks
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, ConfigError, CramerError, MergeError
-from cramer_peft.io import read_safetensors, write_safetensors
+from cramer_peft.storage.files import read_safetensors, write_safetensors
 
 REQUESTS = ["more horror", None, "nothing sad"]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cramer_peft import io
 from cramer_peft.errors import AdapterFileError
-from cramer_peft.io import atomic_file, read_json, read_safetensors, write_json, write_safetensors
+from cramer_peft.storage import files as io
+from cramer_peft.storage.files import atomic_file, read_json, read_safetensors, write_json, write_safetensors
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

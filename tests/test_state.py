@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from cramer_peft import MaskState, inject_request_masks
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, RequestError
-from cramer_peft.io import read_safetensors
 from cramer_peft.state import select_rows
+from cramer_peft.storage.files import read_safetensors
 
 TEXTS = ["more horror", None, "nothing sad"]
 

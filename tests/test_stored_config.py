@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from cramer_peft import HashingEncoder, inject_request_masks, load_request_masks, register_request_encoder
 from cramer_peft.encoders import base
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, ConfigError, EncoderError, TargetModuleError
-from cramer_peft.io import read_safetensors
+from cramer_peft.storage.files import read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

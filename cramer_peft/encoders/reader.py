@@ -176,7 +176,7 @@ class RequestReader:
 
     As an encoder it gives the mean direction of what is asked for beside that of what is asked against, so that
     "no horror" and "more horror" are far apart, and zeros where nothing is asked. Its network was taught on marked
-    sentences (``python -m cramer_peft.recsys.teaching``) and is frozen.
+    sentences (``python -m teaching``) and is frozen.
 
     The network does not see which name it is that a known name stands for, so it reads each wording, a text with the
     names left blank, once; those used last, of 600,000 words together, are remembered.

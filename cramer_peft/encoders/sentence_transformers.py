@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cramer_peft._extras import require
 from cramer_peft.encoders.batched import ModuleEncoder
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, require
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
 _ACTIVATIONS = ("torch.nn.modules.activation.", "torch.nn.modules.linear.Identity")

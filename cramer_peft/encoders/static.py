@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft._extras import require
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, require
 
 
 class WordLlamaEncoder:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from cramer_peft._extras import require
 from cramer_peft.encoders.batched import ModuleEncoder
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, require
 
 # A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
 _TOKENIZER_LOCK = threading.Lock()

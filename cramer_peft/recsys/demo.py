@@ -15,18 +15,18 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError
-from cramer_peft.io import write_json
 from cramer_peft.recsys.backbones import SASRec, config_for
-from cramer_peft.recsys.bundle import Answer, RequestRecommender, load_backbone, save_backbone
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.datasets import load_dataset
-from cramer_peft.recsys.encoders import request_encoder, text_encoder
-from cramer_peft.recsys.evaluation import EvaluationUsers, Scorer, evaluate, make_tracks
-from cramer_peft.recsys.fusion import TextFusion
-from cramer_peft.recsys.metrics import share, top_items
-from cramer_peft.recsys.requests import RequestGenerator, phrase
-from cramer_peft.recsys.split import Split, leave_one_out
-from cramer_peft.recsys.training import (
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.datasets import load_dataset
+from cramer_peft.recsys.data.split import Split, leave_one_out
+from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Scorer, evaluate, make_tracks
+from cramer_peft.recsys.evaluation.fusion import TextFusion
+from cramer_peft.recsys.evaluation.metrics import share, top_items
+from cramer_peft.recsys.recommender import Answer, RequestRecommender, load_backbone, save_backbone
+from cramer_peft.recsys.requests.attributes import RequestGenerator, phrase
+from cramer_peft.recsys.requests.text_encoders import request_encoder, text_encoder
+from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.recsys.training.generator_training import (
     BackboneOptions,
     GeneratorOptions,
     score_histories,
@@ -34,7 +34,7 @@ from cramer_peft.recsys.training import (
     train_sasrec,
 )
 from cramer_peft.recsys.versions import versions
-from cramer_peft.recsys.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.storage import write_json
 
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.errors import AdapterFileError, ConfigError
-from cramer_peft.io import read_json, read_safetensors, write_json, write_safetensors
+from cramer_peft.storage.files import read_json, read_safetensors, write_json, write_safetensors
 
 PROGRESS, WEIGHTS, OPTIMIZER, RANDOM = "progress.json", "weights.safetensors", "optimizer.safetensors", "random"
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cramer_peft.errors import EncoderError, RequestError
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 from .asks import Ask, AskReader
 from .batching import Batcher, ClosedError, QueueFullError

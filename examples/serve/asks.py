@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue
 
 from .lookup import ItemLookup
 from .refused import Refused, quoted

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from cramer_peft.recsys.bundle import RequestRecommender
-from cramer_peft.recsys.split import pad_histories
+from cramer_peft.recsys.data.split import pad_histories
+from cramer_peft.recsys.recommender import RequestRecommender
 
 from .ranking import best_items
 

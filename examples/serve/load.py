@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue
 
 from .hostile import WAYS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue
 
 from .refused import quoted
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from cramer_peft import MaskState
-from cramer_peft.recsys.bundle import RequestRecommender
-from cramer_peft.recsys.split import pad_histories, seen_mask
+from cramer_peft.recsys.data.split import pad_histories, seen_mask
+from cramer_peft.recsys.recommender import RequestRecommender
 
 from .asks import Ask
 from .cache import StateCache

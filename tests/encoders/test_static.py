@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cramer_peft import RequestMaskConfig, WordLlamaEncoder, inject_request_masks
-from cramer_peft._extras import require
-from cramer_peft.errors import MissingExtraError
+from cramer_peft.errors import MissingExtraError, require
 
 
 def test_vectors_and_offline() -> None:

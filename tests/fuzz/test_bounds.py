@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cramer_peft import inject_request_masks
-from cramer_peft.io import read_safetensors, write_safetensors
+from cramer_peft.storage.files import read_safetensors, write_safetensors
 
 resource = pytest.importorskip("resource")
 MEGABYTES = 700  # above what the process has when it starts to read
@@ -26,8 +26,8 @@ import torch
 from torch import nn
 from cramer_peft import MaskState, load_request_masks
 from cramer_peft.errors import CramerError
-from cramer_peft.recsys.atomic import read_atomic
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.atomic import read_atomic
+from cramer_peft.recsys.data.catalogue import Catalogue
 
 torch.set_num_threads(1)
 root, megabytes = Path(sys.argv[1]), int(sys.argv[2])

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from cramer_peft import MaskState, RequestMaskConfig, inject_request_masks, load_request_masks
 from cramer_peft.errors import AdapterFileError
-from cramer_peft.io import atomic_file
+from cramer_peft.storage.files import atomic_file
 
 torch.set_num_threads(1)
 root, kills = Path(sys.argv[1]), int(sys.argv[2])

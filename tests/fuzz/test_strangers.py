@@ -24,9 +24,9 @@ from torch import nn
 
 from cramer_peft import MaskState, inject_request_masks, load_request_masks
 from cramer_peft.errors import CramerError, DataError
-from cramer_peft.io import read_safetensors
-from cramer_peft.recsys.atomic import read_atomic
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.atomic import read_atomic
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.storage.files import read_safetensors
 
 EXAMPLES = int(os.environ.get("CRAMER_FUZZ_EXAMPLES", "60"))
 fuzz = settings(

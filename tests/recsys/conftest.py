@@ -12,15 +12,15 @@ import torch
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
-from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.encoders import request_encoder
-from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, make_tracks
-from cramer_peft.recsys.interactions import load_interactions
-from cramer_peft.recsys.requests import RequestGenerator
-from cramer_peft.recsys.split import Split, leave_one_out
-from cramer_peft.recsys.training import BackboneOptions, train_sasrec
-from cramer_peft.recsys.wordings import TEST_TEMPLATES
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.data.split import Split, leave_one_out
+from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks, make_tracks
+from cramer_peft.recsys.recommender import RequestRecommender, save_backbone
+from cramer_peft.recsys.requests.attributes import RequestGenerator
+from cramer_peft.recsys.requests.text_encoders import request_encoder
+from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
+from cramer_peft.recsys.training.generator_training import BackboneOptions, train_sasrec
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 ITEMS, USERS = 40, 30

@@ -10,14 +10,14 @@ import torch
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.split import Split
 from cramer_peft.recsys.demo import FROZEN, FUSION, OURS, PAPER, DemoOptions, DemoResult, attribute_shares, run_demo
-from cramer_peft.recsys.evaluation import EvaluationUsers
-from cramer_peft.recsys.requests import phrase
-from cramer_peft.recsys.split import Split
-from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions
-from cramer_peft.recsys.wordings import TEST_TEMPLATES
+from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers
+from cramer_peft.recsys.recommender import RequestRecommender, save_backbone
+from cramer_peft.recsys.requests.attributes import phrase
+from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
+from cramer_peft.recsys.training.generator_training import BackboneOptions, GeneratorOptions
 
 for module in ("wordllama", "accelerate", "pandas"):
     pytest.importorskip(module)

@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.encoders import HashingEncoder
-from cramer_peft.recsys.backbone_training import train_backbone
-from cramer_peft.recsys.backbones import SASRec, config_for
-from cramer_peft.recsys.baselines import (
+from benchmark.baselines import (
     LLMESR,
     ExpertFiLM,
     FusionRanker,
@@ -29,24 +23,30 @@ from cramer_peft.recsys.baselines import (
     our_masks,
     paper_gate,
 )
-from cramer_peft.recsys.benchmark.cells import Cell, CellSettings, DataSource
-from cramer_peft.recsys.benchmark.measure import Setting, measure
-from cramer_peft.recsys.benchmark.methods import METHODS
-from cramer_peft.recsys.benchmark.run import plan_jobs, run_jobs
-from cramer_peft.recsys.benchmark.transfer import (
+from benchmark.cells import Cell, CellSettings, DataSource
+from benchmark.methods import METHODS
+from benchmark.run import plan_jobs, run_jobs
+from benchmark.transfer import (
     TransferOptions,
     adapt_backbone,
     align_items,
     mask_scorer,
     transfer_rankers,
 )
-from cramer_peft.recsys.bundle import RequestRecommender
-from cramer_peft.recsys.catalogue import Catalogue
+from torch import Tensor, nn
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.encoders import HashingEncoder
+from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.split import Split
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
-from cramer_peft.recsys.evaluation import EvaluationUsers, Tracks, evaluate
-from cramer_peft.recsys.own_recommender import TrainOptions, evaluate_recommender, train_recommender
-from cramer_peft.recsys.split import Split
-from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions, train_generator
+from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks, evaluate
+from cramer_peft.recsys.evaluation.measure import Setting, measure
+from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.training.backbone_training import train_backbone
+from cramer_peft.recsys.training.generator_training import BackboneOptions, GeneratorOptions, train_generator
+from cramer_peft.recsys.training.recommender_training import TrainOptions, evaluate_recommender, train_recommender
 from cramer_peft.training import Checkpoints
 
 pytest.importorskip("accelerate")

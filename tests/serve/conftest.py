@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,12 +16,11 @@ import torch
 
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
-from cramer_peft.recsys.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.recommender import RequestRecommender, save_backbone
 
 if not all(map(find_spec, ("starlette", "uvicorn", "prometheus_client"))):
     collect_ignore_glob = ["test_*.py"]  # the extra "serve" is not installed
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 ITEMS = 60
 

@@ -9,7 +9,7 @@ import torch
 from serve.ranking import best_items
 from serve.stacking import rows_of, stacked
 
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 WORDS = ["horror", "funny", "quiet", "long", "war", "space", "love", "no", "old", "new"]
 

@@ -2,7 +2,7 @@
 
 from serve.cache import StateCache
 
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 
 def test_the_least_recently_used_go_first(recommender: RequestRecommender) -> None:

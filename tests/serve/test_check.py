@@ -3,7 +3,7 @@
 import torch
 from serve.check import check
 
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 
 def test_right_and_wrong_lists(recommender: RequestRecommender) -> None:

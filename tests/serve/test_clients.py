@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 BODY = {"history": ["i20", "i30"], "request": "more horror", "k": 5}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.bundle import RequestRecommender
+from cramer_peft.recsys.recommender import RequestRecommender
 
 GOOD = {"history": ["i20", "Tale 21"], "request": "more horror", "k": 3}
 

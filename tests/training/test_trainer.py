@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import AdapterFileError, ConfigError
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.catalogue import Catalogue
-from cramer_peft.recsys.split import Split
-from cramer_peft.recsys.training import BackboneOptions, GeneratorOptions, fit_backbone, train_generator
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.split import Split
+from cramer_peft.recsys.training.generator_training import (
+    BackboneOptions,
+    GeneratorOptions,
+    fit_backbone,
+    train_generator,
+)
 from cramer_peft.training.checkpoints import Checkpoints, fill_trained, random_state, set_random_state, trained_tensors
 from cramer_peft.training.processes import Processes, Share
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones.base import (
+from cramer_peft.recsys.backbones.backbone import (
     PADDING,
     Backbone,
     StoredBackbone,

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.base import (
+from cramer_peft.recsys.backbones.backbone import (
     HEAD_BIAS,
     PADDING,
     bert_config,
@@ -75,7 +75,7 @@ class BERT4Rec(BertForMaskedLM):
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
             head_bias: What the scores of all items have in common. It changes no ranking, and masks of the scoring
-                layer add by it (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
+                layer add by it (:func:`~cramer_peft.recsys.backbones.backbone.set_constant_bias`).
         """
         return bert_config(num_items + 2, max_length + 1, dropout, hidden_size, head_bias=head_bias)
 

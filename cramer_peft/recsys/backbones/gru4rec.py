@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.recsys.backbones.base import (
+from cramer_peft.recsys.backbones.backbone import (
     HEAD_BIAS,
     PADDING,
     StoredBackbone,
@@ -30,7 +30,7 @@ class GRU4Rec(StoredBackbone):
         dropout: Of the embeddings.
         hidden_size: Width of the items; the GRU is twice as wide.
         head_bias: What the score of every item has besides its product
-            (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
+            (:func:`~cramer_peft.recsys.backbones.backbone.set_constant_bias`).
     """
 
     name: ClassVar[str] = "gru4rec"

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cramer_peft._extras import require
-from cramer_peft.recsys.backbones.base import PADDING, StoredBackbone, last_positions, prefixes
+from cramer_peft.errors import require
+from cramer_peft.recsys.backbones.backbone import PADDING, StoredBackbone, last_positions, prefixes
 
 
 class ReplaySASRec(StoredBackbone):

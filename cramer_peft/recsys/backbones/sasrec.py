@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
-from cramer_peft.recsys.backbones.base import HEAD_BIAS, bert_config, item_scores, last_positions, set_constant_bias
+from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, bert_config, item_scores, last_positions, set_constant_bias
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
@@ -70,7 +70,7 @@ class SASRec(BertPreTrainedModel):
             dropout: Dropout of embeddings, attention and feed-forward layers.
             hidden_size: Width; the inner layers are four times as wide.
             head_bias: What the score of every item has besides its product
-                (:func:`~cramer_peft.recsys.backbones.base.set_constant_bias`).
+                (:func:`~cramer_peft.recsys.backbones.backbone.set_constant_bias`).
         """
         options = {"is_decoder": True, "use_cache": False, "head_bias": head_bias}
         return bert_config(num_items + 1, max_length, dropout, hidden_size, **options)

@@ -31,11 +31,11 @@ def evaluate(
     users: given.Users = None,
 ) -> None:
     """Compare a trained recommender with its frozen backbone on test users."""
-    from cramer_peft.io import write_json
     from cramer_peft.recsys.commands.tables import tracks_table
-    from cramer_peft.recsys.own_data import Columns
-    from cramer_peft.recsys.own_recommender import evaluate_recommender, tracks_as_dict
+    from cramer_peft.recsys.data.own_data import Columns
+    from cramer_peft.recsys.training.recommender_training import evaluate_recommender, tracks_as_dict
     from cramer_peft.recsys.versions import versions
+    from cramer_peft.storage import write_json
 
     given.no_file_bars()
     console = Console()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cramer_peft._extras import require
-from cramer_peft.recsys.assessment import TrackResult
-from cramer_peft.recsys.bootstrap import Interval
-from cramer_peft.recsys.split import Stage
+from cramer_peft.errors import require
+from cramer_peft.recsys.data.split import Stage
+from cramer_peft.recsys.evaluation.assessment import TrackResult
+from cramer_peft.recsys.evaluation.bootstrap import Interval
 
 _NAMES = {
     "ndcg": "NDCG",

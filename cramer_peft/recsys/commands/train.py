@@ -64,8 +64,8 @@ def train(
 
     from cramer_peft.recsys.backbones import BACKBONES
     from cramer_peft.recsys.commands.tables import tracks_table
-    from cramer_peft.recsys.own_data import Columns
-    from cramer_peft.recsys.own_recommender import (
+    from cramer_peft.recsys.data.own_data import Columns
+    from cramer_peft.recsys.training.recommender_training import (
         TrainOptions,
         generator_options,
         read_mask_settings,
@@ -118,8 +118,8 @@ def train(
 
 def _show_example(console: Console, trained: Any) -> None:
     """One user's list when they ask for what their history has least of."""
-    from cramer_peft.recsys.report import answer_table, changes
-    from cramer_peft.recsys.requests import phrase
+    from cramer_peft.recsys.commands.report import answer_table, changes
+    from cramer_peft.recsys.requests.attributes import phrase
 
     catalogue = trained.data.catalogue
     histories = trained.data.split.history("validation")

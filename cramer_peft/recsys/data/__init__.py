@@ -1,0 +1,1 @@
+"""Data sets, catalogues of items, users' histories and how they are split."""

@@ -1,0 +1,306 @@
+"""The catalogue of items: ids, titles, attributes, and its file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.recsys.data.atomic import listed
+from cramer_peft.storage import open_regular, parse_json, write_bytes
+
+MAX_CATALOGUE_BYTES = 64 * 2**20
+MAX_CATALOGUE_CELLS = 2**28
+
+_ROMANCE_ARTICLES = ("la", "le", "les", "l'", "il", "lo", "gli", "el", "los", "las", "un", "une")
+_ARTICLES = frozenset({"the", "a", "an", "der", "die", "das", "ein", "eine", *_ROMANCE_ARTICLES})
+_FORMAT = "cramer-peft-catalogue"
+_VERSION = 1
+_KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attributes")
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The items that can be recommended; an item's index is its position in these fields.
+
+    Args:
+        item_ids: The items' ids, distinct.
+        titles: One title per item; several items may share one.
+        attributes: The vocabulary of attributes, sorted and distinct.
+        item_attributes: Bool, shape ``(items, attributes)``: which item has which attribute.
+
+    Raises:
+        DataError: If a field has the wrong type or length, ids or attributes repeat, the vocabulary
+            is not sorted, or a text cannot be encoded as UTF-8.
+    """
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    attributes: tuple[str, ...]
+    item_attributes: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("item_ids", "titles", "attributes"):
+            _check_texts(name, getattr(self, name))
+        _check_distinct("item_ids", self.item_ids)
+        _check_distinct("attributes", self.attributes)
+        if list(self.attributes) != sorted(self.attributes):
+            raise DataError("attributes: not sorted. Sort them, and the columns with them.")
+        if len(self.titles) != len(self.item_ids):
+            raise DataError(
+                f"titles: found {len(self.titles)}, expected one for each of the {len(self.item_ids)} item_ids."
+            )
+        expected = (len(self.item_ids), len(self.attributes))
+        check_item_attributes(self.item_attributes, expected)
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.item_ids)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {item_id: index for index, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _title_forms(self) -> list[tuple[str, str]]:
+        return [_title_forms(title) for title in self.titles]
+
+    def index_of(self, item_id: str) -> int:
+        """Return the index of the item with this id.
+
+        Raises:
+            DataError: If there is none; the message lists the nearest ids.
+        """
+        try:
+            return self._positions[item_id]
+        except KeyError:
+            raise DataError(
+                f"No item has the item_id {item_id!r}. Nearest: {_nearest(item_id, self.item_ids)}."
+            ) from None
+
+    def find_title(self, text: str) -> int:
+        """Return the index of the one item whose title is meant by ``text``.
+
+        Upper and lower case are one, and a trailing article counts as a leading one ("Matrix, The"
+        is "The Matrix"). An exact match wins, then a title that starts with ``text``, then one that
+        contains it.
+
+        Args:
+            text: A title, or a part of one that no other title has.
+
+        Raises:
+            DataError: If no title or several match; the message lists the three nearest titles, or
+                the ids of the items that share the title.
+        """
+        plain, moved = _title_forms(text)
+        if not plain:
+            raise DataError("The title to look for is blank. Give a title or a part of one.")
+        exact = [i for i, forms in enumerate(self._title_forms) if moved in forms]
+        if len(exact) > 1:
+            ids = ", ".join(repr(self.item_ids[i]) for i in exact[:10])
+            raise DataError(f"{len(exact)} items have the title {text!r}: item_id {ids}. Name the item_id.")
+        found = exact or self._titles_with_part(plain, moved)
+        if len(found) == 1:
+            return found[0]
+        among = sorted({self.titles[i] for i in found}) or self.titles
+        reason = f"{len(found)} titles match" if found else "No title matches"
+        raise DataError(f"{reason} {text!r}. Nearest: {_nearest(text, among)}. Give the full title.")
+
+    def _titles_with_part(self, plain: str, moved: str) -> list[int]:
+        parts = {plain, moved}
+        starting = [
+            i
+            for i, forms in enumerate(self._title_forms)
+            if any(form.startswith(part) for form in forms for part in parts)
+        ]
+        return starting or [
+            i for i, forms in enumerate(self._title_forms) if any(part in form for form in forms for part in parts)
+        ]
+
+    def attribute_names(self, index: int) -> tuple[str, ...]:
+        """Return the attributes of the item at ``index``, sorted.
+
+        Raises:
+            DataError: If ``index`` is not in 0 … items - 1.
+        """
+        if not 0 <= index < len(self):
+            raise DataError(f"Item index {index} is out of range; expected 0 to {len(self) - 1}.")
+        columns = self.item_attributes[index].nonzero().flatten().tolist()
+        return tuple(self.attributes[column] for column in columns)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the catalogue as one JSON file, whole or not at all.
+
+        Args:
+            path: Target; its folder must exist.
+
+        Raises:
+            DataError: If the catalogue is too large for :meth:`load` to accept it.
+            OSError: If the file cannot be written.
+        """
+        rows: list[list[int]] = [[] for _ in range(len(self))]
+        for item, attribute in self.item_attributes.nonzero().tolist():
+            rows[item].append(attribute)
+        values = (_FORMAT, _VERSION, self.item_ids, self.titles, self.attributes, rows)
+        document = dict(zip(_KEYS, values, strict=True))
+        data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(data) > MAX_CATALOGUE_BYTES:
+            raise DataError(
+                f"{path}: the catalogue takes {len(data)} bytes, more than the "
+                f"{MAX_CATALOGUE_BYTES} that load accepts. Leave out items or shorten titles."
+            )
+        write_bytes(Path(path), data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Catalogue:
+        """Read a file written by :meth:`save`; safe for files from strangers.
+
+        Args:
+            path: The file, at most ``MAX_CATALOGUE_BYTES`` long.
+
+        Raises:
+            DataError: If it is not a file, too large, not JSON, or any field is missing, unknown,
+                or not exactly what :meth:`save` writes.
+        """
+        source = Path(path)
+        document = _read_json(source)
+        _check_keys(source, document)
+        item_ids, titles, attributes = (
+            _text_tuple(source, document, name) for name in ("item_ids", "titles", "attributes")
+        )
+        rows = document["item_attributes"]
+        matrix = _dense_attributes(source, rows, len(item_ids), len(attributes))
+        try:
+            return cls(item_ids, titles, attributes, matrix)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+
+
+def check_item_attributes(item_attributes: Tensor, expected: tuple[int, int]) -> None:
+    """Check that a tensor is bool and has the shape ``(items, attributes)`` that is expected.
+
+    Raises:
+        DataError: If it is not.
+    """
+    if item_attributes.dtype != torch.bool or tuple(item_attributes.shape) != expected:
+        raise DataError(
+            f"item_attributes: found {item_attributes.dtype} of shape "
+            f"{tuple(item_attributes.shape)}, expected torch.bool of shape {expected}."
+        )
+
+
+def _check_texts(name: str, values: object) -> None:
+    if not isinstance(values, tuple):
+        raise DataError(f"{name}: found {type(values).__name__}, expected a tuple of str.")
+    for position, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(f"{name}[{position}]: found {type(value).__name__}, expected a string.")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{name}[{position}]: {value!r} cannot be written as UTF-8.") from error
+
+
+def _check_distinct(name: str, values: Sequence[str]) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise DataError(f"{name}: {listed(repeated)} more than once; each must be there once.")
+
+
+def _title_forms(title: str) -> tuple[str, str]:
+    """Return a title without case, as it is written and with a trailing article in front."""
+    plain = " ".join(title.casefold().split())
+    body, comma, article = plain.rpartition(", ")
+    moved = f"{article} {body}" if comma and article in _ARTICLES else plain
+    return plain, moved
+
+
+def _nearest(text: str, among: Sequence[str]) -> str:
+    by_folded = {candidate.casefold(): candidate for candidate in among if candidate}
+    near = difflib.get_close_matches(text.casefold(), by_folded, n=3, cutoff=0.0)
+    return ", ".join(repr(by_folded[name]) for name in near) or "none"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open_regular(path, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES) as (file, size):
+            data = file.read(size)
+    except AdapterFileError as error:
+        raise DataError(str(error)) from error
+    try:
+        document = parse_json(data)
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file in UTF-8 ({error}). Save it again.") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: found a JSON {type(document).__name__}, expected an object.")
+    return document
+
+
+def _check_keys(path: Path, document: dict[str, Any]) -> None:
+    missing = [key for key in _KEYS if key not in document]
+    unknown = sorted(set(document) - set(_KEYS))
+    if missing or unknown:
+        raise DataError(
+            f"{path}: fields missing: {listed(missing) or 'none'}; not expected: "
+            f"{listed(unknown) or 'none'}. Expected exactly {', '.join(_KEYS)}."
+        )
+    if document["format"] != _FORMAT:
+        raise DataError(f"{path}: format is {reprlib.repr(document['format'])}, expected {_FORMAT!r}.")
+    if type(document["version"]) is not int or document["version"] != _VERSION:
+        raise DataError(
+            f"{path}: version is {reprlib.repr(document['version'])}, expected {_VERSION}. "
+            "Save it again with this version of the library."
+        )
+
+
+def _text_tuple(path: Path, document: dict[str, Any], name: str) -> tuple[str, ...]:
+    if not isinstance(document[name], list):
+        found = type(document[name]).__name__
+        raise DataError(f"{path}: {name}: found {found}, expected a list of strings.")
+    values = tuple(document[name])
+    try:
+        _check_texts(name, values)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return values
+
+
+def _dense_attributes(path: Path, rows: object, items: int, attributes: int) -> Tensor:
+    if not isinstance(rows, list) or len(rows) != items:
+        found = f"{len(rows)} entries" if isinstance(rows, list) else type(rows).__name__
+        raise DataError(f"{path}: item_attributes: found {found}, expected a list of {items}.")
+    if items * attributes > MAX_CATALOGUE_CELLS:
+        raise DataError(
+            f"{path}: {items} items times {attributes} attributes is more than the "
+            f"{MAX_CATALOGUE_CELLS} cells a catalogue may have."
+        )
+    for position, row in enumerate(rows):
+        if not _is_index_list(row, attributes):
+            raise DataError(
+                f"{path}: item_attributes[{position}]: expected a list of increasing integers "
+                f"from 0 to {attributes - 1}."
+            )
+    matrix = torch.zeros(items, attributes, dtype=torch.bool)
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    columns = torch.tensor([column for row in rows for column in row], dtype=torch.long)
+    matrix[torch.repeat_interleave(torch.arange(items), lengths), columns] = True
+    return matrix
+
+
+def _is_index_list(row: object, limit: int) -> bool:
+    if not isinstance(row, list) or any(type(value) is not int for value in row):
+        return False
+    increasing = all(left < right for left, right in pairwise(row))
+    return increasing and (not row or (row[0] >= 0 and row[-1] < limit))

@@ -1,0 +1,1 @@
+"""Metrics, tracks of requests, and what a method is measured by."""

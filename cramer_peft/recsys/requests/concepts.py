@@ -1,0 +1,91 @@
+"""Made-up sets of items to ask for: they teach a generator to steer anywhere, not only to the attributes it knows."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft.recsys.requests.catalogue_encoder import TEXT_WIDTH
+
+_SMALLEST, _LARGEST_SHARE = 15, 0.4
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Items asked for and asked against.
+
+    Attributes:
+        wanted: (items,) bool, or None.
+        unwanted: (items,) bool, or None.
+    """
+
+    wanted: Tensor | None
+    unwanted: Tensor | None
+
+    def among(self, items: Tensor | None) -> Concept:
+        """What it asks of some items, (n,) int64, in their order; None: of all."""
+        if items is None:
+            return self
+        return Concept(*(None if side is None else side[items] for side in (self.wanted, self.unwanted)))
+
+
+class ConceptGenerator:
+    """Draws sets of items that are near each other by text, by embedding or by both, with noise.
+
+    Args:
+        features: Descriptions of the items, (items, width), their texts last, as ``CatalogueEncoder.features``.
+        rng: Source of which and how many.
+        generator: Source of the noise.
+    """
+
+    def __init__(self, features: Tensor, rng: random.Random, generator: torch.Generator) -> None:
+        self._text = functional.normalize(features[:, -TEXT_WIDTH:], dim=-1)
+        own = features[:, :-TEXT_WIDTH]
+        self._embedding = functional.normalize(own, dim=-1) if own.shape[1] else self._text
+        self._rng, self._generator = rng, generator
+
+    def __call__(self) -> Concept:
+        """A set asked for, one asked against, or one of each."""
+        kind = self._rng.choices(("for", "against", "mixed"), (5, 3, 2))[0]
+        return Concept(
+            None if kind == "against" else self._members(),
+            None if kind == "for" else self._members(),
+        )
+
+    def _members(self) -> Tensor:
+        """(items,) bool, at least one."""
+        items = len(self._text)
+        largest = max(_SMALLEST + 1, int(_LARGEST_SHARE * items))
+        size = min(items, int(math.exp(self._rng.uniform(math.log(_SMALLEST), math.log(largest)))))
+        members = torch.zeros(items, dtype=torch.bool)
+        for _ in range(self._rng.choice((1, 1, 2, 3))):
+            members[self._nearness(self._rng.randrange(items)).topk(size).indices] = True
+        kept = members & (torch.rand(items, generator=self._generator) < self._rng.choice((1.0, 0.8)))
+        return kept if bool(kept.any()) else members
+
+    def _nearness(self, item: int) -> Tensor:
+        by_embedding = self._rng.choice((0.0, 0.0, 0.3, 1.0))
+        noise = self._rng.choice((0.0, 0.1, 0.3))
+        drawn = torch.randn(len(self._text), generator=self._generator)  # of weight 0 too: later draws depend on it
+        near = torch.zeros_like(drawn)
+        for weight, vectors in ((1 - by_embedding, self._text), (by_embedding, self._embedding)):
+            if weight:
+                near += weight * (vectors @ vectors[item])
+        return near + noise * drawn if noise else near
+
+
+def concept_match(concepts: Sequence[Concept], items: int) -> Tensor:
+    """1 for items asked for, -1 for items asked against, 0 for both or neither, (concepts, items) float32."""
+    match = torch.zeros(len(concepts), items)
+    for row, concept in zip(match, concepts, strict=True):
+        if concept.wanted is not None:
+            row += concept.wanted
+        if concept.unwanted is not None:
+            row -= concept.unwanted.float()
+    return match

@@ -1,0 +1,1 @@
+"""Training of backbones, of generators, and of a whole recommender."""

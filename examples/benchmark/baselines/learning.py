@@ -1,0 +1,173 @@
+"""Trains baselines by the Trainer, batches and losses that a generator is trained with."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Trainer
+
+from benchmark.baselines.baseline import BaselineRanker, RankerTask, frozen_copy
+from cramer_peft import RequestMaskModel
+from cramer_peft.encoders import RequestEncoder
+from cramer_peft.errors import ConfigError
+from cramer_peft.recsys.backbones import PADDING, SASRec
+from cramer_peft.recsys.training.generator_training import (
+    GeneratorOptions,
+    HistoryWindows,
+    RequestCollator,
+    generator_arguments,
+)
+from cramer_peft.training import minimal_edit_loss
+
+
+class Learner(nn.Module):
+    """A backbone, its own copy, and what is learned to steer it by request vectors.
+
+    Args:
+        backbone: Copied.
+        tuned: Whether the copy is trained too, with its dropout.
+    """
+
+    def __init__(self, backbone: SASRec, tuned: bool = False) -> None:
+        super().__init__()
+        self.tuned = tuned
+        self.backbone = frozen_copy(backbone)
+        self.backbone.requires_grad_(tuned)
+
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        self.backbone.train(mode and self.tuned)  # a frozen backbone's dropout would only add noise
+        return self
+
+    @abstractmethod
+    def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Scores after each row's last item, (rows, items), or at ``positions``, (rows, n, items).
+
+        Args:
+            item_ids: Padded histories, (rows, length).
+            vectors: Request vectors, (rows, request_dim).
+            positions: (rows, n) int64.
+        """
+
+    def loss(self, inputs: dict[str, Tensor], frozen: SASRec, options: GeneratorOptions) -> Tensor:
+        """The loss of one batch of ``RequestCollator``: next item and minimal edit, as for a generator."""
+        scores = self(inputs["item_ids"], inputs["vectors"], inputs["positions"])
+        loss = scores.new_zeros(())
+        fits, known = inputs["fits"], inputs["known"]
+        if options.next_item_weight and bool(fits.any()):
+            loss = loss + options.next_item_weight * functional.cross_entropy(scores[fits], inputs["targets"][fits])
+        if options.edit_weight:
+            with torch.no_grad():
+                before = frozen(inputs["item_ids"], positions=inputs["positions"])
+            match = inputs["match"][:, None].expand_as(before)
+            edit = minimal_edit_loss(scores[known], before[known], match[known], options.kappa, options.floor)
+            loss = loss + options.edit_weight * edit
+        total: Tensor = loss
+        return total
+
+
+class LearnedRanker(BaselineRanker):
+    """A baseline with a :class:`Learner`.
+
+    Attributes:
+        any_backbone: Whether the learner leaves the inside of the backbone alone; the others know SASRec's.
+    """
+
+    any_backbone: ClassVar[bool] = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.learner: Learner | None = None
+        self._encoder: RequestEncoder | None = None
+
+    def _fit(self, task: RankerTask, frozen: SASRec) -> None:
+        if not self.any_backbone and not isinstance(task.backbone, SASRec):
+            raise ConfigError(
+                f"{self.name} reads the states inside SASRec, found a backbone of type {type(task.backbone).__name__}. "
+                "Leave this baseline out, or use SASRec."
+            )
+        torch.manual_seed(task.seed)
+        learner = self._make(task).to(frozen.device)
+        self.trainable = sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad)
+        train_learner(learner, task)
+        self.learner, self._encoder = learner, task.encoder
+
+    @abstractmethod
+    def _make(self, task: RankerTask) -> Learner:
+        """The learner before its training."""
+
+    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+        assert self.learner is not None
+        assert self._encoder is not None
+        scores: Tensor = self.learner(histories, self._encoder.encode(texts).to(frozen.device))
+        return scores
+
+
+class _LearnerTrainer(Trainer):
+    def __init__(self, *args: Any, frozen: SASRec, options: GeneratorOptions, **kwargs: Any) -> None:
+        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)  # DataParallel would split what belongs together
+        super().__init__(*args, **kwargs)
+        self._frozen = frozen.to(self.args.device)
+        self._options = options
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        loss = self.accelerator.unwrap_model(model).loss(inputs, self._frozen, self._options)
+        return (loss, {}) if return_outputs else loss
+
+
+def train_learner(learner: Learner, task: RankerTask) -> None:
+    """Train with the optimiser, schedule, batches and requests of ``train_generator``; left in eval mode."""
+    options, device = task.options, task.backbone.device
+    collator = RequestCollator(cast(RequestMaskModel, task.encoder), task.catalogue, options, task.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = generator_arguments(folder, options, task.seed, task.progress)
+        _LearnerTrainer(
+            model=learner,
+            args=arguments,
+            train_dataset=HistoryWindows(task.split.train, task.backbone.max_length),
+            data_collator=collator,
+            frozen=frozen_copy(task.backbone),
+            options=options,
+        ).train()
+    learner.to(device).eval()  # the Trainer moves to an accelerator where there is one
+    learner.zero_grad(set_to_none=True)
+
+
+def scaled(vectors: Tensor) -> Tensor:
+    """Request vectors at length sqrt(request_dim), as a generator takes them."""
+    return functional.normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])
+
+
+def chosen_states(hidden: Tensor, item_ids: Tensor, positions: Tensor | None) -> Tensor:
+    """States after the last item, (rows, width), or at positions, (rows, n, width)."""
+    rows = torch.arange(len(item_ids), device=item_ids.device)
+    if positions is not None:
+        return hidden[rows[:, None], positions]
+    last = (item_ids != PADDING).sum(1) - 1
+    return hidden[rows, last]
+
+
+def item_scores(backbone: SASRec, states: Tensor) -> Tensor:
+    """Scores of the items for states, (..., width) → (..., items), as the backbone makes them."""
+    weight: Tensor = backbone.bert.embeddings.word_embeddings.weight
+    return states @ weight[1:].T
+
+
+def per_position(value: Tensor, states: Tensor) -> Tensor:
+    """One value per row, (rows, width), with a dimension of positions where ``states`` has one."""
+    return value if states.dim() == 2 else value[:, None]
+
+
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """One hidden layer; its output starts at zero."""
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), last)

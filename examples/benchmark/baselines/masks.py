@@ -1,0 +1,108 @@
+"""Masks behind the baselines' interface: the paper's with its loss and with ours, ours, and one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.baselines.baseline import BaselineRanker, RankerTask, frozen_copy
+from benchmark.baselines.learning import LearnedRanker, Learner
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.training.generator_training import GeneratorOptions, train_generator
+
+
+class MaskRanker(BaselineRanker):
+    """Request masks on a copy of the backbone, trained by ``train_generator``.
+
+    Args:
+        name: For tables.
+        config: Of the masks; its encoder is the task's.
+        paper_loss: Whether to train with the paper's losses and requests, at the task's budget.
+    """
+
+    def __init__(self, name: str, config: RequestMaskConfig, paper_loss: bool = False) -> None:
+        super().__init__(name)
+        self._config = config
+        self._paper_loss = paper_loss
+        self.masks: RequestMaskModel | None = None
+
+    def _fit(self, task: RankerTask, frozen: SASRec) -> None:
+        torch.manual_seed(task.seed)
+        config = config_for(task.backbone, self._config)
+        masks = inject_request_masks(frozen_copy(task.backbone), config, encoder=task.encoder)
+        self.trainable = masks.get_nb_trainable_parameters()[0]
+        train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
+        self.masks = masks
+
+    def options(self, options: GeneratorOptions) -> GeneratorOptions:
+        """How it is trained within a task's options: with the paper's losses and requests, or with those given."""
+        return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
+
+    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+        assert self.masks is not None
+        scores: Tensor = self.masks(histories, request=list(texts))
+        return scores
+
+
+def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
+    paper = GeneratorOptions.paper()
+    return replace(
+        paper,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        positions=options.positions,
+    )
+
+
+def paper_gate(config: RequestMaskConfig | None = None) -> MaskRanker:
+    """The paper's gate with the paper's loss."""
+    return MaskRanker("paper's gate", config or RequestMaskConfig.paper(), paper_loss=True)
+
+
+def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRanker:
+    """The paper's gate with the losses and requests of ours."""
+    return MaskRanker("paper's gate, our loss", config or RequestMaskConfig.paper())
+
+
+def our_masks(config: RequestMaskConfig | None = None) -> MaskRanker:
+    """The masks of this library, by default with the default configuration."""
+    return MaskRanker("ours", config or RequestMaskConfig())
+
+
+class StaticMask(LearnedRanker):
+    """One learned mask for all requests: the generator's input is one learned vector.
+
+    Args:
+        request_dim: Width of the vector.
+        config: Of the masks; None: the default gate. Its encoder is not used.
+    """
+
+    any_backbone: ClassVar[bool] = True
+
+    def __init__(self, request_dim: int = 16, config: RequestMaskConfig | None = None) -> None:
+        super().__init__("one static mask")
+        self._config = replace(
+            (config or RequestMaskConfig()).copy(), encoder=None, encoder_options=None, request_dim=request_dim
+        )
+
+    def _make(self, task: RankerTask) -> Learner:
+        return _Static(task.backbone, config_for(task.backbone, self._config))
+
+
+class _Static(Learner):
+    def __init__(self, backbone: SASRec, config: RequestMaskConfig) -> None:
+        super().__init__(backbone)
+        assert config.request_dim is not None
+        self.masks = inject_request_masks(self.backbone, config)
+        self.vector = nn.Parameter(torch.randn(config.request_dim))
+
+    def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
+        request = self.vector.expand(len(item_ids), -1)
+        scores: Tensor = self.masks(item_ids, positions=positions, request=request)
+        return scores

@@ -1,0 +1,52 @@
+"""Loads and splits the data of a benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from benchmark.cells import DataSource, Protocol, data_digest
+from benchmark.plan import DataSize
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.datasets import dataset_folder, load_dataset
+from cramer_peft.recsys.data.split import Split, leave_one_out, temporal_split
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A data set split for one protocol.
+
+    Attributes:
+        catalogue: The items.
+        split: Histories and targets.
+        digest: Of the files.
+    """
+
+    catalogue: Catalogue
+    split: Split
+    digest: str
+
+    @property
+    def size(self) -> DataSize:
+        """What cost grows with."""
+        return DataSize(len(self.split.test_target), len(self.catalogue), sum(map(len, self.split.train)))
+
+
+@lru_cache(maxsize=3)
+def load_data(source: DataSource, protocol: Protocol) -> LoadedData:
+    """Load and split; the last few are remembered.
+
+    Raises:
+        DataError: If there is no such data or it cannot be split so.
+        DownloadError: If it cannot be fetched.
+    """
+    temporal = protocol == "temporal"
+    catalogue, interactions = load_dataset(
+        source.data,
+        title_column=source.title_column,
+        attribute_column=source.attribute_column,
+        attribute_separator=source.attribute_separator,
+        min_interactions=1 if temporal else 3,
+    )
+    split = temporal_split(interactions) if temporal else leave_one_out(interactions)
+    return LoadedData(catalogue, split, data_digest(dataset_folder(source.data)))

@@ -1,0 +1,197 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft.encoders.reader import WORD, Reading, RequestReader, Spans
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.requests.catalogue_encoder import TEXT_WIDTH, Asked, CatalogueEncoder
+
+pytest.importorskip("wordllama")
+KINDS = ("Comedy", "Film-Noir", "Horror", "Sci-Fi", "Western")
+ITEMS, WIDTH = 30, 6
+
+
+def make_catalogue(titles: list[str] | None = None) -> Catalogue:
+    """30 items, each of one of five kinds in turn; the last has neither kind nor a word in its title."""
+    flags = torch.zeros(ITEMS, len(KINDS), dtype=torch.bool)
+    flags[torch.arange(ITEMS), torch.arange(ITEMS) % len(KINDS)] = True
+    flags[-1] = False
+    titles = [f"Tale {item}" for item in range(ITEMS - 1)] + ["7"] if titles is None else titles
+    return Catalogue(tuple(map(str, range(ITEMS))), tuple(titles), KINDS, flags)
+
+
+@pytest.fixture(scope="module")
+def reader() -> RequestReader:
+    return RequestReader()
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> Tensor:
+    return torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+
+@pytest.fixture(scope="module")
+def encoder(reader: RequestReader, embeddings: Tensor) -> CatalogueEncoder:
+    return CatalogueEncoder(make_catalogue(), embeddings, reader)
+
+
+def nearest(encoder: CatalogueEncoder, slot: Tensor, count: int = 4) -> set[int]:
+    return set((encoder.features @ slot).topk(count).indices.tolist())
+
+
+# --- what is understood
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("more horror", [Asked("horror", True, 1.0)]),
+        ("no film noir, please", [Asked("film noir", False, 1.0)]),
+        ("More SCI-FI without western", [Asked("sci-fi", True, 1.0), Asked("western", False, 1.0)]),
+        ("surprise me", []),
+        ("", []),
+    ],
+)
+def test_attributes_are_found_by_name(encoder: CatalogueEncoder, text: str, expected: list[Asked]) -> None:
+    assert encoder.understand(text) == expected
+
+
+def test_a_word_that_is_no_attribute_weighs_by_its_nearness(encoder: CatalogueEncoder) -> None:
+    (found,) = encoder.understand("more comedies")
+    assert (found.text, found.wanted) == ("comedies", True)
+    similarity = functional.cosine_similarity(*encoder.reader.vectors(["comedies", "comedy"]), dim=0)
+    assert found.weight == pytest.approx(float(similarity), abs=1e-5)
+    assert encoder.understand("more carburettors") == []  # near to nothing here
+
+
+def test_names_are_matched_at_their_longest(encoder: CatalogueEncoder) -> None:
+    flags = torch.ones(1, 2, dtype=torch.bool)
+    made = CatalogueEncoder(Catalogue(("a",), ("A",), ("Horror", "Psychological Horror"), flags), None, encoder.reader)
+    assert [part.text for part in made.understand("more psychological horror")] == ["psychological horror"]
+
+
+def test_the_side_is_taken_from_the_words_of_the_name(
+    encoder: CatalogueEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("x", "film", "noir", "horror")
+    wanted, unwanted = torch.tensor([0.0, 0.2, 0.2, 0.02]), torch.tensor([0.0, 0.1, 0.6, 0.03])
+    monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
+    assert encoder.understand("whatever") == [Asked("film noir", False, 1.0)]  # the other is surely neither
+
+
+# --- features and vectors
+
+
+def test_an_item_is_its_embedding_beside_its_text(encoder: CatalogueEncoder, embeddings: Tensor) -> None:
+    assert encoder.features.shape == (ITEMS, WIDTH + TEXT_WIDTH)
+    assert encoder.dim == 2 * (WIDTH + TEXT_WIDTH)
+    centred = embeddings - embeddings.mean(0)
+    torch.testing.assert_close(encoder.features[:, :WIDTH], centred / centred.norm(dim=1).mean())
+    for part in encoder.features.split([WIDTH, TEXT_WIDTH], 1):
+        torch.testing.assert_close(part.mean(0), torch.zeros(part.shape[1]), atol=1e-5, rtol=0)
+        assert float(part.norm(dim=1).mean()) == pytest.approx(1)
+    assert not encoder.features.requires_grad
+
+
+def test_without_embeddings_there_is_the_text_alone(encoder: CatalogueEncoder) -> None:
+    made = CatalogueEncoder(make_catalogue(), None, encoder.reader)
+    torch.testing.assert_close(made.features, encoder.features[:, WIDTH:])
+    assert made.dim == 2 * TEXT_WIDTH
+
+
+def test_a_vector_is_the_middle_of_the_items_that_are_named(encoder: CatalogueEncoder) -> None:
+    vectors = encoder.encode(["more horror", "no horror", "horror but no western", "no western"]).unflatten(1, (2, -1))
+    zeros = torch.zeros(WIDTH + TEXT_WIDTH)
+    horror = {item for item in range(ITEMS - 1) if item % 5 == 2}
+    members = torch.tensor([item in horror for item in range(ITEMS)])
+    expected = encoder.features[members].mean(0)
+    assert float(functional.cosine_similarity(vectors[0, 0], expected, dim=0)) > 0.95
+    assert torch.equal(vectors[0, 1], zeros)
+    assert torch.equal(vectors[1], vectors[0].flip(0))  # the same place on the other side
+    assert torch.equal(vectors[2], torch.stack([vectors[0, 0], vectors[3, 1]]))
+    assert nearest(encoder, vectors[0, 0]) <= horror
+
+
+def test_several_things_are_averaged_and_one_unsure_thing_is_small(encoder: CatalogueEncoder) -> None:
+    one, other, both = encoder.encode(["more horror", "more western", "more horror and western"])
+    torch.testing.assert_close(both, (one + other) / 2)
+    (part,) = encoder.understand("more comedies")
+    torch.testing.assert_close(
+        encoder.encode(["more comedies"])[0, : encoder.dim // 2], part.weight * encoder._middle("comedies")
+    )
+
+
+def test_nothing_asked_is_zeros(encoder: CatalogueEncoder) -> None:
+    assert torch.equal(encoder.encode(["surprise me", "", "more carburettors"]), torch.zeros(3, encoder.dim))
+    assert encoder.encode([]).shape == (0, encoder.dim)
+
+
+def test_words_of_titles_are_found_too(reader: RequestReader, embeddings: Tensor) -> None:
+    titles = [f"Tale {item}" for item in range(ITEMS)]
+    titles[3] = "Zombie"
+    made = CatalogueEncoder(make_catalogue(titles), embeddings, reader)
+    middle = made._middle("zombie")
+    assert nearest(made, middle, 1) == {3}
+
+
+def test_a_concept_is_the_mean_of_its_items(encoder: CatalogueEncoder) -> None:
+    first, second = torch.arange(ITEMS) < 4, torch.arange(ITEMS) >= 20
+    zeros = torch.zeros(WIDTH + TEXT_WIDTH)
+    means = encoder.features[:4].mean(0), encoder.features[20:].mean(0)
+    for wanted, unwanted, expected in (
+        (first, None, (means[0], zeros)),
+        (None, second, (zeros, means[1])),
+        (first, second, means),
+    ):
+        torch.testing.assert_close(encoder.concept(wanted, unwanted), torch.cat(expected))
+
+
+def test_no_two_texts_depend_on_each_other_in_threads(encoder: CatalogueEncoder) -> None:
+    texts = [f"{start} {kind.lower()}" for start in ("more", "no") for kind in KINDS]
+    expected = encoder.encode(texts)
+    encoder._middles.clear()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: encoder.encode(texts), range(12)):
+            torch.testing.assert_close(found, expected)
+
+
+def test_a_word_alone_or_none_at_all_is_a_catalogue_too(reader: RequestReader) -> None:
+    flags = torch.zeros(2, 1, dtype=torch.bool)
+    made = CatalogueEncoder(Catalogue(("a", "b"), ("1", "2"), ("Horror",), flags), torch.randn(2, 3), reader)
+    assert bool(torch.isfinite(made.features).all())
+    assert bool(torch.isfinite(made.encode(["more horror", "hello"])).all())
+
+
+@pytest.mark.parametrize("broken", [torch.zeros(ITEMS - 1, 3), torch.full((ITEMS, 3), torch.nan)])
+def test_embeddings_are_of_the_items(reader: RequestReader, broken: Tensor) -> None:
+    with pytest.raises(DataError, match=f"one finite row for each of the {ITEMS} items"):
+        CatalogueEncoder(make_catalogue(), broken, reader)
+
+
+def test_the_reader_is_told_where_attributes_are_named(
+    encoder: CatalogueEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    read = encoder.reader.read
+
+    def listen(texts: list[str], names: Spans) -> list[Reading]:
+        told.extend(names(WORD.findall(text.lower())) for text in texts)
+        return read(texts, names)
+
+    monkeypatch.setattr(encoder.reader, "read", listen)
+    encoder.encode(["no Horror, more film noir", "hello"])
+    encoder.understand("horror")
+    assert told == [[(1, 2), (4, 6)], [], [(0, 1)]]
+
+
+def test_what_is_asked_for_and_against_comes_to_nothing(
+    encoder: CatalogueEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("horror", "x", "horror", "film", "noir")
+    wanted, unwanted = torch.tensor([0.9, 0.0, 0.0, 0.9, 0.9]), torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0])
+    monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
+    assert encoder.understand("whatever") == [Asked("film noir", True, 1.0)]

@@ -1,0 +1,236 @@
+"""A generator trained on samples of the catalogue: what the samples stand for, what they cost, when they are chosen."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.errors import ConfigError
+from cramer_peft.recsys.backbones import make_backbone
+from cramer_peft.recsys.backbones.sampling import with_negatives
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.split import Split
+from cramer_peft.recsys.training.generator_training import (
+    GeneratorOptions,
+    GeneratorTrainer,
+    HistoryWindows,
+    RequestCollator,
+    generator_arguments,
+    train_generator,
+)
+from cramer_peft.training import minimal_edit_loss
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+OPTIONS = GeneratorOptions(steps=3, batch_size=8, positions=4, next_item_weight=0.5)
+INSIDE = {"sasrec": ["intermediate.dense", "output.dense"], "gru4rec": ["gru", "dense"], "bert4rec": ["output.dense"]}
+
+
+def masked(name: str, items: int, **options: Any) -> RequestMaskModel:
+    """Random masks, the scoring layer left out."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name, items, max_length=8, hidden_size=16).eval().requires_grad_(False)
+    given = {"target_modules": INSIDE[name], "encoder": "hashing", "encoder_options": {"dim": 16}, **options}
+    return inject_request_masks(backbone, RequestMaskConfig(init_weights=False, **given))
+
+
+# --- samples
+
+
+def test_a_sample_is_the_targets_and_others() -> None:
+    targets = torch.tensor([7, 3, 7, 29])
+    items, added = with_negatives(targets, 30, 9, random.Random(0))
+    assert items[:3].tolist() == [3, 7, 29]
+    assert len(set(items.tolist())) == len(items) == 12
+    assert 0 <= int(items.min()) <= int(items.max()) < 30
+    torch.testing.assert_close(added.exp(), torch.tensor([1.0] * 3 + [27 / 9] * 9))
+
+
+@pytest.mark.parametrize("negatives", [27, 1000])
+def test_a_large_sample_is_the_catalogue(negatives: int) -> None:
+    items, added = with_negatives(torch.tensor([7, 3, 29]), 30, negatives, random.Random(0))
+    assert sorted(items.tolist()) == list(range(30))
+    assert not added.any()
+
+
+def test_targets_may_be_all_there_is_or_nothing() -> None:
+    items, added = with_negatives(torch.arange(4), 4, 5, random.Random(0))
+    assert items.tolist() == [0, 1, 2, 3]
+    assert not added.any()
+    items, added = with_negatives(torch.empty(0, dtype=torch.long), 8, 2, random.Random(0))
+    assert len(items) == 2
+    torch.testing.assert_close(added.exp(), torch.full((2,), 4.0))
+
+
+def test_others_are_drawn_evenly_and_the_sum_is_estimated_without_bias() -> None:
+    rng = random.Random(0)
+    scores = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    counts, total = torch.zeros(20), 0.0
+    for _ in range(4000):
+        items, added = with_negatives(torch.tensor([2, 11]), 20, 6, rng)
+        counts[items] += 1
+        total += float((scores[items] + added).exp().sum())
+    assert counts[[2, 11]].tolist() == [4000, 4000]
+    others = torch.cat([counts[:2], counts[3:11], counts[12:]])
+    torch.testing.assert_close(others / 4000, torch.full((18,), 6 / 18), atol=0.04, rtol=0)
+    assert total / 4000 == pytest.approx(float(scores.exp().sum()), rel=0.02)
+
+
+def test_the_losses_go_to_those_over_all_items() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frozen, noise = (torch.randn(1, 400, generator=generator) for _ in range(2))
+    scores, match = frozen + 0.3 * noise, (torch.rand(1, 400, generator=generator) < 0.2).float()
+    target = torch.tensor([5])
+
+    def losses(items: Tensor, added: Tensor) -> Tensor:
+        near, was = scores[:, items] + added, frozen[:, items] + added
+        column = (items == target).nonzero()[0]
+        edit = minimal_edit_loss(near, was, match[:, items], 2.0)
+        return torch.stack([functional.cross_entropy(near, column), edit])
+
+    whole = losses(torch.arange(400), torch.zeros(400))
+    errors = []
+    for negatives in (20, 200, 399):
+        found = [losses(*with_negatives(target, 400, negatives, random.Random(seed))) for seed in range(200)]
+        errors.append((torch.stack(found) - whole).abs().mean(0))
+    assert bool((errors[0] > 2 * errors[1]).all())
+    assert bool((errors[1] > errors[2]).all())
+    assert bool((errors[2] < 1e-5).all())
+
+
+# --- batches and steps
+
+
+def rows_of(split: Split) -> list[dict[str, Tensor]]:
+    windows = HistoryWindows(split.train, 8)
+    return [windows[index] for index in range(len(windows))]
+
+
+def test_a_sampled_batch_is_the_whole_one_looked_at_in_part(data: tuple[Catalogue, Split]) -> None:
+    masks, rows = masked("sasrec", 40), rows_of(data[1])
+    whole = RequestCollator(masks, data[0], OPTIONS, 1)(rows)
+    found = RequestCollator(masks, data[0], OPTIONS, 1, negatives=6)(rows)
+    items, known = found["items"], found["known"]
+    assert set(found) == {*whole, "items", "added"}
+    for name in ("item_ids", "vectors", "positions", "known", "fits"):
+        assert torch.equal(found[name], whole[name])
+    assert torch.equal(items[found["targets"][known]], whole["targets"][known])
+    assert bool((found["targets"][~known] == -100).all())
+    assert torch.equal(found["match"], whole["match"][:, items])
+    assert len(items) == len(whole["targets"][known].unique()) + 6 or len(items) == 40
+
+
+def test_concepts_are_matched_in_part(taught: RequestMaskModel, data: tuple[Catalogue, Split]) -> None:
+    options, rows = replace(OPTIONS, concept_share=0.5, positions=1), rows_of(data[1])
+    whole = RequestCollator(taught, data[0], options, 1)(rows)
+    found = RequestCollator(taught, data[0], options, 1, negatives=3)(rows)
+    assert len(found["items"]) < 40
+    assert torch.equal(found["match"], whole["match"][:, found["items"]])
+    assert torch.equal(found["vectors"], whole["vectors"])
+    assert torch.equal(found["fits"], whole["fits"])
+
+
+def loss_of(masks: RequestMaskModel, batch: dict[str, Tensor], options: GeneratorOptions, folder: Any) -> Tensor:
+    arguments = generator_arguments(str(folder), options, 0, False)
+    trainer = GeneratorTrainer(model=masks, args=arguments, options=options)
+    loss: Tensor = trainer.compute_loss(masks, dict(batch))
+    return loss
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@pytest.mark.parametrize("floor", [None, 0.1])
+def test_a_sample_of_all_items_gives_the_loss_and_gradients_of_all(
+    name: str, floor: float | None, data: tuple[Catalogue, Split], tmp_path: Any
+) -> None:
+    masks, rows, options = masked(name, 40), rows_of(data[1]), replace(OPTIONS, floor=floor)
+    results = []
+    for negatives in (None, 40):
+        batch = RequestCollator(masks, data[0], options, 1, negatives=negatives)(rows)
+        assert bool(batch["fits"].any())
+        masks.zero_grad()
+        loss = loss_of(masks, batch, options, tmp_path)
+        loss.backward()
+        results.append((loss.detach(), [parameter.grad.clone() for parameter in masks.generator.parameters()]))
+    torch.testing.assert_close(results[1][0], results[0][0])
+    assert any(bool(gradient.any()) for gradient in results[0][1])
+    for found, expected in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def kept(name: str, items: int, negatives: int | None, folder: Any) -> int:
+    """Elements of the largest tensor, other than a parameter, that a step keeps for its gradients."""
+    flags = functional.one_hot(torch.arange(items) % 3, 3).bool()
+    ids = tuple(map(str, range(items)))
+    catalogue = Catalogue(ids, ids, ("Comedy", "Drama", "Horror"), flags)
+    masks = masked(name, items)
+    histories = [torch.randint(items, (9,), generator=torch.Generator().manual_seed(row)) for row in range(4)]
+    rows = [HistoryWindows(histories, 8)[index] for index in range(4)]
+    batch = RequestCollator(masks, catalogue, OPTIONS, 0, negatives=negatives)(rows)
+    own = {parameter.untyped_storage().data_ptr() for parameter in masks.parameters()}
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of(masks, batch, OPTIONS, folder)
+    loss.backward()
+    return max(sizes)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+def test_memory_does_not_grow_with_the_catalogue(name: str, tmp_path: Any) -> None:
+    small, large = (kept(name, items, 64, tmp_path) for items in (10_000, 40_000))
+    assert abs(small - large) < 1000  # of how many next items two positions share
+    assert max(small, large) < 10_000
+    assert kept(name, 10_000, None, tmp_path) >= 10 * 10_000  # the check sees what it is for
+
+
+# --- training
+
+
+def trained(data: tuple[Catalogue, Split], negatives: int | None, **options: Any) -> Tensor:
+    masks = masked("sasrec", 40, **options)
+    train_generator(masks, *data, OPTIONS, progress=False, negatives=negatives)
+    weight: Tensor = masks.generator.head.weight.detach()
+    return weight
+
+
+def test_it_is_chosen_by_size_where_it_can_be_done(
+    data: tuple[Catalogue, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, sampled = trained(data, None), trained(data, 5)
+    assert not torch.allclose(whole, sampled)
+    torch.testing.assert_close(trained(data, 40), whole, rtol=1e-3, atol=1e-5)
+    head = {"target_modules": ["output.dense", "head"]}
+    with_head = trained(data, None, **head)
+    monkeypatch.setattr("cramer_peft.recsys.backbones.sampling.FULL_SOFTMAX_ITEMS", 40)
+    monkeypatch.setattr("cramer_peft.recsys.backbones.sampling.DEFAULT_NEGATIVES", 5)
+    assert torch.equal(trained(data, None), sampled)
+    assert torch.equal(trained(data, None, **head), with_head)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "negatives", "message"),
+    [
+        ("sasrec", None, 0, "found 0 for SASRec"),
+        ("sasrec", ["output.dense", "head"], 5, "masks of 'head', which gate each item's score"),
+        ("bert4rec", None, 5, "BERT4Rec, which cannot score some items alone"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(
+    name: str, targets: list[str] | None, negatives: int, message: str, data: tuple[Catalogue, Split]
+) -> None:
+    masks = masked(name, 40, **({} if targets is None else {"target_modules": targets}))
+    with pytest.raises(ConfigError, match=message):
+        train_generator(masks, *data, OPTIONS, progress=False, negatives=negatives)
