@@ -1,21 +1,22 @@
 """The configuration of a request-mask adapter."""
 
+import copy
 import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from peft import PeftConfig
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.gates import GATES
-from cramer_peft.registration import RequestMaskPeftType
+from cramer_peft.masks import FORMS
 
 DEFAULT_ENCODER = "wordllama"
 
-# Which gate each gate-specific field belongs to, with the value it takes when left at None.
-_GATE_FIELDS: dict[str, dict[str, Any]] = {
+# The forms that each field belongs to, with its default for that form.
+_FORM_FIELDS: dict[str, dict[str, Any]] = {
     "rank": {"low_rank": 4},
     "drop_ratio": {"topk": 0.1},
     "temperature_start": {"topk": 0.7},
@@ -23,8 +24,13 @@ _GATE_FIELDS: dict[str, dict[str, Any]] = {
     "gate_bias": {"topk": False, "scale": True, "signed": True},
 }
 
+_LARGEST = 3.4028234663852886e38  # the largest number in float32, in which masks are made
 
-_LARGEST = 3.4028234663852886e38  # of float32, in which gates are made
+
+class RequestMaskPeftType(str, Enum):
+    """The PEFT type of this library's adapter."""
+
+    REQUEST_MASK = "REQUEST_MASK"
 
 
 def _help(text: str) -> dict[str, str]:
@@ -35,8 +41,8 @@ def _help(text: str) -> dict[str, str]:
 class RequestMaskConfig(PeftConfig):
     """Configuration of request masks, in PEFT's manner.
 
-    The masks are made per request by a small generator: request vector → generator → gates of
-    every masked layer. Fields left at ``None`` take the default stated in their help text.
+    A small generator makes the masks of every masked layer from a request's vector. Fields left at
+    ``None`` take the default stated in their help text.
 
     Raises:
         ConfigError: At construction, if a field or a combination of fields is impossible.
@@ -92,7 +98,7 @@ class RequestMaskConfig(PeftConfig):
     gate_bias: bool | None = field(
         default=None,
         metadata=_help(
-            "gate='scale', 'signed' and 'topk' only: whether a row gate multiplies the unit's bias too "
+            "gate='scale', 'signed' and 'topk' only: True if a row gate multiplies the unit's bias, too "
             "(default False for 'topk', else True)."
         ),
     )
@@ -106,22 +112,22 @@ class RequestMaskConfig(PeftConfig):
     normalize_requests: bool = field(
         default=True,
         metadata=_help(
-            "Whether to scale each request vector to length sqrt(request_dim) before the generator, so that "
-            "one learning rate suits encoders of any scale."
+            "True to scale each request vector to length sqrt(request_dim) before the generator, so that one learning "
+            "rate suits encoders of any scale."
         ),
     )
     strength: float = field(
         default=1.0,
         metadata=_help(
             "Default strength: scales the deviation of the mask from the identity; 0 is the frozen model. "
-            "gate='topk' knows only 1."
+            "gate='topk' allows only 1."
         ),
     )
     encoder: str | None = field(
         default=None,
         metadata=_help(
-            "Registered name of the request encoder. None: 'wordllama', unless request_dim is given, which "
-            "alone means that requests come as ready vectors."
+            "Registered name of the request encoder. None: 'wordllama'; but if request_dim is given there is none, and "
+            "requests must be vectors."
         ),
     )
     encoder_options: dict[str, Any] | None = field(
@@ -130,20 +136,20 @@ class RequestMaskConfig(PeftConfig):
     encoder_tuning: str = field(
         default="none",
         metadata=_help(
-            "What of the request encoder is trained with the generator: 'none', its 'last' layer, or 'all' of it "
-            "(CRAMER, section 'Encoder'). The tuned copies belong to the adapter; the encoder itself stays as it is."
+            "Part of the request encoder that is trained with the generator: 'none', its 'last' layer, or 'all' of it "
+            "(CRAMER, section 'Encoder'). The tuned copies belong to the adapter; the encoder itself does not change."
         ),
     )
     encoder_fingerprint: str | None = field(
         default=None,
         metadata=_help(
-            "Filled in at injection where the encoder is tuned: digest of its parameters, checked when the adapter is "
-            "loaded, since only the tuned ones are saved."
+            "Filled in at injection if the encoder is tuned: digest of its parameters, checked when the adapter is "
+            "loaded, because only the tuned ones are saved."
         ),
     )
     request_dim: int | None = field(
         default=None,
-        metadata=_help("Width of the request vectors. Filled in from the encoder where there is one."),
+        metadata=_help("Width of the request vectors. Filled in from the encoder, if there is one."),
     )
     default_request: str | list[float] | None = field(
         default=None,
@@ -166,23 +172,23 @@ class RequestMaskConfig(PeftConfig):
     batch_folding: str | None = field(
         default=None,
         metadata=_help(
-            "What to do where a masked layer's input holds n times as many rows as there are requests. None: refuse. "
-            "'rows_first': each request counts for n neighbours (beams of generate, (rows · n, …) made by reshape). "
-            "'rows_last': the requests repeat in turn."
+            "Repetition of requests if a masked layer's input holds n times as many rows as there are requests. None: "
+            "refuse. 'rows_first': each request is used for n neighbours (beams of generate, (rows · n, …) made by "
+            "reshape). 'rows_last': all requests repeat in turn."
         ),
     )
     module_parts: list[str] | None = field(
         default=None,
         metadata=_help(
-            "Which parts are gated of modules that have several: 'q', 'k', 'v', 'heads', 'out' of attention, 'input' "
-            "and 'output' of recurrent layers. None: all."
+            "Parts to mask of modules that have several: 'q', 'k', 'v', 'heads' and 'out' of attention, 'input' and "
+            "'output' of recurrent layers. None: all."
         ),
     )
     masked_modules: dict[str, list[int]] | None = field(
         default=None,
         metadata=_help(
-            "Filled in at injection: name of each masked module, or of its part → [out_features, in_features], or "
-            "[features] for gates on features alone."
+            "Filled in at injection: name of each masked module or part → [out_features, in_features], or [features] "
+            "for gates on features alone."
         ),
     )
     base_fingerprint: str | None = field(
@@ -199,12 +205,12 @@ class RequestMaskConfig(PeftConfig):
             self.exclude_modules = sorted(self.exclude_modules)
         self._check_types()
         self._check_targets()
-        self._check_gate()
+        self._check_form()
         self._check_encoder()
 
     @classmethod
     def paper(cls, **overrides: Any) -> "RequestMaskConfig":
-        """The paper's gate: top-k binary gates from one linear layer, the bias ungated.
+        """Return the paper's configuration: top-k binary gates from one linear layer, the bias ungated.
 
         Drop ratio 0.1 and a straight-through temperature from 0.7 to 0.3 (CRAMER, ICML 2026, section
         "Settings"); target modules are the feed-forward and attention-output projections. Its loss is
@@ -217,19 +223,26 @@ class RequestMaskConfig(PeftConfig):
             **{"gate": "topk", "drop_ratio": 0.1, "generator_width": None, "normalize_requests": False, **overrides}
         )
 
+    def with_values(self, **values: Any) -> "RequestMaskConfig":
+        """Return a copy with other values, without checks: for values that come from a model and not from a person."""
+        new = copy.copy(self)
+        for name, value in values.items():
+            setattr(new, name, value)
+        return new
+
     def copy(self) -> "RequestMaskConfig":
-        """A copy, without what an injection has filled in."""
+        """Return a copy, without the values that an injection has filled in."""
         return dataclasses.replace(self.as_given())
 
     def as_given(self) -> "RequestMaskConfig":
-        """As it was before an injection filled anything in, so that it can be used for another model."""
+        """Return the configuration as it was before an injection filled in values, to use it for another model."""
         given = self.__dict__.get("_given")
         return self if given is None else dataclasses.replace(self, **given)
 
     def filled_in(self, filled: "RequestMaskConfig") -> "RequestMaskConfig":
-        """The configuration with what an injection has filled in; :meth:`as_given` still tells it apart.
+        """Fill in the values that an injection took from the model; :meth:`as_given` still returns the original ones.
 
-        It is this very object, as with PEFT's own methods, unless it serves another model already that differs.
+        Returns this object itself, as PEFT's own methods do, or a copy if another model that differs uses it already.
         """
         before, in_use = self.as_given(), "_given" in self.__dict__
         if in_use and self != filled:
@@ -245,7 +258,7 @@ class RequestMaskConfig(PeftConfig):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
+        """Return the configuration as JSON values."""
         values = dataclasses.asdict(self)
         # PEFT condenses a long list of target modules into a set.
         values = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
@@ -317,10 +330,10 @@ class RequestMaskConfig(PeftConfig):
                 except (re.error, OverflowError, RecursionError) as error:
                     raise ConfigError(f"{name}: {pattern!r} is not a regular expression: {error}.") from error
 
-    def _check_gate(self) -> None:
-        if not isinstance(self.gate, str) or self.gate not in GATES:
-            raise ConfigError(f"gate must be one of {sorted(GATES)}, found {self.gate!r}.")
-        for name, defaults in _GATE_FIELDS.items():
+    def _check_form(self) -> None:
+        if not isinstance(self.gate, str) or self.gate not in FORMS:
+            raise ConfigError(f"gate must be one of {sorted(FORMS)}, found {self.gate!r}.")
+        for name, defaults in _FORM_FIELDS.items():
             if getattr(self, name) is None:
                 setattr(self, name, defaults.get(self.gate))
             elif self.gate not in defaults:

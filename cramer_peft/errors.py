@@ -1,50 +1,133 @@
-"""Every error this library raises on purpose, so that callers can catch one base class.
+"""The errors that this library raises on purpose; ``docs/errors.md`` tells what each means and what to do."""
 
-Each class also derives from the built-in error that callers would expect without knowing us
-(``ValueError``, ``ImportError`` …). What each one means and what to do is in ``docs/errors.md``.
-"""
+from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
+from enum import Enum
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cramer_peft.findings import Finding
+__all__ = [
+    "AdapterFileError",
+    "BaseModelMismatchError",
+    "CheckpointingError",
+    "ConfigError",
+    "CramerError",
+    "DataError",
+    "DownloadError",
+    "EffectError",
+    "EncoderError",
+    "Finding",
+    "FindingKind",
+    "MergeError",
+    "MissingExtraError",
+    "MissingModelError",
+    "RequestError",
+    "TargetModuleError",
+    "UnsupportedError",
+    "require",
+]
 
 _LENGTH = 8000
 _PLACE = re.compile(r" \(docs/errors\.md#\w+\)")
 
 
+class FindingKind(str, Enum):
+    """The kinds of findings; each has a section of its own in ``docs/validation.md``."""
+
+    # Fatal: injection raises.
+    ALREADY_MASKED = "already-masked"
+    NOTHING_MATCHES = "nothing-matches"
+    UNSUPPORTED_MODULE = "unsupported-module"
+    READ_BY_PARENT = "read-by-parent"
+    NESTED_TARGET = "nested-target"
+    UNKNOWN_PART = "unknown-part"
+    OTHER_BASE_MODEL = "other-base-model"
+    ENCODER = "encoder"
+    # Notes: injection goes on.
+    TIED_WEIGHTS = "tied-weights"
+    FUSED_PATH = "fused-path"
+    ROWS_ELSEWHERE = "rows-elsewhere"
+    NOT_MERGEABLE = "not-mergeable"
+    GRADIENT_CHECKPOINTING = "gradient-checkpointing"
+
+    @property
+    def fatal(self) -> bool:
+        """True if injection would raise."""
+        return self in _FATAL
+
+
+_FATAL = {
+    FindingKind.ALREADY_MASKED,
+    FindingKind.NOTHING_MATCHES,
+    FindingKind.UNSUPPORTED_MODULE,
+    FindingKind.READ_BY_PARENT,
+    FindingKind.NESTED_TARGET,
+    FindingKind.UNKNOWN_PART,
+    FindingKind.OTHER_BASE_MODEL,
+    FindingKind.ENCODER,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the check of a model and a configuration found, before anything was touched.
+
+    Attributes:
+        kind: The kind of finding.
+        message: The problem, what was expected, and what to do.
+        module: Name of the module concerned, or None if it is the whole model.
+    """
+
+    kind: FindingKind
+    message: str
+    module: str | None = None
+
+    @property
+    def fatal(self) -> bool:
+        """True if injection would raise."""
+        return self.kind.fatal
+
+    @property
+    def docs(self) -> str:
+        """Page and anchor of the documentation that explains it."""
+        return f"validation.md#{self.kind.value}"
+
+    def __str__(self) -> str:
+        where = "" if self.module is None else f"{self.module}: "
+        return f"[{'fatal' if self.fatal else 'note'}: {self.kind.value}] {where}{self.message} (docs: {self.docs})"
+
+
 class CramerError(Exception):
     """Base class of every error raised on purpose by this library.
 
-    Its text ends in the place of the documentation that explains the class. What it quotes may come from a file,
-    so a text that is longer than a page is cut in the middle.
+    Its text ends in the place of the documentation that explains the class. A text longer than a page is cut in the
+    middle, because it may quote from a file of any size.
     """
 
     def __str__(self) -> str:
-        message = _PLACE.sub("", super().__str__())  # an error that quotes another names its own place alone
+        message = _PLACE.sub("", super().__str__())  # of an error that this one quotes
         if len(message) > _LENGTH:
             message = f"{message[: _LENGTH - 1000]} … ({len(message)} characters) … {message[-900:]}"
         return f"{message} (docs/errors.md#{type(self).__name__})"
 
 
 class ConfigError(CramerError, ValueError):
-    """A field of a configuration is impossible, alone or together with another one."""
+    """A field of a configuration, or a combination of fields, is impossible."""
 
 
 class TargetModuleError(CramerError, ValueError):
     """The target modules do not exist in this model, or cannot be masked.
 
-    ``findings`` lists what was found, one :class:`~cramer_peft.Finding` each.
+    ``findings`` lists one :class:`~cramer_peft.Finding` for each problem.
     """
 
-    findings: tuple["Finding", ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @classmethod
-    def of(cls, message: str, *findings: "Finding") -> "TargetModuleError":
-        """An error that carries its findings."""
+    def of(cls, message: str, *findings: Finding) -> TargetModuleError:
+        """Return an error that carries its findings."""
         error = cls(message)
         error.findings = findings
         return error
@@ -59,7 +142,7 @@ class EncoderError(CramerError, ValueError):
 
 
 class MissingExtraError(CramerError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that installs it."""
 
 
 class AdapterFileError(CramerError, ValueError):
@@ -75,7 +158,7 @@ class EffectError(CramerError, RuntimeError):
 
 
 class MergeError(CramerError, ValueError):
-    """A request cannot be merged into a weight, or the model's state does not allow what was asked of a merged one."""
+    """A request cannot be merged into a weight, or the call is not possible while a request is merged."""
 
 
 class CheckpointingError(CramerError, RuntimeError):
@@ -83,7 +166,7 @@ class CheckpointingError(CramerError, RuntimeError):
 
 
 class UnsupportedError(CramerError, NotImplementedError):
-    """A PEFT feature that this library does not offer (yet), refused rather than ignored."""
+    """A feature of PEFT or torch that this library does not offer, refused rather than ignored."""
 
 
 class DataError(CramerError, ValueError):
@@ -91,15 +174,15 @@ class DataError(CramerError, ValueError):
 
 
 class DownloadError(CramerError, OSError):
-    """A data set could not be fetched, or what arrived is not what was asked for."""
+    """A data set could not be downloaded, or the download is not the expected one."""
 
 
 class MissingModelError(CramerError, OSError):
-    """A pretrained model that was asked for by name or folder is not there, or cannot be read."""
+    """A pretrained model, given by name or folder, does not exist or cannot be read."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, or say which extra of this package brings it.
+    """Import ``module``, or raise an error that names the extra of this package that installs it.
 
     Args:
         module: Importable name, for example ``"pandas"``.
@@ -112,7 +195,7 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise  # installed, but one of its own dependencies is missing: its error is the better one
+            raise  # it is installed, but something that it needs is not: its own error says more
         raise MissingExtraError(
             f"{module!r} is not installed. It comes with an extra: pip install 'cramer-peft[{extra}]'."
         ) from error

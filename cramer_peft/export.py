@@ -1,4 +1,4 @@
-"""One module of tensors in and tensors out, for ``torch.export`` and ONNX: the request is an input."""
+"""Export for ``torch.export`` and ONNX: one module with tensors in and out, the request among the inputs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.active import GateInputs, GateSource
+from cramer_peft.context import FixedMasks
 from cramer_peft.errors import RequestError
 from cramer_peft.model import RequestMaskModel
 
 
 class RequestModule(nn.Module):
-    """The adapted model with the request vectors as its last input, and which rows have one.
+    """The adapted model with the request vectors as its last input.
 
-    ``forward(*inputs, request)``, or ``forward(*inputs, request, active)`` with ``with_active=True``. A vector of
-    zeros is a request, too (the generator's answer to it); to leave rows to the frozen model, export with ``active``.
+    Call it as ``forward(*inputs, request)``, or as ``forward(*inputs, request, active)`` with ``with_active=True``.
+    A vector of zeros is a request like any other; to leave rows to the frozen model, export with ``active``.
 
     Args:
         masks: The handle, or the ``PeftModel`` around it.
-        with_active: Whether the last input says which rows have a request, (rows,) bool.
-        adapter_name: Whose masks; None: the active adapter's.
+        with_active: True if the last input marks the rows that have a request, (rows,) bool.
+        adapter_name: The adapter; None: the active one.
         method: Name of the wrapped model's method to run; it must return tensors.
 
     Raises:
@@ -44,39 +44,28 @@ class RequestModule(nn.Module):
         self.method = method
 
     def forward(self, *inputs: Any) -> Any:
-        """Run the model under requests.
-
-        Args:
-            inputs: The model's own inputs, then the request vectors, (rows, request_dim), and with ``with_active``
-                the rows that have a request, (rows,) bool.
-
-        Returns:
-            What the model returns.
+        """Run the model on its own inputs, then the request vectors, (rows, request_dim), and with ``with_active``
+        the rows that have a request, (rows,) bool; returns the model's output.
         """
         count = 2 if self.with_active else 1
         own, given = inputs[:-count], inputs[-count:]
-        source = self._source(given[0], given[1] if self.with_active else None)
+        masks = self._masks(given[0], given[1] if self.with_active else None)
         run = getattr(self.masks.model, self.method)
-        carrier = self.masks.carrier
-        gates = source.for_forward()
+        context = self.masks.request_context
         if not torch.compiler.is_compiling():
-            with carrier.carrying(gates):
+            with context.using(masks):
                 return run(*own)
-        before = carrier.enter_compiled_call(gates)  # not every version of torch can trace a context manager
+        before = context.enter_compiled_call(masks)  # not every version of torch can trace a context manager
         try:
             return run(*own)
         finally:
-            carrier.leave_compiled_call(before)
+            context.leave_compiled_call(before)
 
-    def _source(self, vectors: Tensor, active: Tensor | None) -> GateSource:
-        generator = self.masks.generator_of(self.adapter_name)
-        strength = self.masks.peft_config[self.adapter_name].strength
-        scale = None
+    def _masks(self, vectors: Tensor, active: Tensor | None) -> FixedMasks:
+        adapter = self.masks.adapter(self.adapter_name)
+        strength, scale = adapter.config.strength, None
         if active is not None:
             scale = active.to(torch.float32) * strength
         elif strength != 1:
             scale = torch.full((vectors.shape[0],), float(strength), device=vectors.device)
-        inputs = GateInputs(vectors.shape[0], False, scale, active)
-        return GateSource(
-            lambda: generator(vectors), generator.gate, inputs, list(generator.parameters()), self.masks.model
-        )
+        return adapter.lazy_masks(lambda: adapter.generator(vectors), vectors.shape[0], scale, active).for_call()

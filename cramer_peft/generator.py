@@ -1,7 +1,8 @@
-"""The trained part: from a request vector to what the gates are made of."""
+"""The generator, the trained part: it maps a request vector to the numbers that masks are made of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -9,22 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.gates import Gate, Spec, make_gate
+from cramer_peft.masks import LayerTensors, LowRankForm, MaskForm, ScaleForm, SignedForm, Spec, TopKForm
 
 
 class RequestMaskGenerator(nn.Module):
-    """Maps request vectors to the gate inputs of every masked layer at once.
+    """Maps request vectors to the numbers that the masks of all masked layers are made of.
 
     Without a width this is the paper's single linear layer, z = W e + b (CRAMER, ICML 2026, section
-    "Generator"); with one, a hidden layer that all masked layers share comes first.
-
-    Args:
-        request_dim: Width of the request vectors.
-        specs: Widths of the masked layers, by name; their order is the order of the outputs.
-        gate: The form of the mask, which says how many outputs each layer needs.
-        width: Width of the hidden layer, or None for none.
-        identity: Whether every mask starts at the identity (where the form can).
-        normalize: Whether to scale each request vector to length sqrt(request_dim) first.
+    "Generator"); with one, a hidden layer that all masked layers share comes first. The order of ``specs`` is that of
+    the outputs. ``identity`` starts every mask at the identity, if the form can.
     """
 
     head: nn.Linear
@@ -34,7 +28,7 @@ class RequestMaskGenerator(nn.Module):
         self,
         request_dim: int,
         specs: Mapping[str, Spec],
-        gate: Gate,
+        form: MaskForm,
         width: int | None,
         identity: bool = True,
         normalize: bool = True,
@@ -42,32 +36,57 @@ class RequestMaskGenerator(nn.Module):
         super().__init__()
         self.request_dim = request_dim
         self.specs = dict(specs)
-        self.gate = gate
-        self.normalize = normalize
+        self.form = form
+        self.normalize = normalize  # to length sqrt(request_dim)
+        # Entry, part and shape of each piece of the output, in order.
+        self._pieces = [
+            (entry, part, shape) for entry, spec in specs.items() for part, shape in form.parts(spec).items()
+        ]
+        self._sizes = [math.prod(shape) for _, _, shape in self._pieces]
         self.trunk = nn.Identity() if width is None else nn.Sequential(nn.Linear(request_dim, width), nn.GELU())
-        total = sum(gate.layer_size(spec) for spec in self.specs.values())
-        self.head = nn.Linear(request_dim if width is None else width, total)
+        self.head = nn.Linear(request_dim if width is None else width, sum(self._sizes))
         # The request of calls that give none; a buffer, so that it moves and is saved with the adapter.
         self.register_buffer("default_request", None)
-        gate.init_head(self.head, self.specs, identity)
+        form.init_head(self.head, self.specs, identity)
 
-    def forward(self, vectors: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Gate inputs per layer and part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
+    def forward(self, vectors: Tensor) -> dict[str, LayerTensors]:
+        """Return the tensors of each entry by part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
         weight = self.head.weight
-        # Not in half precision, where the empty vector of a row without a request would become 0 / 0.
+        # In float32 at least: in half precision the zeros of a row without a request would be normalised to 0 / 0.
         vectors = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         if self.normalize:
             vectors = functional.normalize(vectors, dim=-1) * self.request_dim**0.5
-        return self.gate.split(self.head(self.trunk(vectors.to(weight.dtype))), self.specs)
+        return self.split(self.head(self.trunk(vectors.to(weight.dtype))))
+
+    def split(self, flat: Tensor) -> dict[str, LayerTensors]:
+        """Cut an output of shape (rows, total) into the tensors of each entry, by part."""
+        tensors: dict[str, LayerTensors] = {}
+        for (entry, part, shape), piece in zip(self._pieces, flat.split(self._sizes, dim=-1), strict=True):
+            # Contiguous, because kernels are chosen by strides, and a row's bits must not depend on its neighbours.
+            tensors.setdefault(entry, {})[part] = piece.reshape(-1, *shape).contiguous()
+        return tensors
+
+
+def make_form(config: RequestMaskConfig) -> MaskForm:
+    """Return the form of mask that a configuration describes."""
+    if config.gate == LowRankForm.name:
+        assert config.rank is not None
+        return LowRankForm(config.rank)
+    gate_bias = bool(config.gate_bias)
+    if config.gate == TopKForm.name:
+        assert config.drop_ratio is not None
+        assert config.temperature_start is not None
+        return TopKForm(config.drop_ratio, config.temperature_start, gate_bias)
+    return ScaleForm(gate_bias) if config.gate == ScaleForm.name else SignedForm(gate_bias)
 
 
 def make_generator(config: RequestMaskConfig, specs: Mapping[str, Spec]) -> RequestMaskGenerator:
-    """The generator that a configuration describes, on torch's default device."""
+    """Return the generator that a configuration describes, on torch's default device."""
     assert config.request_dim is not None  # filled in at injection
     generator = RequestMaskGenerator(
         config.request_dim,
         specs,
-        make_gate(config),
+        make_form(config),
         config.generator_width,
         identity=config.init_weights,
         normalize=config.normalize_requests,

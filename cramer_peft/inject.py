@@ -1,4 +1,4 @@
-"""Our own door: put masks on a model, or load them from files."""
+"""Puts masks on a model, or loads them from files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from cramer_peft import adapter_files
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import ConfigError
 from cramer_peft.model import RequestMaskModel
+from cramer_peft.storage.adapter_files import check_fits, read_adapter
 
 
 def inject_request_masks(
@@ -23,7 +23,7 @@ def inject_request_masks(
 
     Args:
         model: Any module. Nothing of it is touched if the configuration does not fit.
-        config: What to mask and how. It is copied; the copy, with what was filled in from the model,
+        config: The modules to mask and how. It is copied; the copy, with fields filled in from the model,
             is ``masks.peft_config[adapter_name]``.
         adapter_name: Name of the adapter.
         encoder: An encoder object, in place of the one that ``config`` names.
@@ -58,22 +58,24 @@ def load_request_masks(
 
     Args:
         model: The base model that the adapter was made for, without masks.
-        folder: Where ``save_pretrained`` wrote ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: Folder that ``save_pretrained`` wrote: ``adapter_config.json`` and ``adapter_model.safetensors``.
         adapter_name: Name that the adapter gets here.
-        encoder: An encoder object, where the adapter's is not a registered one.
-        check_base: Whether the fingerprint of the masked weights must match.
-        is_trainable: Whether the generator can be trained on.
+        encoder: An encoder object, if the adapter's is not a registered one.
+        check_base: Check that the fingerprint of the masked weights matches.
+        is_trainable: True to train the generator further.
 
     Raises:
         AdapterFileError: If a file is missing, corrupt, or does not fit; it lists what differs.
         BaseModelMismatchError: If the adapter was made for other modules or weights.
         EncoderError: If the adapter was made with another encoder.
     """
-    stored = adapter_files.read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
-    adapter_files.check_fits(stored, model, encoder)
+    stored = read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
+    check_fits(stored, model, encoder)
     masks = RequestMaskModel(model, stored.config, adapter_name, encoder=encoder)
     try:
-        adapter_files.fill_adapter(masks, adapter_name, stored)
+        masks.adapter(adapter_name).fill(stored)
+        if not is_trainable:
+            masks.set_requires_grad(adapter_name, requires_grad=False)
     except BaseException:
         masks.unload()
         raise

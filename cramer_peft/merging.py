@@ -1,23 +1,22 @@
-"""Folding one request into the weights, and putting the original tensors back."""
+"""Merging: fold one request into the weights, and put the original tensors back."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.active import Gates
-from cramer_peft.errors import MergeError
-from cramer_peft.gates import FeatureGate, PartGate
-from cramer_peft.layers.base import RequestMaskLayer
-from cramer_peft.leftovers import masked_layers
+from cramer_peft.adapter import Adapter, joined
+from cramer_peft.errors import MergeError, RequestError, UnsupportedError
+from cramer_peft.injection.record import masked_layers, shared_storages
+from cramer_peft.layers.masked_layer import RequestMaskLayer
+from cramer_peft.masks import FeatureMask, Mask, Masks
 
 
 @dataclass
 class Swap:
-    """One parameter and the tensor that stands in for it."""
+    """One parameter and the tensor that replaces it."""
 
     owner: nn.Module
     name: str
@@ -25,7 +24,7 @@ class Swap:
     merged: nn.Parameter
 
     def put(self, parameter: nn.Parameter) -> None:
-        """Make ``parameter`` the one in force; it follows the other where that was moved or cast since."""
+        """Put ``parameter`` in its place, on the device and in the dtype of the one that is there."""
         current = getattr(self.owner, self.name)
         if (current.device, current.dtype) != (parameter.device, parameter.dtype):
             parameter.data = parameter.data.to(current)
@@ -33,66 +32,87 @@ class Swap:
 
 
 @dataclass
-class Merged:
-    """One request in the weights of a model.
-
-    Attributes:
-        adapters: Whose request.
-        swaps: The parameters that were replaced.
-        kept: The gates that have no place in a weight, by layer.
-    """
+class MergedRequest:
+    """One request in the weights of a model."""
 
     adapters: list[str]
     swaps: list[Swap] = field(default_factory=list)
-    kept: list[tuple[RequestMaskLayer, dict[str, PartGate]]] = field(default_factory=list)
+    kept: list[tuple[RequestMaskLayer, dict[str, Mask]]] = field(default_factory=list)  # masks no weight can hold
 
     def put(self) -> None:
-        """Put the merged tensors in force."""
+        """Put the merged tensors in place."""
         for swap in self.swaps:
             swap.put(swap.merged)
-        for layer, gates in self.kept:
-            layer.put_merged_gates(gates)
+        for layer, masks in self.kept:
+            layer.put_merged_masks(masks)
 
     def take_out(self) -> None:
-        """Put the original parameters back, the very objects."""
+        """Put the original parameter objects back."""
         for swap in self.swaps:
             swap.put(swap.original)
         for layer, _ in self.kept:
-            layer.merged_gates = {}
+            layer.merged_masks = {}
+
+    def install(self, model: nn.Module, active: bool) -> None:
+        """Tell the layers that the request is merged, and put its tensors in place if masks are on (``active``)."""
+        if active:
+            self.put()
+        for layer in masked_layers(model):
+            layer.merged_adapters = [name for name in self.adapters if name in layer.request_mask_specs]
+
+    def remove(self, model: nn.Module, active: bool) -> None:
+        """Undo :meth:`install`."""
+        if active:
+            self.take_out()
+        for layer in masked_layers(model):
+            layer.merged_adapters = []
+
+    def check_permanent(self) -> None:
+        """Check that the request can stay in the weights without the masks."""
+        for layer, _ in self.kept:
+            raise MergeError(
+                f"module {layer.module_name!r}: its masks on {', '.join(layer.unfoldable_parts())} have no place in a "
+                "weight, so they cannot be taken off. Keep the adapter, or leave the part out by module_parts."
+            )
 
 
-def plan_merge(model: nn.Module, gates: Gates, adapters: list[str], safe: bool = False) -> Merged:
-    """Fold one request's gates into new tensors; nothing is touched yet.
+def stored_masks(adapters: list[Adapter]) -> Masks:
+    """Return the masks of the adapters' stored default requests, all together."""
+    missing = sorted(adapter.name for adapter in adapters if adapter.generator.default_request is None)
+    if missing:
+        raise UnsupportedError(
+            f"adapters {missing} have no stored default request, and masks differ from request to request: merge "
+            "one by merge_request(request), or store one by set_default_request(request)."
+        )
+    made = [adapter.masks(adapter.generator.default_request) for adapter in adapters]
+    together = joined([masks for masks in made if masks is not None])
+    return {} if together is None else together.make()
 
-    Args:
-        model: The model with masked layers.
-        gates: The gates of one request, by entry.
-        adapters: Names of the adapters that they are of.
-        safe: Whether to refuse folded weights that hold NaN or infinity.
 
-    Raises:
-        MergeError: If a weight is shared with another module, is no plain parameter, or (``safe``) folds
-            to NaN or infinity; it names the module.
-    """
+def plan_merge(model: nn.Module, masks: Masks, adapters: list[str], safe: bool = False) -> MergedRequest:
+    """Fold one request's masks, by entry, into new tensors; nothing is touched yet."""
+    rows = {mask.rows for mask in masks.values()}
+    if not rows:
+        raise RequestError(f"there is nothing to merge: the requests of {adapters} have strength 0.")
+    if rows != {1}:
+        raise RequestError(f"one request can be merged, found {max(rows)} rows.")
     shared = shared_storages(model)
-    merged = Merged(adapters)
+    merged = MergedRequest(adapters)
     with torch.no_grad():
         for layer in masked_layers(model):
-            found = {part: gates[layer.entry(part)] for part in layer.gated_parts() if layer.entry(part) in gates}
+            found = {part: masks[layer.entry(part)] for part in layer.masked_parts() if layer.entry(part) in masks}
             if not found:
                 continue
             merged.swaps += _swaps(layer, found, shared, adapters if safe else None)
-            kept = {part: _one_row(gate) for part, gate in found.items() if part in layer.unfoldable_parts()}
+            kept = {part: _one_row(mask) for part, mask in found.items() if part in layer.unfoldable_parts()}
             if kept:
                 merged.kept.append((layer, kept))
     return merged
 
 
-def _swaps(
-    layer: RequestMaskLayer, gates: dict[str, PartGate], shared: set[int], safe_for: list[str] | None
-) -> list[Swap]:
+def _swaps(layer: RequestMaskLayer, masks: dict[str, Mask], shared: set[int], safe_for: list[str] | None) -> list[Swap]:
     swaps = []
-    for path, tensor in layer.fold_parts(gates, 0).items():
+    for path, tensor in layer.fold_parts(masks, 0).items():
         owner_path, _, name = path.rpartition(".")
         owner = layer.base_layer.get_submodule(owner_path)
         original = owner._parameters.get(name)
@@ -116,17 +136,7 @@ def _swaps(
     return swaps
 
 
-def shared_storages(model: nn.Module) -> set[int]:
-    """The storages that parameters of several modules lie in (tied weights), by address."""
-    holders: dict[int, set[int]] = defaultdict(set)
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if not parameter.is_meta:
-                holders[parameter.untyped_storage().data_ptr()].add(id(module))
-    return {storage for storage, modules in holders.items() if len(modules) > 1}
-
-
-def _one_row(gate: PartGate) -> PartGate:
-    assert isinstance(gate, FeatureGate)  # a gate on a weight always has a place in it
-    values: Tensor = gate.row(0)
-    return FeatureGate(values[None].detach(), shared=True)
+def _one_row(mask: Mask) -> Mask:
+    assert isinstance(mask, FeatureMask)  # a mask on a weight can always be folded into it
+    values: Tensor = mask.row(0)
+    return FeatureMask(values[None].detach(), shared=True)

@@ -1,394 +1,391 @@
-"""The adapted model: one PEFT tuner behind both doors, ours and ``get_peft_model``."""
+"""The adapted model: the handle that requests, merging, files and reports go through."""
 
 from __future__ import annotations
 
+import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from cramer_peft import adapter_files
-from cramer_peft.carrier import RequestCarrier
-from cramer_peft.config import RequestMaskConfig
-from cramer_peft.effect import LayerEffect, check_effect
+from cramer_peft.adapter import BASE, Adapter, check_row_names, joined, masks_by_row, masks_together
+from cramer_peft.checks import LayerEffect, check_effect
+from cramer_peft.context import NO_MASK, NO_MASK_IN_RECOMPUTE, FixedMasks, LazyMasks, NoMask, RequestMasks
 from cramer_peft.encoders import CachedEncoder, RequestEncoder
-from cramer_peft.errors import ConfigError, MergeError, RequestError
-from cramer_peft.forward import intercept
-from cramer_peft.generator import make_generator
-from cramer_peft.handle.merging import HandleMerging
-from cramer_peft.hotswap import hotswap
-from cramer_peft.layers import fastpath
-from cramer_peft.layers.base import RequestMaskLayer, RowLayout
-from cramer_peft.layers.registry import wrapper_for
-from cramer_peft.leftovers import ModelRecord, locations, masked_layers
-from cramer_peft.model_card import model_card, write_model_card
-from cramer_peft.registration import PREFIX
-from cramer_peft.row_names import follow_names, row_adapters
-from cramer_peft.status import count_parameters, describe_parameters, layer_status, model_status
-from cramer_peft.targets import DEFAULT_TARGET_MODULES, InjectionPlan, plan_injection
-
-if TYPE_CHECKING:
-    from peft.peft_model import TunerLayerStatus, TunerModelStatus
+from cramer_peft.errors import MergeError, RequestError, UnsupportedError
+from cramer_peft.generator import RequestMaskGenerator
+from cramer_peft.mask_state import MaskState
+from cramer_peft.masks import Mask
+from cramer_peft.merging import MergedRequest, plan_merge, stored_masks
+from cramer_peft.requests import AllRequests, Requests, Strength
+from cramer_peft.storage.adapter_files import check_fits, check_same_form, read_adapter
+from cramer_peft.tuner.mask_tuner import RequestMaskTuner
 
 
-# Adapter names that would collide with parts of the keys under which PEFT files an adapter's tensors.
-_RESERVED_NAMES = {
-    "head",
-    "trunk",
-    "default_request",
-    "model",
-    "base_model",
-    "base_layer",
-    "original_module",
-    "modules_to_save",
-}
+class RequestForward:
+    """The root's forward, with the keywords ``request``, ``request_strength`` and ``adapter_names``.
+
+    It is no hook: none is called when a KeyboardInterrupt ends the forward, and the request would still apply then.
+    A model whose own forward has a parameter named ``request`` keeps that keyword for itself.
+    """
+
+    def __init__(self, handle: RequestMaskModel, forward: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, forward)  # so that inspect.signature still gives the model's own
+        self._handle = handle
+        self._forward = forward
+        parameters = inspect.signature(forward).parameters
+        self._own_keyword = "request" in parameters
+        self._takes_names = "adapter_names" not in parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A flag, because torch 2.7 compiles a comparison with a sentinel without a guard, and repeats its first result.
+        given, request, strength, names = False, None, None, None
+        if not self._own_keyword:
+            given = "request" in kwargs
+            request, strength = kwargs.pop("request", None), kwargs.pop("request_strength", None)
+            names = kwargs.pop("adapter_names", None) if self._takes_names else None
+        if names is not None:
+            with self._handle.request_context.naming_rows(names):
+                return self._run(given, request, strength, args, kwargs)
+        return self._run(given, request, strength, args, kwargs)
+
+    def _run(self, given: bool, request: Any, strength: Any, args: Any, kwargs: Any) -> Any:
+        handle, context = self._handle, self._handle.request_context
+        found = context.row_names()
+        names = None if found is None else found.repeated()
+        if names is not None:
+            handle._check_row_count(names, args, kwargs)
+        enabled = context.enabled
+        masks = self._masks(given, request, strength, names if enabled else None)
+        if masks is None and not given:
+            context.note(None)
+            return self._forward(*args, **kwargs)
+        fixed = masks.for_call() if masks is not None and enabled else None
+        if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
+            outer = context.enter_compiled_call(NO_MASK if fixed is None else fixed)
+            try:
+                return self._forward(*args, **kwargs)
+            finally:
+                context.leave_compiled_call(outer)
+        with context.using(fixed):
+            return self._forward(*args, **kwargs)
+
+    def _masks(self, given: bool, request: Any, strength: Any, names: Sequence[str] | None) -> RequestMasks | None:
+        handle = self._handle
+        if given:
+            return handle.lazy_masks(request, strength, names)
+        if names is None:
+            return handle.request_context.current()
+        stated = handle.request_context.stated()
+        if stated is None:
+            return handle._default_masks_by_row(names)
+        if isinstance(stated, NoMask):
+            return None
+        # Masks that are made already are those of an outer call of the model, which has used the names.
+        return stated if stated.given is None else handle.lazy_masks(*stated.given, names)
 
 
-class RequestMaskModel(HandleMerging):
+class RequestMaskModel(RequestMaskTuner):
     """A model whose masked layers follow requests; the handle that everything goes through.
 
-    It owns the generator, which lives here and not in the wrapped model: train, move and save this
-    handle (or the ``PeftModel`` around it), not the wrapped model alone.
+    The handle owns the generator, which is no part of the wrapped model: train, move and save the handle, or the
+    ``PeftModel`` around it.
 
     Args:
         model: The model to adapt, in place.
-        peft_config: A :class:`RequestMaskConfig`, or adapter name → configuration. What depends on the model
-            is filled in.
+        peft_config: A :class:`RequestMaskConfig`, or adapter name → configuration. Fields of the model are filled in.
         adapter_name: Name of the adapter.
-        low_cpu_mem_usage: Whether to create the generator on the meta device, to be loaded later.
+        low_cpu_mem_usage: Create the generator on the meta device, to be loaded later.
         state_dict: Accepted for PEFT; the configuration alone decides what is masked.
         encoder: An encoder object, in place of the one the configuration names.
     """
 
-    uses_shared_state = True
-    prefix = PREFIX
-    tuner_layer_cls = RequestMaskLayer
-    target_module_mapping = DEFAULT_TARGET_MODULES
+    def _replace_root_forward(self, model: nn.Module) -> None:
+        model.forward = RequestForward(self, model.forward)  # type: ignore[method-assign, assignment]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        peft_config: RequestMaskConfig | dict[str, RequestMaskConfig],
-        adapter_name: str = "default",
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-        encoder: RequestEncoder | None = None,
-    ) -> None:
-        if any(True for _ in masked_layers(model)):
-            raise ConfigError(
-                f"{type(model).__name__} has request masks already. Call add_adapter(name, config) on its handle, or "
-                "unload() first."
+    # ---------------------------------------------------------------- requests
+
+    @contextmanager
+    def request(
+        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
+    ) -> Iterator[Self]:
+        """Answer everything that runs inside the block under requests, by whatever method.
+
+        Args:
+            requests: One text, vector or mask state for the whole batch; or, one per row, a sequence of texts, vectors
+                and None, a (rows, request_dim) tensor, or a :class:`MaskState` of several rows. None and blank texts
+                leave a row to the frozen model. If several adapters are active, all of them get the requests; a
+                dictionary gives each its own, by adapter name.
+            strength: Scales the masks' deviation from the identity: one number, or one per row. None: the
+                configuration's, or the mask state's own.
+            adapter_names: Name of each row's adapter, ``"__base__"`` for the frozen model; None: the active adapters.
+
+        Raises:
+            RequestError: If a request or strength is unusable, or a masked layer finds another number of rows.
+            ConfigError: If there is no adapter of a name in ``adapter_names``.
+        """
+        with self.request_context.using(self.lazy_masks(requests, strength, adapter_names)):
+            yield self
+
+    def lazy_masks(
+        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
+    ) -> LazyMasks | None:
+        """Return the masks of some requests, not made yet; None if no row has a request. See :meth:`request`."""
+        if self._merged is not None and not (requests is None and adapter_names is None):
+            raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
+        if self._record is None or not self.active_adapters:
+            self.active_names()  # raises, and says which of the two it is
+        if adapter_names is not None:
+            masks = masks_by_row(self, adapter_names, requests, strength)
+        else:
+            masks = masks_together([Adapter(self, name) for name in self.active_adapters], requests, strength)
+        if masks is not None:
+            masks.given = (requests, strength)  # for a call inside the block with adapter_names
+        return masks
+
+    def masks_for(self, requests: AllRequests, strength: Strength = None) -> dict[str, Mask]:
+        """Return the masks of ``requests`` by name of the masked module or part; empty without a request."""
+        masks = self.lazy_masks(requests, strength)
+        return masks.make() if masks is not None else {}
+
+    def mask_state(self, requests: Requests, strength: Strength = None, adapter_name: str | None = None) -> MaskState:
+        """Return the generator's outputs for ``requests``, to keep, save or add up; with gradients, with their graph.
+
+        Args:
+            requests: As for :meth:`request`; one row each.
+            strength: As for :meth:`request`.
+            adapter_name: The adapter; None: the active one.
+        """
+        return self.adapter(adapter_name).mask_state(requests, strength)
+
+    def set_default_request(self, request: str | Tensor | None, adapter_name: str | None = None) -> None:
+        """Store the request of every call that gives none; it is saved with the adapter.
+
+        Args:
+            request: A text, a (request_dim,) vector, or None to have none again.
+            adapter_name: The adapter; None: the active one.
+
+        Raises:
+            ConfigError: If the text is blank or the vector is not of request_dim finite numbers.
+            EncoderError: If the encoder fails on the text. The request that was stored stays.
+        """
+        self.adapter(adapter_name).set_default_request(request)
+        self._sync_default()
+
+    def _default_masks(self) -> LazyMasks | None:
+        if self._merged is not None:
+            return None
+        names = self.request_context.row_names()
+        if names is not None:  # for modules that generate calls outside the root, such as an encoder
+            return self._default_masks_by_row(names.names)
+        made = [Adapter(self, name).default_masks() for name in dict.fromkeys(self.active_adapters)]
+        return joined([masks for masks in made if masks is not None])
+
+    def _default_masks_by_row(self, names: Sequence[str]) -> LazyMasks | None:
+        check_row_names(self, names)
+        rows = [None if name == BASE else Adapter(self, name).generator.default_request for name in names]
+        return masks_by_row(self, names, rows, None)
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return two contexts that bring the request back for a checkpoint's recompute: its ``context_fn``.
+
+        ``model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": masks.checkpoint_contexts})``,
+        or ``torch.utils.checkpoint.checkpoint(…, use_reentrant=False, context_fn=masks.checkpoint_contexts)``.
+        """
+        context = self.request_context
+        current = context.current() if self.adapters_enabled else None
+        if current is None:
+            return nullcontext(), context.using(NO_MASK_IN_RECOMPUTE, note=False)
+        fixed = current.for_call()
+        return context.using(fixed, note=False), context.using(FixedMasks(fixed.masks, for_recompute=True), note=False)
+
+    def _check_row_count(self, names: Sequence[str], args: Any, kwargs: Any) -> None:
+        """Check that ``adapter_names`` has a name for each row of a call's first tensor."""
+        if self._merged is not None and self.adapters_enabled:
+            raise MergeError(
+                "a request is merged into the weights, which all rows share: call unmerge() before passing "
+                "adapter_names."
             )
-        configs = {adapter_name: peft_config} if isinstance(peft_config, RequestMaskConfig) else dict(peft_config)
-        self._encoders = {}
-        self._record = None
-        self._plan: InjectionPlan | None = None
-        self._merged = None
-        self.carrier = RequestCarrier()
-        if encoder is not None:
-            self._encoders[adapter_name] = CachedEncoder(encoder)
-        super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
+        config = next((self.peft_config[name] for name in self.active_adapters), None)
+        inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if config is None or config.batch_folding is not None or inputs is None or inputs.dim() <= config.batch_dim:
+            return
+        if inputs.shape[config.batch_dim] != len(names):
+            raise RequestError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
+            )
+
+    # ---------------------------------------------------------------- generator and encoder
 
     @property
-    def accepts_loss_kwargs(self) -> bool:
-        """Whether ``Trainer`` may pass the wrapped model loss keywords, as it would find out of the model itself."""
-        own = getattr(self.model, "accepts_loss_kwargs", None)
-        if own is not None:
-            return bool(own)
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    def generator(self) -> RequestMaskGenerator:
+        """The active adapter's generator, the trained part."""
+        return self.adapter().generator
+
+    def encoder(self, adapter_name: str | None = None) -> CachedEncoder:
+        """Return the encoder of an adapter (None: of the active one), behind its cache."""
+        return self.adapter(adapter_name).encoder
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of ``texts`` by the active adapter's encoder, (texts, request_dim) float32, on the CPU."""
+        return self.adapter().encode(texts)
+
+    def set_encoder(self, encoder: RequestEncoder, adapter_name: str | None = None) -> None:
+        """Use ``encoder`` for an adapter's texts (None: the active one's).
+
+        Raises:
+            EncoderError: If its vectors are not as wide as the adapter expects, or the adapter has tuned its encoder.
+        """
+        self.adapter(adapter_name).set_encoder(encoder)
 
     def check_effect(self, *example: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> list[LayerEffect]:
-        """Assert that every masked layer is really called and moves the output, in train and in eval mode.
+        """Check that every masked layer is called and changes the output; return its effect in train and eval mode.
 
         Args:
             *example: Positional inputs of one call.
-            call: What to call; None: the model itself.
+            call: The function to call; None: the model itself.
             **kwargs: Keyword inputs.
 
-        Returns:
-            What each layer did, in each mode.
+        Raises:
+            EffectError: If a layer is not called or does not change the output; it names each.
+        """
+        device = self.generator.head.weight.device
+        run = functools.partial(self.model if call is None else call, *example, **kwargs)
+        return check_effect(self.model, self.request_context, run, device)
+
+    # ---------------------------------------------------------------- merging
+
+    @property
+    def merged(self) -> bool:
+        """True if a request is merged into the weights."""
+        return self._merged is not None
+
+    def merge_request(self, requests: AllRequests, strength: Strength = None, safe_merge: bool = False) -> None:
+        """Fold one request into the weights: every call then follows it, at the frozen model's cost.
+
+        New tensors replace the original ones; :meth:`unmerge` puts the original objects back.
+
+        Args:
+            requests: One text, vector or mask state of one row; a dictionary of these for several adapters.
+            strength: One number; None: the configuration's, or the mask state's own.
+            safe_merge: Refuse weights that would hold NaN or infinity.
 
         Raises:
-            EffectError: If a layer is not called or does not move the output; it names each.
+            MergeError: If a request is merged already, or a weight is shared with another module or no plain parameter.
+                Nothing was touched.
+            RequestError: If there are several requests, or none.
         """
-        self._check_alive()
-        return check_effect(self, self.model if call is None else call, example, kwargs)
+        self._check_merge_allowed()
+        masks = self.lazy_masks(requests, strength)
+        if masks is None:
+            raise RequestError("there is nothing to merge: the request is None, blank or of strength 0.")
+        self._install_merged(plan_merge(self.model, masks.make(), self.active_names(), safe_merge))
 
-    # ---------------------------------------------------------------- PEFT
-
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Add an adapter's masks and its generator; on any failure the model is left as it was.
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge the stored default request of some adapters (None: of the active ones).
 
         Raises:
-            TargetModuleError: If the configuration matches nothing, or something that cannot be masked.
-            BaseModelMismatchError: If the configuration was made for other weights.
-            ConfigError: If the adapter's name cannot be used.
+            UnsupportedError: If one has none: masks differ from request to request.
+            MergeError: As for :meth:`merge_request`.
         """
-        _check_adapter_name(adapter_name)
-        if self._merged is not None:
-            raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
-        given = self.peft_config[adapter_name]
-        plan = plan_injection(model, given.as_given())
-        config = self._with_encoder(plan.config, adapter_name)
-        device = next(iter(model.parameters())).device
-        with torch.device("meta") if low_cpu_mem_usage else device:
-            generator = make_generator(config, plan.specs)
-        tuned = self._make_tuned_encoder(config, adapter_name)
-        if tuned is not None:
-            own = self._encoders[adapter_name].encoder
-            adapter_files.check_encoder_weights(config, own)
-            config = replace(config, encoder_fingerprint=adapter_files.encoder_fingerprint(own))
-        generator.train(model.training)
-        first = self._record is None
-        kept = 0 if self._record is None else len(self._record.replaced)
-        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        if self._record is None:
-            self.request_mask_generator = nn.ModuleDict()
-            self.request_mask_encoder = nn.ModuleDict()
-            self._record = ModelRecord.of(model)
-            self.training = model.training
-            self.carrier.activated = self._layers_activated
-            self.carrier.generators = self.request_mask_generator
-        self.peft_config[adapter_name] = config
-        self.request_mask_generator[adapter_name] = generator
-        if tuned is not None:
-            self.request_mask_encoder[adapter_name] = tuned.to(device)
-        self._plan = plan
-        self._places = locations(model)
-        try:
-            super().inject_adapter(
-                model, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage
-            )
-            self._record.unfused += fastpath.install(model, self.carrier)  # first: the root may be such a layer
-            if first:
-                intercept(self, model)
-            else:  # PEFT keeps these flags for parameters inside the model alone
-                for parameter, flag in flags:
-                    parameter.requires_grad_(flag)
-            follow_names(model, self.carrier)
-            self._fill_default_request(adapter_name)
-            self.peft_config[adapter_name] = given.filled_in(config)
-        except BaseException:
-            self._roll_back(adapter_name, first, kept)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            raise
-        finally:
-            self._plan = None
-            self._places = {}
-
-    def _roll_back(self, adapter_name: str, first: bool, kept: int) -> None:
-        assert self._record is not None
-        if first:
-            self._record.restore(self.model)
-            self._record = None
-        else:
-            self._record.undo(self.model, adapter_name, kept)
-            del self.request_mask_generator[adapter_name]
-            if adapter_name in self.request_mask_encoder:
-                del self.request_mask_encoder[adapter_name]
-            del self.peft_config[adapter_name]
-        self._encoders.pop(adapter_name, None)
-
-    def _create_and_replace(
-        self,
-        peft_config: RequestMaskConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        assert self._plan is not None
-        assert self._record is not None
-        layout = RowLayout(peft_config.batch_dim, peft_config.batch_folding)
-        if isinstance(target, RequestMaskLayer):
-            target.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
+        self._check_loaded()
+        self._check_merge_allowed()
+        before = self._merged
+        kept = [] if before is None else before.adapters
+        names = self.active_names() if adapter_names is None else list(adapter_names)
+        names = [*kept, *(name for name in names if name not in kept)]
+        if names == kept:
+            if kept:
+                warnings.warn("All adapters are already merged, nothing to do.", stacklevel=2)
             return
-        wrapper = wrapper_for(target)
-        assert wrapper is not None  # the plan has refused every module without one
-        layer = wrapper(target, current_key, self.carrier)
-        layer.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
-        # Everywhere, because a module that the model uses in two places must be masked in both.
-        self._record.replace(self._places[id(target)], layer)
-
-    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
-        return peft_config  # the plan has filled in everything
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter, or several, the active ones; their generators alone are trainable.
-
-        Where several mask the same weight, their masks multiply entrywise and the deviations of
-        ``low_rank`` add up: W * M_1 * M_2 * (1 + D_3 + D_4).
-
-        Raises:
-            ConfigError: If there is no such adapter, or several expect the rows of one module in different
-                dimensions.
-        """
-        names = [adapter_name] if isinstance(adapter_name, str) else list(dict.fromkeys(adapter_name))
-        for name in names:
-            self._named(name)
-        layouts = {(self.peft_config[name].batch_dim, self.peft_config[name].batch_folding) for name in names}
-        if len(layouts) > 1:
-            raise ConfigError(
-                f"the adapters {names} differ in batch_dim or batch_folding: they cannot be active at once."
-            )
-        super().set_adapter(names, inference_mode=inference_mode)
-        for own in (self.request_mask_generator, self.request_mask_encoder):
-            for name, module in own.items():
-                module.requires_grad_(name in names and not inference_mode)
-        self._sync_default()
-
-    def add_adapter(self, adapter_name: str, config: RequestMaskConfig, encoder: RequestEncoder | None = None) -> None:
-        """Add another adapter, inactive; it may mask other modules and have another encoder.
-
-        Raises:
-            ConfigError: If there is an adapter of that name.
-            TargetModuleError: As for :func:`inject_request_masks`.
-        """
-        self._check_alive()
-        if not isinstance(config, RequestMaskConfig):
-            raise ConfigError(f"config must be a RequestMaskConfig, found {type(config).__name__}.")
-        if adapter_name in self.peft_config:
-            raise ConfigError(
-                f"there is an adapter {adapter_name!r} already: choose another name, or delete_adapter first."
-            )
-        if encoder is not None:
-            self._encoders[adapter_name] = CachedEncoder(encoder)
-        self.peft_config[adapter_name] = config.copy()
+        masks = stored_masks([self.adapter(name) for name in names])
+        self.unmerge()
         try:
-            self.inject_adapter(self.model, adapter_name)
+            self._install_merged(plan_merge(self.model, masks, names, safe_merge))
         except BaseException:
-            self.peft_config.pop(adapter_name, None)
-            self._encoders.pop(adapter_name, None)
+            if before is not None:
+                self._install_merged(before)
             raise
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and its generator; if it alone was active, the oldest of the others takes its place.
+    def _install_merged(self, merged: MergedRequest) -> None:
+        merged.install(self.model, active=self.adapters_enabled)
+        self._merged = merged
+
+    def unmerge(self) -> None:
+        """Put back the parameters that :meth:`merge_request` replaced; without a merged request nothing happens."""
+        if self._merged is not None:
+            self._merged.remove(self.model, active=self.adapters_enabled)
+            self._merged = None
+
+    unmerge_adapter = unmerge  # PEFT's name
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Leave the merged request, or else the stored default one, in the weights for good, and return the model.
 
         Raises:
-            ConfigError: If there is no such adapter.
-            MergeError: If its request is merged into the weights.
+            UnsupportedError: If there is neither.
+            MergeError: If no weight can hold a masked part (the output of recurrent layers).
         """
-        if adapter_name not in self.peft_config:
-            raise ConfigError(f"Adapter {adapter_name} does not exist; there are {sorted(self.peft_config)}.")
-        if self._merged is not None and adapter_name in self._merged.adapters:
-            raise MergeError(
-                f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
-            )
-        active = list(self.active_adapters)
-        super().delete_adapter(adapter_name)
-        del self.request_mask_generator[adapter_name]
-        if adapter_name in self.request_mask_encoder:
-            del self.request_mask_encoder[adapter_name]
-        if adapter_name in active and self.peft_config:
-            names = [name for name in active if name != adapter_name] or [next(iter(self.peft_config))]
-            self.set_adapter(names, inference_mode=all(self.peft_config[name].inference_mode for name in names))
-        self._encoders.pop(adapter_name, None)
-        self._sync_default()
+        if self._merged is None:
+            self.merge_adapter(adapter_names, safe_merge=safe_merge)
+        assert self._merged is not None
+        assert self._record is not None
+        self._merged.check_permanent()
+        self._merged = None  # for good: the original parameters are not put back
+        self._record.training.clear()  # nor the training mode, as PEFT's methods leave it
+        trained = self._record.trained_modules(self.model)
+        model = self.unload()
+        for owner, name, module in trained:
+            setattr(owner, name, module)
+        return model
 
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Turn gradients of the adapters' generators on or off."""
-        super().set_requires_grad(adapter_names, requires_grad)
-        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            for own in (self.request_mask_generator, self.request_mask_encoder):
-                if name in own:
-                    own[name].requires_grad_(requires_grad)
-
-    def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        own = (self.request_mask_generator, self.request_mask_encoder)
-        flags = [(p, p.requires_grad) for module in own for p in module.parameters()]
-        super()._enable_adapter_layers(enabled)
-        if not enabled:
-            self.carrier.note(None)
-        if self._merged is not None and enabled != self.carrier.enabled:
-            (self._merged.put if enabled else self._merged.take_out)()
-        self.carrier.enabled = enabled
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The frozen model inside the block, whatever request is in force."""
-        enabled = self.adapters_enabled
-        self._enable_adapter_layers(False)
-        try:
-            yield
-        finally:
-            self._enable_adapter_layers(enabled)
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.get("adapter_names")
-        if names is None or not self.adapters_enabled:
-            yield
-            return
-        if self.training:
-            raise RequestError("Cannot pass `adapter_names` when the model is in training mode.")
-        if self._merged is not None:
-            raise MergeError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-        beams = kwargs.get("num_beams")
-        with row_adapters(self.carrier, names, beams if isinstance(beams, int) and beams > 1 else 1):
-            yield
-
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        half = (torch.float16, torch.bfloat16)
-        base = _float_dtype(self.model)
-        for parameter in self.request_mask_generator[adapter_name].parameters():
-            if autocast_adapter_dtype and parameter.dtype in half:
-                parameter.data = parameter.data.float()  # gates in half precision would be coarse
-            elif not autocast_adapter_dtype and base in half:
-                parameter.data = parameter.data.to(base)
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return adapter_files.without_adapter_name(key, adapter_name)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model, config, adapter_name, state_dict
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to mix adapters: masks are not linear in a generator's weights."""
+        raise UnsupportedError(
+            "add_weighted_adapter mixes weights, and a generator's masks are not linear in its weights (hidden layer, "
+            "sigmoid, products of factors): the mix would follow neither adapter. Make several adapters active by "
+            "set_adapter([…]), or add up mask states."
         )
-        adapter_files.check_remapped(model, adapter_name, remapped)
-        return remapped
+
+    def unload(self) -> nn.Module:
+        """Take everything off the model, and return it as it was before the first injection.
+
+        Module objects, weights, ``requires_grad``, training mode, hooks and attributes are the earlier ones. The handle
+        can no longer serve requests.
+        """
+        self._check_loaded()
+        assert self._record is not None
+        self.unmerge()
+        self._record.restore(self.model)
+        self._record = None
+        return self.model
 
     # ---------------------------------------------------------------- files
 
     def save_pretrained(self, save_directory: str | Path, adapter_name: str | None = None, **_: Any) -> None:
         """Write ``adapter_config.json``, ``adapter_model.safetensors`` and a model card, each atomically.
 
-        A ``README.md`` that is there and not a card of ours stays.
+        A ``README.md`` that is no card of this library stays.
 
         Args:
             save_directory: Folder to write to; made if it does not exist.
-            adapter_name: Which adapter; None: the active one.
+            adapter_name: The adapter; None: the active one.
         """
-        self._check_alive()
-        folder, name = Path(save_directory), self._named(adapter_name)
-        adapter_files.save_adapter(self, folder, name)
-        write_model_card(self, folder, name)
+        self._check_loaded()
+        self.adapter(adapter_name).save(Path(save_directory))
 
     def model_card(self, adapter_name: str | None = None) -> str:
-        """The model card that :meth:`save_pretrained` writes, as Markdown."""
-        return model_card(self, self._named(adapter_name))
+        """Return the model card that :meth:`save_pretrained` writes, as Markdown."""
+        return self.adapter(adapter_name).model_card()
 
     def load_adapter(
         self,
@@ -399,11 +396,13 @@ class RequestMaskModel(HandleMerging):
         is_trainable: bool = False,
     ) -> None:
         """Add an adapter from files; see :func:`cramer_peft.load_request_masks` for what is checked."""
-        stored = adapter_files.read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
-        adapter_files.check_fits(stored, self.model, encoder)
+        stored = read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
+        check_fits(stored, self.model, encoder)
         self.add_adapter(adapter_name, stored.config, encoder=encoder)
         try:
-            adapter_files.fill_adapter(self, adapter_name, stored)
+            self.adapter(adapter_name).fill(stored)
+            if stored.config.inference_mode:
+                self.set_requires_grad(adapter_name, requires_grad=False)
         except BaseException:
             self.delete_adapter(adapter_name)
             raise
@@ -411,55 +410,28 @@ class RequestMaskModel(HandleMerging):
     def hotswap_adapter(self, folder: str | Path, adapter_name: str | None = None, check_base: bool = True) -> None:
         """Fill an adapter with the values of another one's files, in place: a compiled model is not compiled again.
 
-        The files must be of an adapter of the same form: gate, layers, widths and encoder. Its default strength
-        and its stored default request are taken over.
+        The other adapter must have the same form of mask, layers, widths and encoder. Its default strength and its
+        stored default request are taken over.
 
         Args:
-            folder: Where ``save_pretrained`` wrote the files.
-            adapter_name: Which adapter to fill; None: the active one.
-            check_base: Whether the fingerprint of the masked weights must match.
+            folder: Folder that ``save_pretrained`` wrote.
+            adapter_name: The adapter to fill; None: the active one.
+            check_base: Check that the fingerprint of the masked weights matches.
 
         Raises:
-            AdapterFileError: If a file is missing or corrupt, or is of an adapter of another form; it lists what
-                differs. Nothing was touched.
+            AdapterFileError: If a file is missing or corrupt, or does not fit; it lists the differences. Nothing was
+                touched.
             BaseModelMismatchError: If it was made for other weights.
             MergeError: If a request is merged into the weights.
         """
-        hotswap(self, self._named(adapter_name), Path(folder), check_base)
-
-    # ---------------------------------------------------------------- status
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Numbers of trainable parameters and of all."""
-        return count_parameters(self)
-
-    def print_trainable_parameters(self) -> None:
-        """Print both numbers and their ratio."""
-        print(describe_parameters(self))
-
-    def get_layer_status(self) -> list[TunerLayerStatus]:
-        """The state of each masked layer, as PEFT reports it."""
-        return layer_status(self)
-
-    def get_model_status(self) -> TunerModelStatus:
-        """The state of all masked layers together, as PEFT reports it."""
-        return model_status(self)
-
-
-def _check_adapter_name(name: str) -> None:
-    if (
-        not name
-        or set(name) & set("./\\\0")
-        or name.isdigit()
-        or name in _RESERVED_NAMES
-        or hasattr(nn.ModuleDict(), name)
-    ):
-        raise ConfigError(
-            f"adapter name {name!r} cannot be used: it must not be empty, a number, hold a dot, slash or NUL, or be a "
-            "name that the saved tensors' keys use."
-        )
-
-
-def _float_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of a model's first floating-point parameter."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        if self._merged is not None:
+            raise MergeError("a request is merged into the weights: call unmerge() before swapping an adapter.")
+        adapter = self.adapter(adapter_name)
+        config = adapter.config
+        stored = read_adapter(Path(folder), check_base=check_base, is_trainable=not config.inference_mode)
+        check_same_form(stored, config, adapter.name)
+        check_fits(stored, self.model, adapter.encoder.encoder if config.encoder is not None else None)
+        try:
+            adapter.swap_in(stored)
+        finally:
+            self._sync_default()

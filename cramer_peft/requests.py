@@ -1,9 +1,8 @@
-"""Requests as people give them, brought into one form: vectors, which rows have one, how strongly."""
+"""Turns requests, in any form that users give them, into one: vectors, rows that have a request, and strengths."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Union
 
@@ -11,41 +10,31 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import RequestError
+from cramer_peft.mask_state import MaskState
 
 Request = Union[str, Tensor, None]
 Requests = Union[Request, Sequence[Request]]
+AdapterRequests = Union[Requests, MaskState]
+AllRequests = Union[AdapterRequests, Mapping[str, AdapterRequests]]
 Strength = Union[float, Sequence[float], Tensor, None]
 EncodeTexts = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """Requests in one form.
+    """The requests of a batch in one form."""
 
-    Attributes:
-        vectors: Request vectors, (rows, request_dim); rows without a request hold zeros.
-        active: Rows that have a request, (rows,) bool, or None where all have.
-        texts: The text of each row where it came as text, else None.
-        shared: Whether the one row stands for a whole batch of any size.
-    """
-
-    vectors: Tensor
-    active: Tensor | None
+    vectors: Tensor  # (rows, request_dim); rows without a request hold zeros
+    active: Tensor | None  # rows that have a request, (rows,) bool; None if all have
     texts: tuple[str | None, ...]
-    shared: bool
+    shared: bool  # the one row stands for a batch of any size
 
 
 def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) -> RequestBatch | None:
-    """Bring requests into one form; None where no row has a request.
+    """Return requests in one form, or None if no row has a request.
 
-    Args:
-        requests: One text or (request_dim,) vector for the whole batch; or, one per row, a sequence of
-            texts, vectors and None, or a (rows, request_dim) tensor. None and blank texts ask nothing.
-        request_dim: Width that vectors must have.
-        encode: Turns texts into (texts, request_dim) vectors.
-
-    Raises:
-        RequestError: If a request is of another type or width, or a vector holds NaN or infinity.
+    One text or (request_dim,) vector is for the whole batch; a sequence of texts, vectors and None, or a (rows,
+    request_dim) tensor, has one per row. None and blank texts are no request.
     """
     if requests is None:
         return None
@@ -82,19 +71,26 @@ def _from_sequence(
             rows[row] = request
         else:
             raise RequestError(f"request {row} must be a text, a vector or None, found {type(request).__name__}.")
-    if len(texts) == len(requests) > 0:  # without taking the vectors apart and putting them together again
+    if len(texts) == len(requests) > 0:  # the usual case, which needs no copy of each vector
         return RequestBatch(encode(list(texts.values())), None, tuple(texts.values()), shared)
     if texts:
         rows.update(zip(texts, encode(list(texts.values())), strict=True))
     if not rows:
         return None
-    like = next(iter(rows.values()))
-    dtype = functools.reduce(torch.promote_types, (vector.dtype for vector in rows.values()))
-    empty = torch.zeros(request_dim, dtype=dtype, device=like.device)
-    vectors = torch.stack([rows.get(row, empty).to(empty) for row in range(len(requests))])
-    complete = len(rows) == len(requests)
-    active = None if complete else torch.tensor([row in rows for row in range(len(requests))], device=like.device)
-    return RequestBatch(vectors, active, tuple(texts.get(row) for row in range(len(requests))), shared)
+    vector = next(iter(rows.values()))
+    dtype = vector.dtype
+    for other in rows.values():
+        dtype = torch.promote_types(dtype, other.dtype)
+    empty = torch.zeros(request_dim, dtype=dtype, device=vector.device)
+    vectors: list[Tensor] = []
+    active: list[bool] = []
+    kept_texts: list[str | None] = []
+    for row in range(len(requests)):
+        vectors.append(rows.get(row, empty).to(empty))
+        active.append(row in rows)
+        kept_texts.append(texts.get(row))
+    marked = None if len(rows) == len(requests) else torch.tensor(active, device=vector.device)
+    return RequestBatch(torch.stack(vectors), marked, tuple(kept_texts), shared)
 
 
 def _check_vectors(vectors: Tensor, request_dim: int, first_row: int = 0) -> None:
@@ -105,18 +101,14 @@ def _check_vectors(vectors: Tensor, request_dim: int, first_row: int = 0) -> Non
     if not vectors.dtype.is_floating_point:
         raise RequestError(f"request vectors must be floating point, found {vectors.dtype}.")
     if torch.compiler.is_compiling():
-        return  # a look at the values would break the graph
+        return  # reading values would break the graph
     bad = (~torch.isfinite(vectors)).any(-1).nonzero().flatten().tolist()
     if bad:
         raise RequestError(f"the vector of request {bad[0] + first_row} holds NaN or infinity.")
 
 
 def batch_strength(strength: Strength, default: float, rows: int, shared: bool) -> Tensor | None:
-    """Strength per row, (rows,) or, for a shared request, as many as were given; None where all are 1.
-
-    Raises:
-        RequestError: If a strength is not a finite number, or there are not as many as rows.
-    """
+    """Return the strength per row, (rows,) or, for a shared request, as many as were given; None if all are 1."""
     value = default if strength is None else strength
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if value != value or abs(value) > torch.finfo(torch.float32).max:
@@ -138,16 +130,55 @@ def batch_strength(strength: Strength, default: float, rows: int, shared: bool) 
 
 
 def without_silent(batch: RequestBatch) -> RequestBatch | None:
-    """Leave rows whose text an encoder turned into zeros to the frozen model: it says that nothing is asked.
+    """Return a batch without the texts whose vector is zero, of no known word; None if no row has a request then.
 
-    None where no row is left. While compiling the batch stays as it is, since a look at values breaks the graph.
+    While compiling the batch is returned as it is, because reading values would break the graph.
     """
-    if torch.compiler.is_compiling() or all(text is None for text in batch.texts):
+    if torch.compiler.is_compiling():
         return batch
-    silent = (batch.vectors == 0).all(-1) & torch.tensor(
-        [text is not None for text in batch.texts], device=batch.vectors.device
-    )
+    silent = (batch.vectors == 0).all(-1)
+    if not bool(silent.any()):
+        return batch
+    silent &= torch.tensor([text is not None for text in batch.texts], device=batch.vectors.device)
     if not bool(silent.any()):
         return batch
     active = ~silent if batch.active is None else batch.active & ~silent
     return replace(batch, active=active) if bool(active.any()) else None
+
+
+def requests_by_adapter(requests: AllRequests, active: list[str]) -> dict[str, AdapterRequests]:
+    """Return the requests of each active adapter, by name: all the same, or each its own by a dictionary."""
+    if isinstance(requests, Mapping):
+        unknown = sorted(set(requests) - set(active))
+        if unknown:
+            raise RequestError(f"requests were given for {unknown}; the active adapters are {active}.")
+        return dict(requests)
+    if isinstance(requests, MaskState) and len(active) > 1:
+        if requests.adapter not in active:
+            raise RequestError(
+                f"the mask state is of adapter {requests.adapter!r}; the active adapters are {active}. Name the one it "
+                "is for: request={name: state}."
+            )
+        return {requests.adapter: requests}
+    return dict.fromkeys(active, requests)
+
+
+def requests_by_row(requests: AllRequests, rows: int) -> list[Request]:
+    """Return one request for each row of a batch that names its adapters by row."""
+    if isinstance(requests, (MaskState, Mapping)):
+        raise RequestError(
+            "adapter_names gives each row its adapter: give texts, vectors or None, one for each row or one for all, "
+            f"not a {type(requests).__name__}."
+        )
+    if requests is None or isinstance(requests, str) or (isinstance(requests, Tensor) and requests.dim() == 1):
+        return [requests] * rows
+    if not isinstance(requests, Sequence) and not (isinstance(requests, Tensor) and requests.dim() > 1):
+        found = f"shape {tuple(requests.shape)}" if isinstance(requests, Tensor) else type(requests).__name__
+        raise RequestError(
+            "with adapter_names, requests are one for all rows, or a sequence or tensor with one for each row; found "
+            f"{found}."
+        )
+    given = list(requests)
+    if len(given) != rows:
+        raise RequestError(f"adapter_names names {rows} rows, but {len(given)} requests were given.")
+    return given

@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, CramerError
-from cramer_peft.registration import RequestMaskPeftType
+from cramer_peft.tuner.registration import RequestMaskPeftType
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from cramer_peft.gates import LayerSpec, LowRankMaskGate, ScaleGate, TopKGate
 from cramer_peft.generator import RequestMaskGenerator
+from cramer_peft.masks import LayerSpec, LowRankForm, ScaleForm, TopKForm
 
 SPECS = {"block.up": LayerSpec(6, 4), "block.down": LayerSpec(4, 6)}
 
 
-@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate(), TopKGate()])
+@pytest.mark.parametrize("gate", [LowRankForm(2), ScaleForm(), TopKForm()])
 @pytest.mark.parametrize("width", [None, 5])
 def test_outputs_have_the_named_shapes(gate, width) -> None:
     generator = RequestMaskGenerator(8, SPECS, gate, width, identity=False)
@@ -24,13 +24,13 @@ def test_outputs_have_the_named_shapes(gate, width) -> None:
 
 
 def test_without_a_width_it_is_one_linear_layer() -> None:
-    generator = RequestMaskGenerator(8, SPECS, ScaleGate(), None)
+    generator = RequestMaskGenerator(8, SPECS, ScaleForm(), None)
     assert sorted(generator.state_dict()) == ["head.bias", "head.weight"]
     assert isinstance(generator.trunk, nn.Identity)
     assert generator.head.out_features == 20
 
 
-@pytest.mark.parametrize("gate", [LowRankMaskGate(2), ScaleGate()])
+@pytest.mark.parametrize("gate", [LowRankForm(2), ScaleForm()])
 @pytest.mark.parametrize("width", [None, 5])
 def test_identity_start_masks_nothing(gate, width) -> None:
     generator = RequestMaskGenerator(8, SPECS, gate, width, identity=True)
@@ -39,7 +39,7 @@ def test_identity_start_masks_nothing(gate, width) -> None:
 
 
 def test_vectors_take_the_generators_dtype() -> None:
-    generator = RequestMaskGenerator(8, SPECS, ScaleGate(), 5)
+    generator = RequestMaskGenerator(8, SPECS, ScaleForm(), 5)
     vectors = torch.randn(3, 8).half()
     output = generator(vectors)["block.up"]["row_logits"]
     assert output.dtype == torch.float32

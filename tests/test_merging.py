@@ -132,7 +132,7 @@ def test_gates_of_exactly_zero_are_undone(kind: str, form: str) -> None:
     model, x = build(kind)
     masks = masked(model, form)
     kept, frozen, state = originals(model), model(x), zeroed(masks.mask_state(torch.randn(DIM)))
-    gates = masks.gates(state)
+    gates = masks.masks_for(state)
     assert all(not (g.values if hasattr(g, "values") else g.weight_mask()).any() for g in gates.values())
     masks.merge_request(state)
     assert any(not value.any() for value in model.parameters())
@@ -297,11 +297,11 @@ def test_what_a_merged_layer_multiplies_by_moves_with_it(gate: str) -> None:
     model, _ = build("LSTM")
     masks = masked(model, gate)
     masks.merge_request(torch.randn(DIM))
-    gates = dict(model.layer.merged_gates)
+    gates = dict(model.layer.merged_masks)
     masks.model.to("meta")
-    assert {gate.values.device.type for gate in model.layer.merged_gates.values()} == {"meta"}
-    model.layer.put_merged_gates(gates)
-    assert {gate.values.device.type for gate in model.layer.merged_gates.values()} == {"meta"}
+    assert {gate.values.device.type for gate in model.layer.merged_masks.values()} == {"meta"}
+    model.layer.put_merged_masks(gates)
+    assert {gate.values.device.type for gate in model.layer.merged_masks.values()} == {"meta"}
 
 
 def test_a_failure_while_folding_leaves_nothing_half_done(model, make_config, x, monkeypatch) -> None:

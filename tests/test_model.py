@@ -141,7 +141,7 @@ def test_one_request_with_a_strength_per_row_at_any_length(make_config, length: 
     shared = masks(x, request="a", request_strength=[0.5, 0.0, 1.0])
     listed = masks(x, request=["a"] * 3, request_strength=[0.5, 0.0, 1.0])
     assert torch.allclose(shared, listed, atol=1e-5)
-    gates = masks.gates("a", strength=[0.5, 0.0, 1.0])["0"]
+    gates = masks.masks_for("a", strength=[0.5, 0.0, 1.0])["0"]
     for row in range(3):
         weight, bias = model[0].fold(gates, row)
         assert torch.allclose(shared[row], nn.functional.linear(x[row], weight, bias), atol=1e-5)
@@ -262,7 +262,7 @@ def test_two_adapters(model, make_config, x) -> None:
     second = masks(x, request=REQUESTS)
     assert not torch.equal(second, first)
     assert torch.equal(second[1], frozen[1])
-    assert list(masks.gates(REQUESTS)) == ["down"]
+    assert list(masks.masks_for(REQUESTS)) == ["down"]
     assert all(p.requires_grad for p in masks.request_mask_generator["other"].parameters())
     assert not any(p.requires_grad for p in masks.request_mask_generator["default"].parameters())
     masks.set_adapter(["default"])
@@ -306,7 +306,7 @@ def test_deleting_an_adapter_that_shares_no_layer_with_the_next(model, make_conf
     assert masks.active_adapters == ["default"]
     masks.delete_adapter("default")
     assert masks.active_adapters == ["other"]
-    assert list(masks.gates(REQUESTS)) == ["down"]
+    assert list(masks.masks_for(REQUESTS)) == ["down"]
     assert not torch.equal(masks(x, request="a"), masks(x))
 
 
@@ -464,11 +464,11 @@ def test_double_precision_after_injection(masks, x) -> None:
 
 
 def test_gates_by_module_name(masks, gate: str) -> None:
-    gates = masks.gates(REQUESTS)
+    gates = masks.masks_for(REQUESTS)
     assert sorted(gates) == ["down", "up"]
     assert gates["up"].weight_mask().shape == (3, 16, 8)
     assert torch.equal(gates["up"].weight_mask()[1], torch.ones(16, 8))
-    assert masks.gates(None) == {}
+    assert masks.masks_for(None) == {}
     assert isinstance(masks.mask_state(REQUESTS), MaskState)
 
 

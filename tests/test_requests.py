@@ -122,7 +122,7 @@ def test_a_silent_text_leaves_the_frozen_model(gate: str, model, x, make_config)
     frozen = masks(x, request=None)
     for silent in ("hello", ["hello"] * 3, ["hello", None, "hello"]):
         assert torch.equal(masks(x, request=silent), frozen)
-        assert masks.gates(silent) == {}
+        assert masks.masks_for(silent) == {}
     asked = masks(x, request=["drama", None, "horror"])
     found = masks(x, request=["drama", "hello", "horror"])
     assert torch.equal(found, asked)

@@ -1,25 +1,66 @@
-"""Request encoders: from texts to vectors."""
+"""Request encoders turn texts into vectors: one file for each, and the registry by name."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from cramer_peft.encoders.base import CachedEncoder, RequestEncoder, make_encoder, register_request_encoder
+from cramer_peft.encoders.encoder import (
+    CachedEncoder,
+    RequestEncoder,
+    encoder_of_width,
+    is_registered,
+    make_encoder,
+    register_request_encoder,
+)
 from cramer_peft.encoders.hashing import HashingEncoder
 from cramer_peft.encoders.precomputed import PrecomputedEncoder
-from cramer_peft.encoders.static import WordLlamaEncoder
-from cramer_peft.encoders.tuned import TunableEncoder, TunedEncoder, tunable_names
+from cramer_peft.encoders.tuned import TunableEncoder, TunedEncoder, tunable_names, tuned_shapes
+from cramer_peft.encoders.wordllama import WordLlamaEncoder
 from cramer_peft.errors import EncoderError
 
+if TYPE_CHECKING:
+    from cramer_peft.encoders.reader import (
+        LONGEST,
+        WORD,
+        ReaderEnsemble,
+        ReaderNetwork,
+        Reading,
+        RequestReader,
+        WordVectors,
+        runs,
+        word_buckets,
+    )
+else:
+
+    def __getattr__(name):
+        """Import the reader when one of its names is first used, so that ``import cramer_peft`` stays fast."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("cramer_peft.encoders.reader"), name)
+
+
 __all__ = [
+    "LONGEST",
+    "WORD",
     "CachedEncoder",
     "HashingEncoder",
     "PrecomputedEncoder",
+    "ReaderEnsemble",
+    "ReaderNetwork",
+    "Reading",
     "RequestEncoder",
+    "RequestReader",
     "TunableEncoder",
     "TunedEncoder",
     "WordLlamaEncoder",
+    "WordVectors",
+    "encoder_of_width",
+    "is_registered",
     "make_encoder",
     "register_request_encoder",
+    "runs",
     "tunable_names",
+    "tuned_shapes",
+    "word_buckets",
 ]
 
 

@@ -1,4 +1,4 @@
-"""An encoder that needs nothing: hashed words and word pairs. For tests, not for meaning."""
+"""An encoder without a model: it hashes words and pairs of words. It is for tests, since it knows no meaning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HashingEncoder:
         self.dim = dim
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim) float32; equal texts give equal vectors in every process."""
+        """Return the vectors of ``texts``, (texts, dim) float32; equal texts give equal vectors in every process."""
         return torch.stack([self._vector(text) for text in texts])
 
     def _vector(self, text: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere, looked up by text."""
+"""An encoder that looks up vectors that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PrecomputedEncoder:
         self.dim = int(first.shape[0])
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim).
+        """Return the vectors of ``texts``, (texts, dim).
 
         Raises:
             EncoderError: If a text has no vector.

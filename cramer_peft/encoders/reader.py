@@ -1,4 +1,4 @@
-"""A reader of requests: which words of a sentence are asked for, and which are asked against."""
+"""The request reader: marks the words of a sentence that are asked for, and those that are asked against."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from cramer_peft.encoders.static import WordLlamaEncoder
+from cramer_peft.encoders.wordllama import WordLlamaEncoder
 
-Spans = Callable[[Sequence[str]], Iterable[tuple[int, int]]]  # words of a text → start and stop of each name in it
+Spans = Callable[[Sequence[str]], Iterable[tuple[int, int]]]  # finds names: words → start and stop of each name
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
-LONGEST = 256  # words; what follows is not read
+LONGEST = 256  # number of words that are read of a text
 _CACHED_WORDS = 50_000
-_CACHED_WORDING_WORDS = 600_000  # the recommenders' training wordings have 480,000, with names of one and two words
+_CACHED_WORDING_WORDS = 600_000  # the training wordings of a recommender have 480,000
 _BATCH = 256
-_BUCKETS, _BUCKET_WIDTH = 4096, 32  # of the vectors that are learned; bucket 0 is of words that are unknown or a name
+_BUCKETS, _BUCKET_WIDTH = 4096, 32  # number and width of learned vectors; 0 stands for unknown words and names
 
-Wording = tuple[str | None, ...]  # the words of a text, None for each that is part of a known name
+Wording = tuple[str | None, ...]  # the words of a text, None for each word of a known name
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sentence asks, word by word.
+    """A sentence with its words marked as asked for, asked against, or neither.
 
     Attributes:
         words: Lower-case words and punctuation marks.
-        wanted: Probability that each is part of what is asked for, (words,) float32.
-        unwanted: Probability that each is part of what is asked against, (words,) float32.
+        wanted: Probability that each word is asked for, (words,) float32.
+        unwanted: Probability that each word is asked against, (words,) float32.
     """
 
     words: tuple[str, ...]
@@ -45,17 +45,17 @@ class Reading:
     unwanted: Tensor
 
     def phrases(self) -> list[tuple[str, bool]]:
-        """Runs of words that are more likely asked for (True) or against (False) than neither."""
+        """Return the phrases that are more likely asked for (True) or against (False) than neither."""
         return runs(self.words, self.wanted.tolist(), self.unwanted.tolist())
 
 
 def runs(words: Sequence[str], wanted: Sequence[float], unwanted: Sequence[float]) -> list[tuple[str, bool]]:
-    """Runs of words that are more likely asked for (True) or against (False) than neither.
+    """Return the phrases of a text that are more likely asked for (True) or against (False) than neither.
 
     Args:
-        words: Of a text.
-        wanted: Probability that each is part of what is asked for.
-        unwanted: Probability that each is part of what is asked against.
+        words: The words of the text.
+        wanted: Probability that each word is asked for.
+        unwanted: Probability that each word is asked against.
     """
     found: list[tuple[str, bool]] = []
     previous = 0
@@ -70,29 +70,31 @@ def runs(words: Sequence[str], wanted: Sequence[float], unwanted: Sequence[float
 
 
 def word_buckets(words: Sequence[str | None]) -> Tensor:
-    """The learned vector that each word has, (words,) int64: by its checksum, so that words may share one.
+    """Return the number of each word's learned vector, (words,) int64.
+
+    The number comes from a checksum, so that any word has one; several words may share a vector.
 
     Args:
-        words: Lower-case; None for a word that is part of a known name, which has none (0).
+        words: Lower-case words; None for a word of a known name, whose number is 0.
     """
     return torch.tensor([0 if word is None else 1 + zlib.crc32(word.encode()) % (_BUCKETS - 1) for word in words])
 
 
 class ReaderNetwork(nn.Module):
-    """Marks each word as neither, wanted or unwanted: a recurrent layer in both directions over word vectors.
+    """Marks each word as neither, wanted or unwanted, by a recurrent layer in both directions over word vectors.
 
-    Beside the static vectors, which say what a word means, stand learned ones, which say what it does in a request:
-    "hold", "skip" and "without" are nothing like each other, but do the same.
+    Static vectors tell what a word means. Learned vectors beside them tell what it does in a request: "hold", "skip"
+    and "without" have different meanings, but do the same.
 
     Args:
         dim: Width of the word vectors.
-        width: Of each direction.
-        dropout: While it is taught.
+        width: Width of each direction.
+        dropout: Dropout in training mode.
     """
 
     def __init__(self, dim: int = 256, width: int = 96, dropout: float = 0.3) -> None:
         super().__init__()
-        self.named = nn.Parameter(0.1 * torch.randn(dim))  # stands for any word known to name what can be asked for
+        self.named = nn.Parameter(0.1 * torch.randn(dim))  # stands for every word of a known name
         self.words = nn.Embedding(_BUCKETS, _BUCKET_WIDTH, padding_idx=0)
         nn.init.normal_(self.words.weight, std=0.1)
         self.words.weight.data[0] = 0
@@ -102,14 +104,14 @@ class ReaderNetwork(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor, buckets: Tensor) -> Tensor:
-        """Logits of neither, wanted, unwanted, (sentences, words, 3).
+        """Return logits of neither, wanted, unwanted, (sentences, words, 3).
 
         Args:
             vectors: Word vectors, (sentences, words, dim).
-            lengths: Words of each sentence, (sentences,) int64, at least 1.
-            named: Words known to name what can be asked for, (sentences, words) bool. What they are is not looked at,
-                so that how a thing is asked for does not depend on which.
-            buckets: :func:`word_buckets` of the words, (sentences, words) int64; 0 for one that is unknown.
+            lengths: Number of words in each sentence, (sentences,) int64, at least 1.
+            named: Words of known names, (sentences, words) bool. The network does not see which name it is, so that a
+                sentence is read alike whatever it names.
+            buckets: :func:`word_buckets` of the words, (sentences, words) int64; 0 for an unknown word.
         """
         static, learned = torch.where(named[..., None], self.named, vectors), self.words(buckets.masked_fill(named, 0))
         hidden = self.dropout(self.inputs(torch.cat([static, learned], -1)))
@@ -120,12 +122,14 @@ class ReaderNetwork(nn.Module):
 
 
 class ReaderEnsemble(nn.Module):
-    """Several networks taught alike from other seeds: their mean errs less, and doubts where they disagree.
+    """The mean of several networks that were taught alike from different seeds.
+
+    It errs less often than one network, and is unsure where they disagree.
 
     Args:
         dim: Width of the word vectors.
-        width: Of each direction of each network.
-        members: How many.
+        width: Width of each direction of each network.
+        members: Number of networks.
     """
 
     def __init__(self, dim: int = 256, width: int = 96, members: int = 3) -> None:
@@ -133,12 +137,12 @@ class ReaderEnsemble(nn.Module):
         self.members = nn.ModuleList(ReaderNetwork(dim, width) for _ in range(members))
 
     def forward(self, vectors: Tensor, lengths: Tensor, named: Tensor, buckets: Tensor) -> Tensor:
-        """Probabilities of neither, wanted, unwanted, (sentences, words, 3); see :class:`ReaderNetwork`."""
+        """Return probabilities of neither, wanted, unwanted, (sentences, words, 3); see :class:`ReaderNetwork`."""
         return torch.stack([member(vectors, lengths, named, buckets).softmax(-1) for member in self.members]).mean(0)
 
 
 class WordVectors:
-    """Static vectors of whole words: means over their tokens, from the ``wordllama`` package.
+    """Gives whole words static vectors: the mean over a word's tokens, from the ``wordllama`` package.
 
     Raises:
         MissingExtraError: If ``wordllama`` is not installed.
@@ -153,14 +157,14 @@ class WordVectors:
         self.dim = int(table.shape[1])
 
     def __call__(self, words: Sequence[str]) -> Tensor:
-        """Vectors of words, (words, dim) float32; zeros for one without a token."""
+        """Return the vectors of words, (words, dim) float32; zeros for a word without a token."""
         with self._lock:
             if len(self._known) > _CACHED_WORDS:
                 self._known.clear()
             return torch.stack([self._vector(word) for word in words]) if words else torch.empty(0, self.dim)
 
     def vocabulary(self) -> list[str]:
-        """The tokenizer's tokens; those that begin a word start with "▁"."""
+        """Return the tokenizer's tokens; those that begin a word start with "▁"."""
         return sorted(self._tokenizer.get_vocab())
 
     def _vector(self, word: str) -> Tensor:
@@ -172,14 +176,14 @@ class WordVectors:
 
 
 class RequestReader:
-    """Reads requests word by word; it knows language only, no catalogue.
+    """Reads requests word by word; it knows language, and no catalogue.
 
-    As an encoder it gives the mean direction of what is asked for beside that of what is asked against, so that
-    "no horror" and "more horror" are far apart, and zeros where nothing is asked. Its network was taught on marked
-    sentences (``python -m teaching``) and is frozen.
+    As an encoder it returns the mean direction of the words that are asked for beside that of the words that are asked
+    against, so that "no horror" and "more horror" are far apart; zeros if nothing is asked. Its network was taught on
+    marked sentences (``python -m teaching``, in ``examples/``) and is frozen.
 
-    The network does not see which name it is that a known name stands for, so it reads each wording, a text with the
-    names left blank, once; those used last, of 600,000 words together, are remembered.
+    The network sees a text with its known names left blank, the *wording*. Each wording is read once, and those used
+    last are remembered, up to 600,000 words together.
 
     Raises:
         MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``).
@@ -199,12 +203,12 @@ class RequestReader:
 
     @torch.no_grad()
     def read(self, texts: Sequence[str], names: Spans | None = None) -> list[Reading]:
-        """What each text asks; a text without a word gives an empty reading.
+        """Read each text; a text without a word gives an empty reading.
 
         Args:
-            texts: To be read.
-            names: Finds names of what can be asked for among the words of a text: where each starts and stops. It
-                reads more surely where it need not find them itself. None: nothing is known.
+            texts: The texts.
+            names: Finds known names among the words of a text, and yields the start and stop of each. With it the
+                reader errs less often, since it need not find the names itself. None: no name is known.
         """
         split = [tuple(WORD.findall(text.lower())[:LONGEST]) for text in texts]
         marks = self._marks([_wording(words, names) for words in split])
@@ -213,7 +217,7 @@ class RequestReader:
         ]
 
     def _marks(self, wordings: Sequence[Wording]) -> list[Tensor]:
-        """Probabilities of neither, wanted, unwanted of each wording's words, (words, 3); not to be written to."""
+        """Return each wording's probabilities of neither, wanted, unwanted, (words, 3); they must not be changed."""
         found: dict[Wording, Tensor] = {(): torch.empty(0, 3)}
         with self._lock:
             for wording in wordings:
@@ -232,7 +236,7 @@ class RequestReader:
         padded = pad(vectors, batch_first=True)
         named = pad([torch.tensor([word is None for word in wording]) for wording in wordings], batch_first=True)
         buckets = pad([word_buckets(wording) for wording in wordings], batch_first=True)
-        with torch.inference_mode(False):  # so that what is kept can later be used in training
+        with torch.inference_mode(False):  # what is kept may later be used in training
             marks = self.network(padded, torch.tensor(lengths), named, buckets)
             rows = [mark[:length].clone() for mark, length in zip(marks, lengths, strict=True)]
         new = dict(zip(wordings, rows, strict=True))
@@ -244,7 +248,7 @@ class RequestReader:
         return new
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, 512) float32: what is wanted, what is unwanted, each of length 1 or zeros."""
+        """Return the vectors of ``texts``, (texts, 512) float32: wanted, then unwanted, each of length 1 or zeros."""
         return (
             torch.stack([self._slots(reading) for reading in self.read(texts)]) if texts else torch.empty(0, self.dim)
         )

@@ -1,4 +1,4 @@
-"""A saved Sentence Transformers model, with its own pooling, normalisation and prompts."""
+"""Encoders from Sentence Transformers, with their own pooling, normalisation and prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cramer_peft.encoders.batched import ModuleEncoder
+from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
@@ -20,7 +20,7 @@ _TOKENIZER_LOCK = threading.Lock()
 
 
 class SentenceTransformersEncoder(ModuleEncoder):
-    """Vectors of a Sentence Transformers model (extra ``sentence-transformers``).
+    """Encodes texts by a saved Sentence Transformers model (extra ``sentence-transformers``).
 
     The model's files are checked before anything is loaded: of its modules only Transformer, Pooling, Normalize and
     Dense are accepted, weights come from safetensors, and code beside the model is never run.
@@ -28,17 +28,13 @@ class SentenceTransformersEncoder(ModuleEncoder):
     Args:
         model_name_or_path: A folder that ``SentenceTransformer.save_pretrained`` wrote, or a name on the hub.
         revision: Revision on the hub.
-        local_files_only: Whether to refuse the network; set to False to download.
-        prompt: Put before each text.
+        local_files_only: True to refuse the network, False to download.
+        prompt: Text to put before each text.
         prompt_name: One of the model's own prompts, in place of ``prompt``. None: its default prompt, if it has one.
         truncate_dim: Keep this many of the first features.
-        normalize_embeddings: Whether to bring the vectors to length 1, after truncation.
+        normalize_embeddings: True to scale the vectors to length 1, after truncation.
         batch_size: Texts per forward pass.
-        device: Where it runs, for example ``"cuda"``.
-
-    Raises:
-        EncoderError: If the model cannot be loaded, or an option does not fit it.
-        MissingExtraError: If ``sentence-transformers`` is not installed.
+        device: Device to run on, for example ``"cuda"``.
     """
 
     name = "sentence-transformers"

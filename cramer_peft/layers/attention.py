@@ -1,4 +1,8 @@
-"""Masked ``nn.MultiheadAttention``, wrapped whole: it reads its projections' weights directly."""
+"""Masked ``nn.MultiheadAttention``.
+
+The module is wrapped whole: it reads the weights of its projections directly and would never call a mask on one of
+them. For the same reason attention under masks is computed here, step by step and as torch does it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cramer_peft.errors import UnsupportedError
-from cramer_peft.gates import FeatureSpec, LayerSpec, Spec, WeightProjection
-from cramer_peft.layers.passthrough import PassthroughMaskLayer
+from cramer_peft.layers.masked_layer import PassthroughMaskLayer
 from cramer_peft.layers.registry import register_mask_layer
+from cramer_peft.masks import FeatureSpec, LayerSpec, Spec, WeightProjection
 
 _INPUTS = ("q", "k", "v")
 
@@ -22,12 +26,8 @@ _INPUTS = ("q", "k", "v")
 class MaskedMultiheadAttention(PassthroughMaskLayer):
     """A masked ``nn.MultiheadAttention``.
 
-    Its parts are the projections ``q``, ``k``, ``v`` and ``out``, and ``heads``: one gate for each head's
-    output, before the output projection. The rows are where the module has its batch, in dimension 0 or 1
-    by its own ``batch_first``.
-
-    Attributes of the frozen module are read through the wrapper (``num_heads``, ``in_proj_weight`` …), as
-    ``nn.TransformerEncoderLayer`` does.
+    Its parts are the projections ``q``, ``k``, ``v`` and ``out``, and ``heads``: one gate for each head's output,
+    before the output projection. The rows are in dimension 0 or 1, by the module's own ``batch_first``.
     """
 
     linear = False
@@ -56,7 +56,7 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
 
     def masked_forward(
         self,
-        gates: Mapping[str, Any],
+        masks: Mapping[str, Any],
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -66,27 +66,7 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention under ``gates``; arguments and results are those of ``nn.MultiheadAttention``.
-
-        Args:
-            gates: Gates by part.
-            query: (rows, L, E) or (L, rows, E), by ``batch_first``; (L, E) without rows.
-            key: As ``query``, of length S and width ``kdim``.
-            value: As ``key``, of width ``vdim``.
-            key_padding_mask: Which keys to leave out (bool), or what to add to their scores, (rows, S).
-            need_weights: Whether to return the attention weights, too.
-            attn_mask: Which pairs to leave out (bool), or what to add to their scores, (L, S) or
-                (rows * heads, L, S).
-            average_attn_weights: Whether the weights are averaged over the heads.
-            is_causal: Says that ``attn_mask`` is the causal mask.
-
-        Returns:
-            Outputs shaped as ``query``, and the weights (rows, L, S), (rows, heads, L, S) or None.
-
-        Raises:
-            RequestError: If there are not as many requests as rows.
-            UnsupportedError: If the inputs are nested tensors, or ``is_causal`` comes without ``attn_mask``.
-        """
+        """Compute attention under ``masks`` (part → mask); the other arguments and the results are torch's own."""
         base = self._attention
         self._check_inputs(query, key, value, attn_mask, is_causal)
         batched = query.dim() == 3
@@ -96,29 +76,39 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         self._check_lengths(query, key, value, batch_dim)
         inputs = {"q": query, "k": key, "v": value}
-        gates = {part: self.fitted(gate, inputs.get(part, query), batch_dim) for part, gate in gates.items()}
-        # Sequence first, as in torch: the layout decides how a product is rounded.
-        q, k, v = (self._projected(gates, part, inputs[part].movedim(batch_dim, 1)).transpose(0, 1) for part in _INPUTS)
-
-        # The causal hint replaces the mask only where nothing else has to be added to it, as in torch.
-        causal = is_causal and key_padding_mask is None and not need_weights
-        mask = self._added_mask(None if causal else attn_mask, key_padding_mask, q, k)
-        q, k, v = self._split(q), self._with_extra(self._split(k), "k"), self._with_extra(self._split(v), "v")
-        dropout = base.dropout if base.training else 0.0
-        if need_weights:
-            attended, weights = _attend_with_weights(q, k, v, mask, dropout)
-        else:
-            attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-            weights = None
-        output = self._output(gates, attended).movedim(0, batch_dim)
+        masks = {part: self.fitted(mask, inputs.get(part, query), batch_dim) for part, mask in masks.items()}
+        # Sequence first, as torch does it, because the strides decide how a product is rounded.
+        q, k, v = (self._projected(masks, part, inputs[part].movedim(batch_dim, 1)).transpose(0, 1) for part in _INPUTS)
+        attended, weights = self._attend(q, k, v, attn_mask, key_padding_mask, need_weights, is_causal)
+        output = self._output(masks, attended).movedim(0, batch_dim)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         if batched:
             return output, weights
         return output.squeeze(1), None if weights is None else weights.squeeze(0)
 
-    def fold_parts(self, gates: Mapping[str, Any], row: int) -> dict[str, Tensor]:
-        return {**self._folded_inputs(gates, row), **self._folded_output(gates, row)}
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None,
+        key_padding_mask: Tensor | None,
+        need_weights: bool,
+        is_causal: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with projected q, k and v, (rows, length, E): (rows, heads, L, E / heads), and the weights."""
+        # As in torch, the causal hint replaces the mask only if nothing else has to be added to the scores.
+        causal = is_causal and key_padding_mask is None and not need_weights
+        added = self._added_scores(None if causal else attn_mask, key_padding_mask, q, k)
+        q, k, v = self._split(q), self._with_extra(self._split(k), "k"), self._with_extra(self._split(v), "v")
+        dropout = self._attention.dropout if self._attention.training else 0.0
+        if need_weights:
+            return _attend_with_weights(q, k, v, added, dropout)
+        return functional.scaled_dot_product_attention(q, k, v, added, dropout, causal), None
+
+    def fold_parts(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+        return {**self._folded_inputs(masks, row), **self._folded_output(masks, row)}
 
     @property
     def _attention(self) -> nn.MultiheadAttention:
@@ -152,7 +142,7 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
             )
 
     def _input_projections(self) -> dict[str, tuple[str, WeightProjection]]:
-        """Per input, the name of the parameter that holds its weight, and its projection."""
+        """Return, per input, the name of the parameter that holds its weight, and its projection."""
         base = self._attention
         biases = [None] * 3 if base.in_proj_bias is None else base.in_proj_bias.chunk(3)
         weights = _input_weights(base)
@@ -161,28 +151,28 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
             for part, (name, weight), bias in zip(_INPUTS, weights, biases, strict=True)
         }
 
-    def _projected(self, gates: Mapping[str, Any], part: str, x: Tensor) -> Tensor:
+    def _projected(self, masks: Mapping[str, Any], part: str, x: Tensor) -> Tensor:
         _, projection = self._input_projections()[part]
-        output: Tensor = gates[part].apply(projection, x, 1) if part in gates else projection.base_forward(x)
+        output: Tensor = masks[part].apply(projection, x, 1) if part in masks else projection.base_forward(x)
         return output
 
     def _split(self, x: Tensor) -> Tensor:
-        """(rows, length, E) → (rows, heads, length, E / heads)."""
+        """Split (rows, length, E) into (rows, heads, length, E / heads)."""
         split: Tensor = x.unflatten(-1, (self._attention.num_heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
         return split
 
     def _with_extra(self, x: Tensor, part: str) -> Tensor:
-        """``x`` (rows, heads, S, E / heads) with the keys that ``add_bias_kv`` and ``add_zero_attn`` add."""
+        """Return ``x`` (rows, heads, S, E / heads) with the keys that ``add_bias_kv`` and ``add_zero_attn`` add."""
         base = self._attention
         extra = base.bias_k if part == "k" else base.bias_v
         if extra is not None:
             x = torch.cat([x, self._split(extra).expand(x.shape[0], -1, -1, -1)], 2)
         return functional.pad(x, (0, 0, 0, 1)) if base.add_zero_attn else x
 
-    def _added_mask(
+    def _added_scores(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor
     ) -> Tensor | None:
-        """What is added to the scores, broadcastable to (rows, heads, L, S + extra keys)."""
+        """Return what is added to the attention scores, broadcastable to (rows, heads, L, S + extra keys)."""
         base, (rows, length, _), keys = self._attention, q.shape, k.shape[1]
         masks = []
         if attn_mask is not None:
@@ -207,24 +197,24 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
                 f"module {self.module_name!r}: {name} has the dtype {mask.dtype}, expected bool or floating point."
             )
 
-    def _output(self, gates: Mapping[str, Any], attended: Tensor) -> Tensor:
-        """(rows, heads, L, E / heads) → (rows, L, E)."""
-        if "heads" in gates:
-            attended = gates["heads"].multiply(attended, 0, feature_dim=-3)
+    def _output(self, masks: Mapping[str, Any], attended: Tensor) -> Tensor:
+        """Apply the output projection: (rows, heads, L, E / heads) → (rows, L, E)."""
+        if "heads" in masks:
+            attended = masks["heads"].multiply(attended, 0, feature_dim=-3)
         flat = attended.transpose(1, 2).flatten(-2)
         base = self._attention
         projection = WeightProjection(base.out_proj.weight, base.out_proj.bias)
-        output: Tensor = gates["out"].apply(projection, flat, 0) if "out" in gates else projection.base_forward(flat)
+        output: Tensor = masks["out"].apply(projection, flat, 0) if "out" in masks else projection.base_forward(flat)
         return output
 
-    def _folded_inputs(self, gates: Mapping[str, Any], row: int) -> dict[str, Tensor]:
-        weights: dict[str, list[Tensor]] = {}  # in_proj_weight holds all three, one after the other
+    def _folded_inputs(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+        weights: dict[str, list[Tensor]] = {}  # in_proj_weight holds q, k and v, one after the other
         biases: list[Tensor] = []
         changed: set[str] = set()
         for part, (name, projection) in self._input_projections().items():
             weight, bias = projection.weight_matrix, projection.base_bias
-            if part in gates:
-                weight, bias = gates[part].fold(weight, bias, row)
+            if part in masks:
+                weight, bias = masks[part].fold(weight, bias, row)
                 changed.add(name)
                 if bias is not projection.base_bias:
                     changed.add("in_proj_bias")
@@ -235,13 +225,13 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
             folded["in_proj_bias"] = torch.cat(biases)
         return folded
 
-    def _folded_output(self, gates: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+    def _folded_output(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:
         out_proj = self._attention.out_proj
         weight, bias = out_proj.weight, out_proj.bias
-        if "out" in gates:
-            weight, bias = gates["out"].fold(weight, bias, row)
-        if "heads" in gates:
-            heads = gates["heads"].row(row).to(weight.dtype)
+        if "out" in masks:
+            weight, bias = masks["out"].fold(weight, bias, row)
+        if "heads" in masks:
+            heads = masks["heads"].row(row).to(weight.dtype)
             weight = weight * heads.repeat_interleave(self._attention.head_dim)
         folded = {} if weight is out_proj.weight else {"out_proj.weight": weight}
         if bias is not None and bias is not out_proj.bias:
@@ -250,7 +240,7 @@ class MaskedMultiheadAttention(PassthroughMaskLayer):
 
 
 def _input_weights(base: nn.MultiheadAttention) -> list[tuple[str, Tensor]]:
-    """The weights of q, k and v, (E, width of the input), each with the name of the parameter that holds it."""
+    """Return the weights of q, k and v, (E, width of the input), each with the name of the parameter that holds it."""
     if base.in_proj_weight is not None:
         return [("in_proj_weight", weight) for weight in base.in_proj_weight.chunk(3)]
     return [(name, getattr(base, name)) for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")]

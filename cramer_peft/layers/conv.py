@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.errors import RequestError
-from cramer_peft.gates import LayerGate, LayerSpec
-from cramer_peft.layers.passthrough import PassthroughMaskLayer
+from cramer_peft.layers.masked_layer import PassthroughMaskLayer
 from cramer_peft.layers.registry import register_mask_layer
+from cramer_peft.masks import LayerMask, LayerSpec
 
 
 class MaskedConvolution(PassthroughMaskLayer):
     """A masked convolution: the mask has one entry for each pair of an output and an input channel.
 
-    All positions of the kernel share the entry. With ``groups``, the entries between channels of different
-    groups act on nothing, as there is no weight between them. The rows are in dimension 0, whatever
-    ``batch_dim`` the configuration names.
+    All positions of the kernel share the entry; entries between channels of different ``groups`` have no effect. The
+    rows are in dimension 0; the configuration's ``batch_dim`` is not used.
     """
 
     linear: ClassVar[bool] = False
@@ -33,33 +32,25 @@ class MaskedConvolution(PassthroughMaskLayer):
         output: Tensor = self.base_layer._conv_forward(x, self.base_layer.weight, None)  # type: ignore[operator]
         return output
 
-    def masked_forward(self, gates: Mapping[str, Any], input: Tensor) -> Tensor:
-        """The convolution under ``gates``.
-
-        Args:
-            gates: Gates of the part ``""``.
-            input: (rows, channels, …), or (channels, …) without rows.
-
-        Raises:
-            RequestError: If there are not as many requests as rows.
-        """
-        gate: LayerGate = gates[""]
+    def masked_forward(self, masks: Mapping[str, Any], input: Tensor) -> Tensor:
+        """Run the convolution under ``masks`` on (rows, channels, …), or (channels, …) without rows."""
+        mask: LayerMask = masks[""]
         if input.dim() != -self.feature_dim:
-            return self.fitted(gate, input, 0).apply(self, input, 0)
-        if gate.rows != 1:
+            return self.fitted(mask, input, 0).apply(self, input, 0)
+        if mask.rows != 1:
             raise RequestError(
                 f"module {self.module_name!r}: its input of shape {tuple(input.shape)} is one sample without rows, but "
-                f"{gate.rows} requests were given. Give one request, or a batch of samples."
+                f"{mask.rows} requests were given. Give one request, or a batch of samples."
             )
-        return gate.apply(self, input, 0)
+        return mask.apply(self, input, 0)
 
-    def fold(self, gates: LayerGate, row: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the convolution with one row's gates folded in, as new tensors."""
+    def fold(self, mask: LayerMask, row: int) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the convolution with one row's mask folded in, as new tensors."""
         weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
         channels = weight.new_ones(self.out_features, self.in_features)
-        mask, bias = gates.fold(channels, self.base_bias, row)
-        mask = within_groups(mask, self.base_layer.groups)  # type: ignore[arg-type]
-        return weight * mask.reshape(*mask.shape, *[1] * (weight.dim() - 2)), bias
+        factors, bias = mask.fold(channels, self.base_bias, row)
+        factors = within_groups(factors, self.base_layer.groups)  # type: ignore[arg-type]
+        return weight * factors.reshape(*factors.shape, *[1] * (weight.dim() - 2)), bias
 
 
 @register_mask_layer(nn.Conv1d)
@@ -77,7 +68,7 @@ class MaskedConvolution2d(MaskedConvolution):
 
 
 def within_groups(mask: Tensor, groups: int) -> Tensor:
-    """The entries of a mask between channels of one group: (out, in) → (out, in / groups)."""
+    """Return the entries of a mask between channels of one group: (out, in) → (out, in / groups)."""
     out_channels, in_channels = mask.shape
     blocks = mask.reshape(groups, out_channels // groups, groups, in_channels // groups)
     return torch.diagonal(blocks, dim1=0, dim2=2).movedim(-1, 0).reshape(out_channels, in_channels // groups)

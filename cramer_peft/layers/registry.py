@@ -1,14 +1,13 @@
-"""Which wrapper masks which class of module; users can add their own."""
+"""The registry of masked layers: the wrapper for each class of module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from cramer_peft.layers.base import RequestMaskLayer
+from cramer_peft.layers.masked_layer import RequestMaskLayer
 
 _WRAPPERS: dict[type[nn.Module], type[RequestMaskLayer]] = {}
 
@@ -16,7 +15,7 @@ Wrapper = TypeVar("Wrapper", bound="type[RequestMaskLayer]")
 
 
 def register_mask_layer(module_class: type[nn.Module]) -> Callable[[Wrapper], Wrapper]:
-    """Class decorator: the decorated :class:`RequestMaskLayer` masks modules of ``module_class``.
+    """Register the decorated :class:`RequestMaskLayer` for modules of ``module_class``; a class decorator.
 
     A later registration for the same class replaces the earlier one.
     """
@@ -29,10 +28,9 @@ def register_mask_layer(module_class: type[nn.Module]) -> Callable[[Wrapper], Wr
 
 
 def wrapper_for(module: nn.Module) -> type[RequestMaskLayer] | None:
-    """The wrapper class for ``module``, or None.
+    """Return the wrapper class for ``module``, or None.
 
-    A subclass is masked like its parent only if it runs the parent's forward: one with a forward of
-    its own may do anything with the weight, so it needs a registration of its own.
+    A subclass with a forward of its own may do anything with the weight, so it needs a registration of its own.
     """
     for base in type(module).__mro__:
         wrapper = _WRAPPERS.get(base)
@@ -43,5 +41,5 @@ def wrapper_for(module: nn.Module) -> type[RequestMaskLayer] | None:
 
 
 def registered_classes() -> list[str]:
-    """Names of the module classes that can be masked, for error messages."""
+    """Return the names of the module classes that can be masked, for error messages."""
     return sorted(module_class.__name__ for module_class in _WRAPPERS)

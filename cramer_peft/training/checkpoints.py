@@ -1,7 +1,7 @@
-"""Checkpoints of a training: trained weights, optimiser, schedule and random states, each folder complete or not there.
+"""Checkpoints of a training: trained weights, optimiser, schedule and random states.
 
 A checkpoint is a folder ``checkpoint-<step>`` of JSON and safetensors files. It is written under another name and
-renamed when it is whole, so a process that is killed leaves the checkpoint before it.
+renamed when it is complete, so that a process that is killed leaves the earlier checkpoints intact.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a training keeps its checkpoints.
+    """The folder of a training's checkpoints.
 
     Attributes:
         folder: A folder for this training alone; with several machines, on a file system that all of them see.
-        every: Optimiser steps from one checkpoint to the next; a backbone's are at the end of each epoch instead.
-        resume: Go on from the last checkpoint, or start where there is none. Otherwise the folder must hold none.
+        every: Optimiser steps between two checkpoints; those of a backbone are written after each epoch instead.
+        resume: True to continue from the last checkpoint, if there is one; False if the folder must hold none.
     """
 
     folder: Path
@@ -45,19 +45,15 @@ class Checkpoints:
             raise ConfigError(f"every: found {self.every}, expected 1 or more steps between two checkpoints.")
 
     def below(self, name: str) -> Checkpoints:
-        """The same for one of several trainings, in a folder of that name."""
+        """Return the checkpoints of one of several trainings, in a folder ``name`` inside this one."""
         return Checkpoints(self.folder / name, self.every, self.resume)
 
     def last_step(self) -> int | None:
-        """The step of the last checkpoint; None: there is none."""
+        """Return the step of the last checkpoint; None if there is none."""
         return max((int(match[1]) for _, match in _named(self.folder)), default=None)
 
     def last(self) -> Path | None:
-        """The last checkpoint, to go on from; None: start.
-
-        Raises:
-            ConfigError: If there is one and ``resume`` is False.
-        """
+        """Return the last checkpoint, to continue from; None if there is none."""
         step = self.last_step()
         if step is None:
             return None
@@ -69,7 +65,7 @@ class Checkpoints:
         return self.of_step(step)
 
     def of_step(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Return the folder of a step's checkpoint."""
         return self.folder / f"checkpoint-{step}"
 
 
@@ -91,15 +87,9 @@ def write_checkpoint(
     states: list[dict[str, Tensor]],
     extra: dict[str, dict[str, Any]],
 ) -> None:
-    """Write a checkpoint, whole or not at all; what a killed writer left there before is removed.
+    """Write a checkpoint folder, whole or not at all; parts that a killed writer left there are removed.
 
-    Args:
-        path: The folder ``checkpoint-<step>``.
-        progress: Plain values.
-        weights: Trained weights by name.
-        optimizer: ``state_dict`` of a torch optimiser.
-        states: Of each process, what :func:`random_state` gave.
-        extra: Other JSON files, by name.
+    ``states`` holds the random states of each process, ``extra`` other JSON files by name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(".checkpoint-*.part"):
@@ -119,36 +109,24 @@ def write_checkpoint(
 
 
 def keep_only(folder: Path, kept: set[int]) -> None:
-    """Remove the checkpoints of other steps."""
+    """Remove the checkpoints of all steps but ``kept``."""
     for path, match in _named(folder):
         if int(match[1]) not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def read_progress(path: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint.
-
-    Raises:
-        AdapterFileError: If the file is missing or unreadable.
-    """
+    """Return the plain values of a checkpoint."""
     return read_json(path / PROGRESS)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The trained weights of a checkpoint, by name.
-
-    Raises:
-        AdapterFileError: If the file is missing or unreadable.
-    """
+    """Return the trained weights of a checkpoint, by name."""
     return read_safetensors(path / WEIGHTS)[0]
 
 
 def read_optimizer(path: Path) -> dict[str, Any]:
-    """The optimiser's ``state_dict``.
-
-    Raises:
-        AdapterFileError: If a file is missing or unreadable.
-    """
+    """Return the optimiser's ``state_dict``."""
     rest = read_progress(path)["optimizer"]
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
     for name, value in read_safetensors(path / OPTIMIZER)[0].items():
@@ -158,17 +136,13 @@ def read_optimizer(path: Path) -> dict[str, Any]:
 
 
 def read_random(path: Path, index: int) -> dict[str, Tensor] | None:
-    """A process's random state; None where the checkpoint is of fewer processes.
-
-    Raises:
-        AdapterFileError: If the file is unreadable.
-    """
+    """Return a process's random state; None if the checkpoint was written by fewer processes."""
     file = path / f"{RANDOM}-{index}.safetensors"
     return read_safetensors(file)[0] if file.exists() else None
 
 
 def _apart(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an optimiser's state by name, and the plain values."""
+    """Split an optimiser's state into its tensors, by name, and its plain values."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
     for index, values in optimizer["state"].items():
@@ -181,11 +155,7 @@ def _apart(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a model that are trained, and the stored buffers of the parts that are trained throughout.
-
-    Args:
-        model: The model; a tensor with several names is there under one.
-    """
+    """Return a model's trained parameters, and the stored buffers of parts that are trained throughout; each once."""
     found: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for prefix, module in _trained_parts("", model):
         for name, inner in module.named_modules(prefix=prefix):
@@ -206,16 +176,7 @@ def _trained_parts(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Mod
 
 @torch.no_grad()
 def fill_trained(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Write weights into a model in place; on a failure none is written.
-
-    Args:
-        model: The model.
-        weights: As :func:`trained_tensors` gave them.
-        where: Where they are from, for the message.
-
-    Raises:
-        AdapterFileError: If names or shapes differ.
-    """
+    """Write the tensors that :func:`trained_tensors` gave into a model, in place; on a failure none is written."""
     own = trained_tensors(model)
     odd = [name for name in own.keys() | weights.keys() if _shape(own, name) != _shape(weights, name)]
     if odd:
@@ -236,14 +197,14 @@ def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
 
 
 def device_state(device: torch.device) -> Tensor:
-    """The state of torch's global generator of a device, uint8."""
+    """Return the state of torch's global random generator of a device, uint8."""
     module = torch.random if device.type == "cpu" else torch.get_device_module(device)
     state: Tensor = module.get_rng_state() if device.type == "cpu" else module.get_rng_state(device)
     return state
 
 
 def set_device_state(device: torch.device, state: Tensor) -> None:
-    """Set what :func:`device_state` gave."""
+    """Set the state of torch's global random generator of a device."""
     if device.type == "cpu":
         torch.random.set_rng_state(state)
     else:
@@ -251,7 +212,7 @@ def set_device_state(device: torch.device, state: Tensor) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The global random states of Python, numpy, torch and a device, as tensors."""
+    """Return the global random states of Python, numpy, torch and a device, as tensors."""
     version, numbers, gauss = random.getstate()
     assert version == 3
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -266,7 +227,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Set what :func:`random_state` gave; another kind of device keeps its own state."""
+    """Restore a :func:`random_state`; a device of another kind keeps its own state."""
     python_has, python_gauss, position, has_gauss, cached = state["loose"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), python_gauss if python_has else None))
     keys = state["numpy"].numpy().astype(np.uint32)

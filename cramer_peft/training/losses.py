@@ -1,4 +1,4 @@
-"""Losses for the generator; they know scores and gates, not what is being ranked."""
+"""Losses for the generator, on scores and mask states of any model."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.state import MaskState
+from cramer_peft.mask_state import MaskState
 
 
 def minimal_edit_loss(
     scores: Tensor, frozen_scores: Tensor, match: Tensor, kappa: float = 8.0, floor: float | None = None
 ) -> Tensor:
-    """Distance to the smallest edit of the frozen distribution that satisfies a request.
+    """Return the distance to the smallest edit of the frozen distribution that satisfies a request.
 
     ``p*(i) ∝ p_frozen(i) exp(kappa match(i))`` maximises ``E[match] - KL(p, p_frozen) / kappa``: it keeps
-    the frozen model's odds among items that match equally well, and is p_frozen itself where ``match`` is
+    the frozen model's odds among items that match equally well, and is p_frozen itself if ``match`` is
     constant. The loss of a row is KL(p* ‖ p_edited). (The project's own; see "The method" in the docs.)
 
-    How large an edit a request needs differs widely: leaving out a rare attribute moves little probability,
-    asking for it moves nearly all. With ``floor``, each row's loss is divided by KL(p* ‖ p_frozen) + floor,
-    so that all requests count alike: what is left of the edit that was needed.
+    Requests need edits of very different sizes: leaving out a rare attribute moves little probability, asking for it
+    moves nearly all. With ``floor``, each row's loss is divided by KL(p* ‖ p_frozen) + floor, so that all requests
+    count alike: the loss is then the share of the needed edit that is still missing.
 
     Args:
         scores: Scores under the request, (rows, items).
         frozen_scores: Scores of the frozen model, (rows, items); no gradient flows into them.
         match: How well each item satisfies the request, (rows, items), for example from -1 to 1.
-        kappa: How strongly a match counts, in nats.
-        floor: Divide each row's loss by the edit it needs plus this, in nats; None: do not divide.
+        kappa: Weight of a match, in nats.
+        floor: Divide each row's loss by the edit that it needs plus this, in nats; None: do not divide.
 
     Returns:
         The loss, a scalar: the mean over the rows.
@@ -43,15 +43,15 @@ def minimal_edit_loss(
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p ‖ q) per row."""
+    """Return KL(p ‖ q) per row."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 class SparsityLoss:
-    """The paper's regulariser of the ``topk`` gate (CRAMER, ICML 2026, section "Loss").
+    """The paper's regulariser of the form ``topk`` (CRAMER, ICML 2026, section "Loss").
 
     ``(1/d) sum_i KL(Bernoulli(sigmoid(z_i)) ‖ Bernoulli(k/d))`` over all d gate logits, averaged over the
-    rows; it holds the share of gates that want to be open at the share that is kept.
+    rows. It keeps the share of gates that want to be open near the share that is kept.
 
     Args:
         drop_ratio: Share of gates that is dropped; k = ceil((1 - drop_ratio) d).
@@ -61,7 +61,7 @@ class SparsityLoss:
         self.drop_ratio = drop_ratio
 
     def __call__(self, state: MaskState) -> Tensor:
-        """The loss, a scalar, of a mask state that carries its graph."""
+        """Return the loss, a scalar, of a mask state that carries its graph."""
         logits = torch.cat([value for parts in state.tensors.values() for value in parts.values()], dim=-1)
         total = logits.shape[-1]
         target = min(math.ceil((1 - self.drop_ratio) * total - 1e-9) / total, 1 - 1e-6)

@@ -1,4 +1,4 @@
-"""Which process this is, and which rows of a batch are its own."""
+"""The processes of a training, and the rows of a batch that each works on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHARE = "share"  # a batch's key of what Share.as_tensor gives
+SHARE = "share"  # key of Share.as_tensor in a batch
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Share:
 
     Attributes:
         start: First row.
-        stop: Row after the last; ``start`` where there are fewer rows than processes and none is left for this one.
+        stop: Row after the last; equal to ``start`` if there are fewer rows than processes and none is left.
         total: Rows of the whole batch, 1 or more.
     """
 
@@ -28,21 +28,21 @@ class Share:
 
     @property
     def empty(self) -> bool:
-        """Whether no row is left for this process."""
+        """True if no row is left for this process."""
         return self.start == self.stop
 
     @property
     def rows(self) -> slice:
-        """The rows to work on; the first one, which must then count for nothing, where none is left."""
+        """The rows to work on. If none is left it is the first row, which must then not count."""
         return slice(0, 1) if self.empty else slice(self.start, self.stop)
 
     def as_tensor(self) -> Tensor:
-        """For a batch: (3,) int64."""
+        """Return the share as a tensor to put into a batch, (3,) int64."""
         return torch.tensor([self.start, self.stop, self.total])
 
     @classmethod
     def from_tensor(cls, values: Tensor) -> Share:
-        """What :meth:`as_tensor` was made of."""
+        """Return the share of which :meth:`as_tensor` gave ``values``."""
         start, stop, total = values.tolist()
         return cls(start, stop, total)
 
@@ -52,8 +52,8 @@ class Processes:
     """The processes of a training.
 
     Attributes:
-        index: Which of them this is, from 0.
-        count: How many there are.
+        index: Number of this process, from 0.
+        count: Number of processes.
     """
 
     index: int = 0
@@ -61,22 +61,22 @@ class Processes:
 
     @classmethod
     def launched(cls) -> Processes:
-        """As ``accelerate launch`` or ``torchrun`` started them; one where nothing did."""
+        """Return the processes that ``accelerate launch`` or ``torchrun`` started; one if neither did."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and prints; the others leave that to it."""
+        """True for the one process that writes files and prints."""
         return self.index == 0
 
     def share(self, total: int) -> Share:
-        """This process's rows of a batch of so many; the shares differ by at most one row."""
+        """Return this process's rows of a batch of ``total`` rows; the shares differ by at most one row."""
         return Share(total * self.index // self.count, total * (self.index + 1) // self.count, total)
 
     def own_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of tensors (rows, …) cut to this process's rows, and which these are under the key ``"share"``.
+        """Return a batch of tensors (rows, …) cut to this process's rows, with its share under the key ``"share"``.
 
         With one process it is the batch itself.
         """

@@ -1,4 +1,4 @@
-"""A ``Trainer`` whose figures do not depend on the number of processes, and which goes on where it was killed."""
+"""A ``Trainer`` whose figures do not depend on the number of processes, and which resumes after it was killed."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from cramer_peft.training import checkpoints as files
 from cramer_peft.training.checkpoints import Checkpoints
 from cramer_peft.training.processes import SHARE, Processes, Share
 
-_STATE = "trainer_state.json"  # where Trainer itself looks for it
-_ELSEWHERE = "see _load_best_model"  # Trainer asks only whether there is a best checkpoint
+_STATE = "trainer_state.json"  # Trainer looks for this name
+_ELSEWHERE = "see _load_best_model"  # no path: if it is set, Trainer calls that method, which is ours
 
 
 class ResumableTrainer(Trainer):
-    """Trains on one process or several to the same figures, and keeps checkpoints of what is trained alone.
+    """Trains on one process or several to the same figures, and checkpoints only what is trained.
 
-    **Several processes.** ``per_device_train_batch_size`` is the size of the whole batch: each process draws the same
-    batches as one process would and works on its own rows of them, which the collator leaves
-    (:meth:`~cramer_peft.training.processes.Processes.own_rows`). A subclass's ``compute_loss`` takes the rows by
-    :meth:`share_of`, and weighs its means by :meth:`scales`. Inside :meth:`own_noise` a process has noise of its own.
+    **Several processes.** ``per_device_train_batch_size`` is the size of the whole batch. Each process draws the same
+    batches as one process would. The collator cuts each batch to the process's own rows
+    (:meth:`~cramer_peft.training.Processes.own_rows`). A subclass's ``compute_loss`` finds out which rows these are by
+    :meth:`share_of`, and weighs its means by :meth:`scales`. Inside :meth:`own_noise` each process draws its own noise.
 
-    **Checkpoints** (:mod:`~cramer_peft.training.checkpoints`) are written by the first process, without pickle, and
-    hold trained weights alone. They are whole or not there. The last and the best are kept. Without a folder the best
-    weights are kept in memory, where ``load_best_model_at_end`` asks for them.
+    **Checkpoints** are written by the first process, without pickle, and hold only trained weights. Each is complete or
+    absent. The last and the best are kept. Without a folder the best weights are kept in memory, if
+    ``load_best_model_at_end`` needs them.
 
     Args:
-        checkpoints: Where they are kept, as ``save_strategy`` says; None: nowhere.
+        checkpoints: Folder to keep them in, at the times of ``save_strategy``; None: no checkpoints.
         settings: Plain values that must be the same when a training is resumed.
-        **kwargs: Those of ``transformers.Trainer``.
+        **kwargs: Arguments of ``transformers.Trainer``.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ResumableTrainer(Trainer):
         settings: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)  # DataParallel would split what belongs together
+        kwargs["args"]._n_gpu = min(kwargs["args"].n_gpu, 1)  # DataParallel would split rows that belong together
         super().__init__(*args, **kwargs)
         self.processes = Processes(self.args.process_index, self.args.world_size)
         self._checkpoints = checkpoints
@@ -62,11 +62,11 @@ class ResumableTrainer(Trainer):
             self.add_callback(_StartCollator(self.data_collator.start_at))
 
     def train_or_resume(self) -> None:
-        """Train, or go on from the last checkpoint; a training that had ended gives its weights at once.
+        """Train, or continue from the last checkpoint; a training that has ended already only loads its weights.
 
         Raises:
-            ConfigError: If there are checkpoints but they are not to be resumed, of other settings, or not the same
-                ones for all processes.
+            ConfigError: If there are checkpoints, and ``resume`` is off, their settings differ, or the processes see
+                different ones.
             AdapterFileError: If a checkpoint is unreadable or of another model.
         """
         last = None if self._checkpoints is None else self._last_of_all(self._checkpoints)
@@ -83,7 +83,7 @@ class ResumableTrainer(Trainer):
         self._load_from_checkpoint(str(last if best is None else self._checkpoints.of_step(best)))
 
     def _last_of_all(self, kept: Checkpoints) -> Path | None:
-        # before anything is raised on one process alone, which the others would wait for
+        # Compared before anything can raise: the other processes would wait for one that failed alone.
         steps = gather_object([kept.last_step()])
         for index, step in enumerate(steps):
             if step != steps[0]:
@@ -105,25 +105,25 @@ class ResumableTrainer(Trainer):
     # ---------------------------------------------------------------- several processes
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Whole batches, the same on each process; the collator cuts them."""
+        """Return a loader of whole batches, the same on each process; the collator cuts them."""
         loader: DataLoader[Any] = super().get_train_dataloader()
         shard: Any = loader.batch_sampler
         if self.processes.count > 1:
-            # accelerate would give each process other rows, and repeat some to even them out
+            # accelerate would give each process different batches, and repeat rows to make them equally many
             shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
         return loader
 
     def share_of(self, inputs: dict[str, Any]) -> Share | None:
-        """Take from a batch which of its rows these are; None: all."""
+        """Remove the share from a batch and return it; None if the batch is whole."""
         values = inputs.pop(SHARE, None)
         return None if values is None else Share.from_tensor(values)
 
     def scales(self, share: Share | None, *counts: Tensor | int) -> list[Any]:
-        """What to multiply this process's means with, so that the mean over processes is the mean over all terms.
+        """Return a factor for each of this process's means, so that the processes' average is the mean over all terms.
 
         Args:
             share: This process's rows.
-            counts: Of each mean, how many terms of this process it is over.
+            counts: Number of terms of each mean in this process.
         """
         if share is None:
             return [1.0] * len(counts)
@@ -134,10 +134,10 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def own_noise(self) -> Iterator[torch.Generator | None]:
-        """Inside, torch's global generator is this process's own, for dropout and the like.
+        """Give torch's global generator a state of this process's own inside the block, for dropout and the like.
 
-        Gives a generator for draws that all processes must share: the global one's state, which the draws move on.
-        With one process it is None: all is drawn from the global one.
+        Yields a generator for draws that must be the same in all processes; it goes on from the global state. With
+        one process it is None, and everything is drawn from the global generator.
         """
         if self.processes.count == 1:
             yield None
@@ -214,7 +214,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None:
             return
         own = files.read_random(Path(checkpoint), self.processes.index)
-        # written by fewer processes: what all share is the same in each state, the noise is as at the start
+        # Written by fewer processes: the shared state is the same in each file, and the noise starts anew.
         state = files.read_random(Path(checkpoint), 0) if own is None else own
         assert state is not None
         files.set_random_state(state, self.args.device)
@@ -223,7 +223,7 @@ class ResumableTrainer(Trainer):
 
 
 class _StartCollator(TrainerCallback):
-    """Tells a collator, before the first batch, how many came before it."""
+    """Tells a collator, before the first batch, how many batches an earlier run has drawn."""
 
     def __init__(self, start_at: Callable[[int], None]) -> None:
         self._start_at = start_at

@@ -91,7 +91,7 @@ def masked_parts(model: nn.Module) -> str:
     found: dict[str, None] = {}
     for module in model.modules():
         if isinstance(module, RequestMaskLayer):
-            parts = [part for part in module.gated_parts() if part]
+            parts = [part for part in module.masked_parts() if part]
             name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", module.module_name)
             end = ".".join(name.split(".")[-2:]).removeprefix("*.")
             found[f"`{end}`" + (f" ({', '.join(parts)})" if parts else "")] = None

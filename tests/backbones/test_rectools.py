@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from cramer_peft import RequestMaskConfig, RequestMaskLayer, inject_request_masks, register_mask_layer
 from cramer_peft.errors import RequestError
-from cramer_peft.gates import LayerGate, LayerSpec, Projection, WeightProjection
 from cramer_peft.layers import registry
+from cramer_peft.masks import LayerMask, LayerSpec, Projection, WeightProjection
 
 pytest.importorskip("rectools", reason="needs rectools[torch]; tests/backbones/environments.py installs it apart")
 
@@ -84,7 +84,7 @@ class RawWeight:
 class MaskedProducts(TorchFunctionMode):
     """While on, each product by one of some weights is the one that its gates make of it."""
 
-    def __init__(self, gated: list[tuple[Tensor, Projection, LayerGate]]) -> None:
+    def __init__(self, gated: list[tuple[Tensor, Projection, LayerMask]]) -> None:
         super().__init__()
         self.gated = gated
 
@@ -111,13 +111,13 @@ class MaskedSTULayer(RequestMaskLayer):
     def masked_weight(cls, base_layer: nn.Module) -> Tensor:
         return base_layer.uvqk_proj.T
 
-    def masked_forward(self, gates: Mapping[str, LayerGate], seqs: Tensor, *args: Any) -> Tensor:
+    def masked_forward(self, gates: Mapping[str, LayerMask], seqs: Tensor, *args: Any) -> Tensor:
         raw, mlp = self.base_layer.uvqk_proj, self.base_layer.output_mlp
         uses = {"uvqk_proj": (raw, RawWeight(raw)), "output_mlp": (mlp.weight, WeightProjection(mlp.weight, mlp.bias))}
         with MaskedProducts([(*uses[part], self.fitted(gate, seqs, 0)) for part, gate in gates.items()]):
             return self.base_layer(seqs, *args)
 
-    def fold_parts(self, gates: Mapping[str, LayerGate], row: int) -> dict[str, Tensor]:
+    def fold_parts(self, gates: Mapping[str, LayerMask], row: int) -> dict[str, Tensor]:
         folded = {}
         if "uvqk_proj" in gates:
             weight, _ = gates["uvqk_proj"].fold(self.weight_matrix, None, row)
@@ -221,11 +221,11 @@ def test_the_own_layers_masks_equal_folded_weights(gate: str) -> None:
     masks = backbone.adapt(model, gate)
     with masks.request("more horror"):
         asked = backbone.scores(model)
-    gates = masks.gates("more horror")
+    gates = masks.masks_for("more horror")
     folded = {}
     for module in model.modules():
         if isinstance(module, MaskedSTULayer):
-            parts = {part: gates[module.entry(part)] for part in module.gated_parts()}
+            parts = {part: gates[module.entry(part)] for part in module.masked_parts()}
             changed = module.fold_parts(parts, 0)
             folded |= {f"{module.module_name}.{name}": value for name, value in changed.items()}
     masks.unload()

@@ -129,7 +129,8 @@ def masked_outputs(
             names = requests if batch == "short" else ("one row without", "one vector", "state")
             for name, keywords in ((name, requests[name]) for name in names):
                 outputs[f"output/{batch}/{name}"] = masks(x, **keywords)
-        for module, gate in masks.gates(rows).items():
+        masks_for = masks.masks_for if hasattr(masks, "masks_for") else masks.gates  # the name at those commits
+        for module, gate in masks_for(rows).items():
             if hasattr(gate, "weight_mask"):  # not the gates of features alone, such as a GRU's
                 outputs[f"mask/{module}"] = gate.weight_mask()
         if texts:

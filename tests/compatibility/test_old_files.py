@@ -207,7 +207,7 @@ def test_a_request_is_merged_as_it_was(old: Fixture) -> None:
 @pytest.mark.parametrize("folder", RECOMMENDERS, ids=lambda path: path.name)
 def test_an_old_recommender_recommends_what_it_did(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("wordllama")
-    from cramer_peft.recsys.bundle import RequestRecommender
+    from cramer_peft.recsys.recommender import RequestRecommender
 
     root = folder / "recommender"
     recommender = RequestRecommender.load(root)

@@ -257,6 +257,7 @@ def train_at_04ba6e0(model: Any, data: Path, output: Path) -> None:
     from cramer_peft.recsys.bundle import RequestRecommender, save_backbone
     from cramer_peft.recsys.interactions import load_interactions
     from cramer_peft.recsys.split import leave_one_out
+
     from cramer_peft.recsys.training import GeneratorOptions, train_generator
 
     catalogue, interactions = load_interactions(data)
@@ -272,6 +273,7 @@ def train_at_9aae9b6(model: Any, data: Path, output: Path) -> None:
     """What ``cramer-peft train`` does, with a backbone that is there already and fewer steps."""
     from cramer_peft.recsys.bundle import save_backbone
     from cramer_peft.recsys.own_recommender import TrainOptions, train_recommender
+
     from cramer_peft.recsys.training import GeneratorOptions
 
     checkpoint = data.parent / "checkpoint"

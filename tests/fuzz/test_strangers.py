@@ -472,6 +472,8 @@ def test_atomic_files(tmp_path_factory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp().resolve() / "data.inter"
     path.write_bytes(data)
     with watched(path.parent):
-        frame = only_our_errors(lambda: read_atomic(path), DataError)
-    if frame is not None:
+        found = only_our_errors(lambda: read_atomic(path), DataError)
+    if found is not None:
+        frame, types = found
+        assert list(types) == list(frame.columns)
         assert all(str(frame[name].dtype) in ("object", "float64") for name in frame.columns)

@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError, UnsupportedError
-from cramer_peft.gates import (
-    FeatureSpec,
-    Gate,
-    LayerSpec,
-    LowRankMaskGate,
-    PartGate,
-    ScaleGate,
-    TopKGate,
-)
 from cramer_peft.layers.attention import MaskedMultiheadAttention
 from cramer_peft.layers.registry import wrapper_for
+from cramer_peft.masks import (
+    FeatureSpec,
+    LayerSpec,
+    LowRankForm,
+    Mask,
+    MaskForm,
+    ScaleForm,
+    TopKForm,
+)
 
 PARTS = ("q", "k", "v", "heads", "out")
-FORMS: dict[str, Gate] = {"low_rank": LowRankMaskGate(2), "scale": ScaleGate(), "topk": TopKGate(0.3, 1.0)}
+FORMS: dict[str, MaskForm] = {"low_rank": LowRankForm(2), "scale": ScaleForm(), "topk": TopKForm(0.3, 1.0)}
 quick = settings(max_examples=150)
 
 
@@ -51,12 +51,12 @@ def attention(**options: Any) -> nn.MultiheadAttention:
 
 
 def masked(base: nn.MultiheadAttention) -> MaskedMultiheadAttention:
-    return MaskedMultiheadAttention(base, "attn", RequestCarrier())
+    return MaskedMultiheadAttention(base, "attn", RequestContext())
 
 
 def random_gates(
     base: nn.MultiheadAttention, form: str, rows: int, parts: tuple[str, ...] = PARTS, active: Tensor | None = None
-) -> dict[str, PartGate]:
+) -> dict[str, Mask]:
     gate = FORMS[form]
     specs = {part: spec for part, spec in MaskedMultiheadAttention.part_specs(base).items() if part in parts}
     tensors = {
@@ -70,12 +70,12 @@ def random_gates(
     return gate.build(tensors, scale, active, training=False)
 
 
-def identity_gates(base: nn.MultiheadAttention, form: str, rows: int) -> dict[str, PartGate]:
+def identity_gates(base: nn.MultiheadAttention, form: str, rows: int) -> dict[str, Mask]:
     """Gates of exactly 1, of a form that makes them otherwise."""
     return random_gates(base, form, rows, active=torch.zeros(rows, dtype=torch.bool))
 
 
-def folded(wrapper: MaskedMultiheadAttention, gates: dict[str, PartGate], row: int) -> nn.MultiheadAttention:
+def folded(wrapper: MaskedMultiheadAttention, gates: dict[str, Mask], row: int) -> nn.MultiheadAttention:
     """A plain module that holds one row's gates in its weights."""
     new = copy.deepcopy(wrapper.base_layer)
     for name, value in wrapper.fold_parts(gates, row).items():

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cramer_peft import inject_request_masks
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError
-from cramer_peft.gates import (
-    Gate,
-    LayerGate,
-    LayerSpec,
-    LowRankMaskGate,
-    ScaleGate,
-    TopKGate,
-    by_owner,
-    compose,
-)
 from cramer_peft.layers.conv import (
     MaskedConvolution,
     MaskedConvolution1d,
@@ -28,13 +18,23 @@ from cramer_peft.layers.conv import (
     within_groups,
 )
 from cramer_peft.layers.registry import wrapper_for
+from cramer_peft.masks import (
+    LayerMask,
+    LayerSpec,
+    LowRankForm,
+    MaskForm,
+    ScaleForm,
+    TopKForm,
+    compose,
+    compose_rowwise,
+)
 
-FORMS: list[Gate] = [
-    LowRankMaskGate(rank=2),
-    ScaleGate(gate_bias=True),
-    ScaleGate(gate_bias=False),
-    TopKGate(drop_ratio=0.4, gate_bias=True),
-    TopKGate(drop_ratio=0.4, gate_bias=False),
+FORMS: list[MaskForm] = [
+    LowRankForm(rank=2),
+    ScaleForm(gate_bias=True),
+    ScaleForm(gate_bias=False),
+    TopKForm(drop_ratio=0.4, gate_bias=True),
+    TopKForm(drop_ratio=0.4, gate_bias=False),
 ]
 quick = settings(max_examples=60)
 
@@ -42,10 +42,10 @@ quick = settings(max_examples=60)
 def wrapped(base: nn.Module) -> MaskedConvolution:
     wrapper = wrapper_for(base)
     assert wrapper is not None
-    return wrapper(base, "conv", RequestCarrier())
+    return wrapper(base, "conv", RequestContext())
 
 
-def random_gate(base: nn.Module, form: Gate, rows: int, active: Tensor | None = None) -> LayerGate:
+def random_gate(base: nn.Module, form: MaskForm, rows: int, active: Tensor | None = None) -> LayerMask:
     spec = MaskedConvolution.spec(base)
     tensors = {part: torch.randn(rows, *shape, dtype=base.weight.dtype) for part, shape in form.parts(spec).items()}
     scale = None if active is None else active.to(base.weight.dtype)
@@ -58,7 +58,7 @@ class Case:
 
     dims: int
     options: dict[str, Any]
-    form: Gate
+    form: MaskForm
     rows: int
     channels_last: bool
     seed: int
@@ -144,12 +144,14 @@ def test_single_precision(case: Case) -> None:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name}-{getattr(form, 'gate_bias', '')}")
 @pytest.mark.parametrize("groups", [1, 2])
-def test_masks_of_several_adapters(form: Gate, groups: int) -> None:
+def test_masks_of_several_adapters(form: MaskForm, groups: int) -> None:
     base = nn.Conv2d(4, 6, 3, groups=groups).double()
     layer, x = wrapped(base), torch.randn(3, 4, 6, 6, dtype=torch.float64)
     owner = torch.tensor([0, 1, -1])
     together = compose([random_gate(base, other, 3) for other in (FORMS[0], form)])
-    apart = by_owner({n: random_gate(base, other, 3, owner == n) for n, other in enumerate((FORMS[0], form))}, owner)
+    apart = compose_rowwise(
+        {n: random_gate(base, other, 3, owner == n) for n, other in enumerate((FORMS[0], form))}, owner
+    )
     for gate in (together, apart):
         output = layer.masked_forward({"": gate}, x)
         for row in range(3):
@@ -179,7 +181,7 @@ def test_specs() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.name}-{getattr(form, 'gate_bias', '')}")
-def test_a_sample_without_rows_takes_one_request_only(form: Gate) -> None:
+def test_a_sample_without_rows_takes_one_request_only(form: MaskForm) -> None:
     base, x = nn.Conv1d(3, 5, 2), torch.randn(3, 6)  # as many channels as requests
     layer, gate = wrapped(base), random_gate(base, form, 1)
     assert torch.allclose(layer.masked_forward({"": gate}, x), layer.masked_forward({"": gate}, x[None])[0], atol=1e-5)

@@ -9,25 +9,25 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cramer_peft import RequestMaskModel, inject_request_masks
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.context import RequestContext
 from cramer_peft.errors import MergeError, RequestError, UnsupportedError
-from cramer_peft.gates import FeatureGate, FeatureSpec
-from cramer_peft.layers.base import RowLayout
 from cramer_peft.layers.embedding import MaskedEmbedding
+from cramer_peft.layers.masked_layer import RowLayout
 from cramer_peft.layers.registry import wrapper_for
+from cramer_peft.masks import FeatureMask, FeatureSpec
 
 quick = settings(max_examples=40)
 
 
 def wrapped(base: nn.Embedding, batch_dim: int = 0) -> MaskedEmbedding:
-    layer = MaskedEmbedding(base, "items", RequestCarrier())
+    layer = MaskedEmbedding(base, "items", RequestContext())
     layer.update_layer("default", layer.part_specs(base), RowLayout(batch_dim))
     layer.set_adapter("default")
     return layer
 
 
-def random_gate(rows: int, features: int) -> FeatureGate:
-    return FeatureGate(1 + torch.randn(rows, features))
+def random_gate(rows: int, features: int) -> FeatureMask:
+    return FeatureMask(1 + torch.randn(rows, features))
 
 
 def test_parts() -> None:
@@ -63,7 +63,7 @@ def test_each_row_is_multiplied_by_its_gates(shape: list[int], width: int, where
 
 
 def test_one_gate_for_ids_of_any_shape() -> None:
-    base, gate = nn.Embedding(20, 4), FeatureGate(torch.randn(1, 4), shared=True)
+    base, gate = nn.Embedding(20, 4), FeatureMask(torch.randn(1, 4), shared=True)
     for ids in (torch.tensor(3), torch.tensor([3, 4]), torch.tensor([[[3], [4]]])):
         assert torch.equal(wrapped(base).masked_forward({"": gate}, ids), base(ids) * gate.values[0])
 
@@ -88,7 +88,7 @@ def test_padding_stays_zero() -> None:
 
 def test_gates_act_after_the_norm_is_limited() -> None:
     base = nn.Embedding(20, 4, max_norm=0.5)
-    gate, ids = FeatureGate(torch.full((1, 4), 10.0)), torch.arange(20)[None]
+    gate, ids = FeatureMask(torch.full((1, 4), 10.0)), torch.arange(20)[None]
     output = wrapped(base).masked_forward({"": gate}, ids)
     assert torch.allclose(output.norm(dim=-1), torch.full((1, 20), 5.0), atol=1e-3)
     with pytest.raises(UnsupportedError, match=r"'items'.*max_norm=0.5"):
@@ -107,7 +107,7 @@ def test_folding() -> None:
 
 
 def test_gradients_of_a_sparse_table_stay_sparse() -> None:
-    base, gate = nn.Embedding(20, 4, sparse=True), FeatureGate(torch.ones(1, 4, requires_grad=True))
+    base, gate = nn.Embedding(20, 4, sparse=True), FeatureMask(torch.ones(1, 4, requires_grad=True))
     wrapped(base).masked_forward({"": gate}, torch.tensor([[3, 4]])).sum().backward()
     assert base.weight.grad.is_sparse
     assert gate.values.grad is not None
@@ -140,7 +140,7 @@ def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, tied: bool) -> 
     output = masks(x, request=["a", None, "b"])
     assert torch.equal(output[1], frozen[1])
     assert not torch.allclose(output[0], frozen[0], atol=1e-3)
-    values = masks.gates(["a", None, "b"])["items"].values
+    values = masks.masks_for(["a", None, "b"])["items"].values
     items = before.parameters["items.weight"][x]
     # The layer that shares the table multiplies by the frozen one.
     assert torch.allclose(output, (items * values[:, None]).mean(1) @ before.parameters["out.weight"].T, atol=1e-5)

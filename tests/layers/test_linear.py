@@ -4,16 +4,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import inject_request_masks
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError, UnsupportedError
-from cramer_peft.gates import LayerSpec
 from cramer_peft.layers import MaskedConv1D, MaskedLinear
+from cramer_peft.masks import LayerSpec
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_project_is_the_weight_without_the_bias(bias: bool) -> None:
     linear = nn.Linear(4, 6, bias=bias)
-    layer = MaskedLinear(linear, "a", RequestCarrier())
+    layer = MaskedLinear(linear, "a", RequestContext())
     x = torch.randn(3, 2, 4)
     assert layer.spec(linear) == LayerSpec(out_features=6, in_features=4)
     assert (layer.out_features, layer.in_features) == (6, 4)
@@ -26,7 +26,7 @@ def test_linear_project_is_the_weight_without_the_bias(bias: bool) -> None:
 def test_conv1d_stores_its_weight_the_other_way_round() -> None:
     conv = Conv1D(6, 4)
     nn.init.normal_(conv.bias)
-    layer = MaskedConv1D(conv, "a", RequestCarrier())
+    layer = MaskedConv1D(conv, "a", RequestContext())
     x = torch.randn(3, 2, 4)
     assert layer.spec(conv) == LayerSpec(out_features=6, in_features=4)
     assert torch.equal(layer.masked_weight(conv), conv.weight.T)
@@ -39,7 +39,7 @@ def test_without_a_request_the_frozen_module_itself_is_called() -> None:
     linear = nn.Linear(4, 6)
     calls = []
     linear.register_forward_hook(lambda *_: calls.append(1))
-    layer = MaskedLinear(linear, "a", RequestCarrier())
+    layer = MaskedLinear(linear, "a", RequestContext())
     x = torch.randn(2, 4)
     assert torch.equal(layer(x), linear(x))
     assert len(calls) == 2
@@ -47,14 +47,14 @@ def test_without_a_request_the_frozen_module_itself_is_called() -> None:
 
 def test_a_layer_has_no_parameters_of_its_own() -> None:
     linear = nn.Linear(4, 6)
-    layer = MaskedLinear(linear, "a", RequestCarrier())
+    layer = MaskedLinear(linear, "a", RequestContext())
     assert list(layer.state_dict()) == ["base_layer.weight", "base_layer.bias"]
     assert layer.weight is linear.weight
 
 
 def test_merging_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="merge"):
-        MaskedLinear(nn.Linear(4, 6), "a", RequestCarrier()).merge()
+        MaskedLinear(nn.Linear(4, 6), "a", RequestContext()).merge()
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 4), (3, 2, 5, 4)])
@@ -77,7 +77,7 @@ def test_batch_dim(make_config, gate: str, batch_dim: int) -> None:
         model, make_config(gate, target_modules=["0"], request_dim=5, batch_dim=batch_dim, gate_bias=None)
     )
     output = masks(x, request=requests)
-    gates = masks.gates(requests)["0"]
+    gates = masks.masks_for(requests)["0"]
     for row in range(3):
         weight, bias = model[0].fold(gates, row)
         assert torch.allclose(output[:, row], nn.functional.linear(x[:, row], weight, bias), atol=1e-5)

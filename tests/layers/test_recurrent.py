@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from cramer_peft import inject_request_masks
-from cramer_peft.carrier import RequestCarrier
+from cramer_peft.context import RequestContext
 from cramer_peft.errors import MergeError, RequestError
-from cramer_peft.gates import FeatureGate, FeatureSpec
 from cramer_peft.layers import recurrent
 from cramer_peft.layers.recurrent import MaskedRecurrent, element_rows
 from cramer_peft.layers.registry import wrapper_for
+from cramer_peft.masks import FeatureMask, FeatureSpec
 
 KINDS = (nn.RNN, nn.GRU, nn.LSTM)
 quick = settings(max_examples=40)
 
 
 def wrapped(base: nn.RNNBase) -> MaskedRecurrent:
-    return MaskedRecurrent(base, "rnn", RequestCarrier())
+    return MaskedRecurrent(base, "rnn", RequestContext())
 
 
-def random_gates(base: nn.RNNBase, rows: int) -> dict[str, FeatureGate]:
+def random_gates(base: nn.RNNBase, rows: int) -> dict[str, FeatureMask]:
     specs = MaskedRecurrent.part_specs(base)
-    return {part: FeatureGate(1 + torch.randn(rows, spec.features)) for part, spec in specs.items()}
+    return {part: FeatureMask(1 + torch.randn(rows, spec.features)) for part, spec in specs.items()}
 
 
 def map_states(function: Callable[[Tensor], Tensor], states: Any) -> Any:
@@ -41,7 +41,7 @@ def pairs(a: Any, b: Any) -> list[tuple[Any, Any]]:
     return list(zip(a, b, strict=True)) if isinstance(a, tuple) else [(a, b)]
 
 
-def by_hand(base: nn.RNNBase, gates: dict[str, FeatureGate], row: int, x: Tensor, states: Any) -> tuple[Tensor, Any]:
+def by_hand(base: nn.RNNBase, gates: dict[str, FeatureMask], row: int, x: Tensor, states: Any) -> tuple[Tensor, Any]:
     """One row's sequence (length, features) by itself; states (layers, hidden)."""
     output, last = base(x * gates["input"].row(row), states)
     return output * gates["output"].row(row), last
@@ -131,7 +131,7 @@ def test_gates_of_one_leave_every_bit_of_a_single_step(kind: type[nn.RNNBase]) -
     options = {"input_size": 4, "hidden_size": 4, "bias": False}
     for seed in range(5):
         case = Case(kind, options, rows=2, lengths=[1, 1], packed=False, sort=False, with_states=False, seed=seed)
-        ones = {part: FeatureGate(torch.ones_like(gate.values)) for part, gate in random_gates(case.base, 2).items()}
+        ones = {part: FeatureMask(torch.ones_like(gate.values)) for part, gate in random_gates(case.base, 2).items()}
         output, states = wrapped(case.base).masked_forward(ones, case.input(), None)
         expected, expected_states = case.base(case.input())
         assert torch.equal(output, expected)
@@ -151,7 +151,7 @@ def test_gates_of_one_leave_every_bit_of_their_rows(case: Case, data: st.DataObj
     before, after = case.rows_of(expected), case.rows_of(output)
     assert all(torch.equal(before[row], after[row]) for row in frozen)
 
-    ones = {part: FeatureGate(torch.ones_like(gate.values)) for part, gate in gates.items()}
+    ones = {part: FeatureMask(torch.ones_like(gate.values)) for part, gate in gates.items()}
     output, states = layer.masked_forward(ones, case.input(), case.states)
     expected, expected_states = case.base(case.input(), case.states)
     for one, other in pairs(output, expected):
@@ -173,7 +173,7 @@ def test_folded_weights_and_output_gates_equal_the_gates(case: Case, data: st.Da
     merged = copy.deepcopy(case.base)
     merged.load_state_dict({**before, **new})
     found, last = wrapped(merged).masked_forward(
-        {"output": FeatureGate(gates["output"].row(row)[None])}, case.x[row], _row_of(case.states, row)
+        {"output": FeatureMask(gates["output"].row(row)[None])}, case.x[row], _row_of(case.states, row)
     )
     alone, expected = by_hand(case.base, gates, row, case.x[row], _row_of(case.states, row))
     assert torch.allclose(found, alone, atol=1e-5)
@@ -223,7 +223,7 @@ def test_a_part_without_gates_stays_frozen(part: str) -> None:
     base, x = nn.GRU(3, 4), torch.randn(5, 2, 3)
     gates = random_gates(base, 2)
     output, last = wrapped(base).masked_forward({part: gates[part]}, x)
-    gate = {other: FeatureGate(torch.ones_like(g.values)) for other, g in gates.items()} | {part: gates[part]}
+    gate = {other: FeatureMask(torch.ones_like(g.values)) for other, g in gates.items()} | {part: gates[part]}
     expected, expected_last = wrapped(base).masked_forward(gate, x)
     assert torch.equal(output, expected)
     assert torch.equal(last, expected_last)
@@ -241,8 +241,8 @@ def test_element_rows_of_a_packed_sequence() -> None:
 
 def test_one_gate_for_all_rows() -> None:
     base, x = nn.GRU(3, 4, batch_first=True), torch.randn(2, 5, 3)
-    one = {part: FeatureGate(g.values, shared=True) for part, g in random_gates(base, 1).items()}
-    both = {part: FeatureGate(gate.values.expand(2, -1)) for part, gate in one.items()}
+    one = {part: FeatureMask(g.values, shared=True) for part, g in random_gates(base, 1).items()}
+    both = {part: FeatureMask(gate.values.expand(2, -1)) for part, gate in one.items()}
     layer = wrapped(base)
     assert torch.equal(layer.masked_forward(one, x)[0], layer.masked_forward(both, x)[0])
     packed = pack_padded_sequence(x, torch.tensor([3, 5]), batch_first=True, enforce_sorted=False)
@@ -328,7 +328,7 @@ def test_in_a_model(make_config, gate: str, snapshot, x: Tensor, kind: type[nn.R
     assert torch.equal(masks(x, *lengths, request=["z", None, "b"])[1:], output[1:])
     assert torch.allclose(masks(x[2:], *(n[2:] for n in lengths), request=["b"])[0], output[2], atol=1e-5)
     assert torch.equal(masks(x, *lengths), frozen)
-    assert set(masks.gates("a")) == {"rnn.input", "rnn.output"}
+    assert set(masks.masks_for("a")) == {"rnn.input", "rnn.output"}
     masks.unload()
     assert before.differences(model) == []
 

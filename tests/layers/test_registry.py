@@ -8,9 +8,9 @@ from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import RequestMaskLayer, inject_request_masks, register_mask_layer
 from cramer_peft.errors import RequestError, TargetModuleError
-from cramer_peft.gates import LayerSpec, WeightProjection
 from cramer_peft.layers import MaskedConv1D, MaskedLinear, registry
 from cramer_peft.layers.registry import registered_classes, wrapper_for
+from cramer_peft.masks import LayerSpec, WeightProjection
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_users_can_register_a_class(make_config, gate: str) -> None:
     assert isinstance(model[0], MaskedDoubled)
     output = masks(x, request=["a", None])
     assert torch.equal(output[1], frozen[1])
-    weight, bias = model[0].fold(masks.gates(["a"])["0"], 0)
+    weight, bias = model[0].fold(masks.masks_for(["a"])["0"], 0)
     assert torch.allclose(output[0], nn.functional.linear(x[0], weight, bias), atol=1e-5)
     assert "Doubled" in registered_classes()
     masks.unload()
@@ -130,7 +130,7 @@ def test_users_can_register_a_class_with_several_parts(make_config, snapshot, ga
     before, frozen = snapshot(model), model(x)
     masks = inject_request_masks(model, make_config(gate, target_modules=["0"], module_parts=parts))
     requests = ["a", None, "b"]
-    gates = masks.gates(requests)
+    gates = masks.masks_for(requests)
     assert set(gates) == {f"0.{part}" for part in parts or ["value", "switch"]}
     output = masks(x, request=requests)
     assert torch.equal(output[1], frozen[1])

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.gates import TopKGate
+from cramer_peft.masks import TopKForm
 from cramer_peft.training import TemperatureCallback
 
 pytest.importorskip("accelerate")
@@ -20,8 +20,8 @@ def temperatures(masks: RequestMaskModel, folder: Path, steps: int) -> list[floa
     found = []
     for state.global_step in range(steps + 1):
         callback.on_step_begin(arguments, state, TrainerControl())
-        gate = masks.generator.gate
-        assert isinstance(gate, TopKGate)
+        gate = masks.generator.form
+        assert isinstance(gate, TopKForm)
         found.append(gate.temperature)
     return found
 
@@ -51,7 +51,7 @@ def test_nothing_for_other_gates(
     gate: str, model: nn.Module, make_config: Callable[..., RequestMaskConfig], tmp_path: Path
 ) -> None:
     masks = inject_request_masks(model, make_config(gate))
-    before = dict(vars(masks.generator.gate))
+    before = dict(vars(masks.generator.form))
     arguments = TrainingArguments(output_dir=str(tmp_path))
     TemperatureCallback(masks).on_step_begin(arguments, TrainerState(max_steps=2), TrainerControl())
-    assert vars(masks.generator.gate) == before
+    assert vars(masks.generator.form) == before

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cramer_peft import RequestMaskConfig, inject_request_masks
-from cramer_peft.state import MaskState
+from cramer_peft.mask_state import MaskState
 from cramer_peft.training import SparsityLoss, minimal_edit_loss
 
 seeds = st.integers(0, 2**31)

@@ -14,13 +14,10 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_mask
 from cramer_peft.errors import AdapterFileError, ConfigError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.split import Split
-from cramer_peft.recsys.training.generator_training import (
-    BackboneOptions,
-    GeneratorOptions,
-    fit_backbone,
-    train_generator,
-)
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, fit_backbone
+from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 from cramer_peft.training.checkpoints import Checkpoints, fill_trained, random_state, set_random_state, trained_tensors
 from cramer_peft.training.processes import Processes, Share
 

@@ -1,0 +1,285 @@
+"""Finds the modules that a configuration masks, before anything is touched."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.errors import BaseModelMismatchError, Finding, FindingKind, TargetModuleError
+from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
+from cramer_peft.injection.fingerprint import update_digest
+from cramer_peft.layers.masked_layer import RequestMaskLayer, entry_name
+from cramer_peft.layers.registry import registered_classes, wrapper_for
+from cramer_peft.masks import LayerSpec, Spec
+
+
+@dataclass(frozen=True)
+class Target:
+    """One module to mask."""
+
+    name: str
+    module: nn.Module
+    parts: dict[str, Spec]
+
+
+@dataclass(frozen=True)
+class InjectionPlan:
+    """The changes that injecting a configuration into a model would make."""
+
+    config: RequestMaskConfig
+    targets: tuple[Target, ...]
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """Widths of everything that is masked, by entry."""
+        return {entry_name(target.name, part): spec for target in self.targets for part, spec in target.parts.items()}
+
+    def parts_of(self, name: str) -> dict[str, Spec]:
+        """Return the widths of the masked parts of one module."""
+        return next(target.parts for target in self.targets if target.name == name)
+
+
+def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
+    """Find the modules that ``config`` masks in ``model``, without touching either; fills in a copy of ``config``."""
+    modules = dict(own_modules(model))
+    resolved = config.with_values(target_modules=_resolve_targets(model, modules, config))
+    matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
+    if not matches:
+        raise _whole(_nothing_matches(modules, resolved))
+    problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
+    if problems:
+        raise TargetModuleError.of(
+            "these modules cannot be masked:\n  "
+            + "\n  ".join(finding.message for finding in problems)
+            + "\nLeave them out of target_modules, or name "
+            "them in exclude_modules.",
+            *problems,
+        )
+    _check_saved_whole(matches, resolved)
+    targets = tuple(_masked_parts(matches, resolved))
+    plan = InjectionPlan(resolved, targets)
+    layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
+    digest = fingerprint(targets)
+    _check_base(config, layout, digest)
+    return InjectionPlan(resolved.with_values(masked_modules=layout, base_fingerprint=digest), targets)
+
+
+def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> list[Target]:
+    wanted = config.module_parts
+    targets: list[Target] = []
+    known: set[str] = set()
+    # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
+    for name, module in sorted(matches.items()):
+        wrapper = wrapper_for(module)
+        assert wrapper is not None  # _refusal has named every module without one
+        parts = dict(wrapper.part_specs(module))
+        known.update(parts)
+        if wanted is not None and "" not in parts:
+            parts = {part: spec for part, spec in parts.items() if part in wanted}
+        if not parts:
+            message = f"module_parts={wanted} leaves nothing of {name!r} ({type(module).__name__})."
+            raise TargetModuleError.of(message, Finding(FindingKind.UNKNOWN_PART, message, name))
+        targets.append(Target(name, module, parts))
+    unknown = sorted(set(wanted or []) - known)
+    if unknown:
+        message = f"module_parts={unknown} are parts of no module to mask; the parts there are {sorted(known - {''})}."
+        raise TargetModuleError.of(message, Finding(FindingKind.UNKNOWN_PART, message))
+    return targets
+
+
+def _widths(spec: Spec) -> list[int]:
+    return [spec.out_features, spec.in_features] if isinstance(spec, LayerSpec) else [spec.features]
+
+
+def fingerprint(targets: Sequence[Target]) -> str | None:
+    """Return a digest of the names, shapes, dtypes and values of the masked weights; None on the meta device."""
+    digest = hashlib.sha256()
+    for target in targets:
+        wrapper = wrapper_for(target.module)
+        assert wrapper is not None
+        for weight in wrapper.fingerprint_weights(target.module):
+            if weight.is_meta:
+                return None
+            update_digest(digest, target.name, weight)
+    return "sha256:" + digest.hexdigest()
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules by name: masked layers as the modules that they wrap, and nothing inside PEFT's own wrappers."""
+    wrapped: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(prefix) for prefix in wrapped):
+            continue
+        if isinstance(module, (RequestMaskLayer, AuxiliaryTrainingWrapper)):
+            wrapped.append(name + ".")
+        yield name, module.base_layer if isinstance(module, RequestMaskLayer) else module
+
+
+def _resolve_targets(model: nn.Module, modules: dict[str, nn.Module], config: RequestMaskConfig) -> list[str] | str:
+    targets = config.target_modules
+    if targets is None:
+        return _default_targets(model, modules)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        # A regular expression, since names in a list match as endings too: "proj" would take in "head.proj".
+        return "|".join(re.escape(name) for name in _all_linear(model, modules))
+    return targets
+
+
+def _default_targets(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+    found: list[str] = []
+    for module in modules.values():
+        model_type = getattr(getattr(module, "config", None), "model_type", None)
+        if isinstance(model_type, str):
+            found += [name for name in DEFAULT_TARGET_MODULES.get(model_type, []) if name not in found]
+    if found:
+        return found
+    candidates = _all_linear(model, modules)
+    raise _whole(
+        f"target_modules is not set and the architecture of {type(model).__name__} is not known. Name the modules to "
+        f"mask, usually the feed-forward and attention-output projections, or 'all-linear'. Candidates: "
+        f"{_listed(candidates)}."
+    )
+
+
+def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+    get_output = getattr(model, "get_output_embeddings", None)
+    head = get_output() if callable(get_output) else None
+    names = [
+        name
+        for name, module in modules.items()
+        if name and _is_linear(module) and module is not head and not _inside_attention(name, modules)
+    ]
+    if not names:
+        others = [name for name, module in modules.items() if name and wrapper_for(module) is not None]
+        raise _whole(
+            f"{type(model).__name__} has no linear module to mask. Others that can be named: "
+            f"{_listed(others) or 'none'}; supported are {', '.join(registered_classes())}."
+        )
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    wrapper = wrapper_for(module)
+    return isinstance(module, nn.Linear) or (wrapper is not None and wrapper.linear)
+
+
+def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
+    return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
+    linear = [
+        name for name, module in modules.items() if name and _is_linear(module) and not _inside_attention(name, modules)
+    ]
+    wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules or [])
+    endings = {name.rsplit(".", 1)[-1] for name in linear} | {".".join(name.split(".")[-2:]) for name in linear}
+    near = [close for name in wanted for close in difflib.get_close_matches(name, sorted(endings), n=3, cutoff=0.5)]
+    message = f"no module matches target_modules={config.target_modules!r}"
+    if config.exclude_modules:
+        message += f" with exclude_modules={config.exclude_modules!r}"
+    if config.layers_to_transform is not None:
+        message += f" and layers_to_transform={config.layers_to_transform!r}"
+        if config.layers_pattern is None:
+            message += " (name the module list that it counts in by layers_pattern)"
+    if near:
+        message += f". Near misses: {', '.join(dict.fromkeys(near))}"
+    return f"{message}. Modules that can be masked: {_listed(linear)}."
+
+
+def _whole(message: str) -> TargetModuleError:
+    return TargetModuleError.of(message, Finding(FindingKind.NOTHING_MATCHES, message))
+
+
+def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
+    """Return the reason why the module cannot be masked, or None."""
+    module = modules[name]
+    wrapper = wrapper_for(module)
+    if wrapper is None:
+        message = (
+            f"{name!r} is a {type(module).__name__}; supported are {', '.join(registered_classes())} and what is "
+            "registered by cramer_peft.register_mask_layer."
+        )
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
+    if _inside_attention(name, modules):
+        parent = name.rpartition(".")[0]
+        message = (
+            f"{name!r} is read directly by its parent nn.MultiheadAttention {parent!r}: a mask would have no "
+            f"effect. Name the attention module, {parent!r}, which is masked whole (module_parts=['out'] for its "
+            "output projection alone)."
+        )
+        return Finding(FindingKind.READ_BY_PARENT, message, name)
+    if any(is_lazy(value) for value in module.parameters()):
+        message = f"{name!r} is a {type(module).__name__} without weights yet: call the model once before that."
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
+    if any(0 in _widths(spec) for spec in wrapper.part_specs(module).values()):
+        message = f"{name!r} is a {type(module).__name__} without any features: there is nothing to mask."
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
+    return None
+
+
+def _nested(name: str, matches: dict[str, nn.Module]) -> Finding | None:
+    """Return the reason why the module cannot be masked beside the others, or None."""
+    outer = next((other for other in matches if name.startswith(other + ".")), None)
+    if outer is None:
+        return None
+    message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
+    return Finding(FindingKind.NESTED_TARGET, message, name)
+
+
+def _check_saved_whole(matches: dict[str, nn.Module], config: RequestMaskConfig) -> None:
+    """Refuse to train a module whole that is masked, or lies inside one: PEFT would do so, or fail halfway."""
+    for name, module in matches.items():
+        inside = [f"{name}.base_layer"] + [f"{name}.base_layer.{child}" for child, _ in module.named_modules() if child]
+        for wanted in config.modules_to_save or []:
+            found = next((place for place in [name, *inside] if place.endswith(wanted)), None)
+            if found is not None:
+                message = (
+                    f"modules_to_save={wanted!r} takes in {found.replace('.base_layer', '')!r}, which is masked: a "
+                    "module is masked or trained whole, not both. Names there match as endings; leave it out of one."
+                )
+                raise TargetModuleError.of(message, Finding(FindingKind.NESTED_TARGET, message, name))
+
+
+def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:
+    if config.masked_modules is not None and config.masked_modules != layout:
+        differences = describe_difference(config.masked_modules, layout)
+        raise BaseModelMismatchError(f"the adapter was made for other modules than this model has: {differences}.")
+    if config.base_fingerprint is not None and digest is not None and config.base_fingerprint != digest:
+        raise BaseModelMismatchError(
+            f"the adapter was made for another base model: the masked weights' fingerprint is {digest}, the adapter "
+            f"expects {config.base_fingerprint}. Load the base model it was trained on; to use it with this one "
+            "nevertheless, pass check_base=False (or set base_fingerprint=None in its configuration)."
+        )
+
+
+def describe_difference(expected: dict[str, list[int]], found: dict[str, list[int]]) -> str:
+    """Describe the differences of two layouts."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} has {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    parts = []
+    if missing:
+        parts.append(f"missing {_listed(missing)}")
+    if extra:
+        parts.append(f"unexpected {_listed(extra)}")
+    if shapes:
+        parts.append("; ".join(shapes[:5]))
+    return "; ".join(parts) or "the same modules in another order"
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,149 @@
+"""The record of everything that injection attaches to a model or changes on it, to undo it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from cramer_peft.errors import ConfigError
+from cramer_peft.layers import fused_encoder
+from cramer_peft.layers.masked_layer import RequestMaskLayer
+
+_HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ATTRIBUTES = ("forward", "peft_config", "_require_grads_hooks", "_require_grads_hook")
+
+
+def locations(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Return, for each submodule (by id), every parent and attribute name under which it is registered."""
+    found: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for owner in model.modules():
+        for name, child in owner._modules.items():
+            if child is not None:
+                found[id(child)].append((owner, name))
+    return found
+
+
+@dataclass
+class ModelRecord:
+    """A model as it was before the first injection, and the modules that have been replaced since."""
+
+    requires_grad: dict[str, bool]
+    training: dict[str, bool]
+    attributes: dict[str, Any]
+    hooks: set[int]
+    replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    unfused: list[nn.Module] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelRecord:
+        """Record ``model`` as it is now."""
+        return cls(
+            requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
+            training={name: module.training for name, module in model.named_modules()},
+            attributes={name: model.__dict__[name] for name in _ATTRIBUTES if name in model.__dict__},
+            hooks={key for module in model.modules() for table in _HOOK_TABLES for key in getattr(module, table)},
+        )
+
+    def replace(self, places: list[tuple[nn.Module, str]], new: nn.Module) -> None:
+        """Put ``new`` at each of ``places``, and remember the module that was there."""
+        for owner, name in places:
+            self.replaced.append((owner, name, owner._modules[name]))  # type: ignore[arg-type]
+            setattr(owner, name, new)
+
+    def undo(self, model: nn.Module, adapter_name: str, kept: int) -> None:
+        """Remove what a further adapter that failed halfway put on; ``kept`` modules had been replaced before it."""
+        for owner, name, wrapper in list(_auxiliary(model)):
+            others = set(wrapper._get_available_adapters()) - {adapter_name}
+            if not others:
+                setattr(owner, name, wrapper.original_module)
+            else:
+                wrapper.delete_adapter(adapter_name, [n for n in wrapper.active_adapters if n in others])
+        for owner, name, module in reversed(self.replaced[kept:]):
+            setattr(owner, name, module)
+        del self.replaced[kept:]
+        for layer in masked_layers(model):
+            layer.request_mask_specs.pop(adapter_name, None)
+
+    def trained_modules(self, model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+        """Return parent, name and the active adapter's copy of each module in ``modules_to_save``."""
+        return [
+            (owner, name, wrapper.modules_to_save[wrapper.active_adapters[0]])
+            for owner, name, wrapper in _auxiliary(model)
+            if getattr(wrapper, "modules_to_save", None) and wrapper.active_adapters
+        ]
+
+    def restore(self, model: nn.Module) -> None:
+        """Restore ``model`` to its recorded state: modules, flags, training mode, attributes; PEFT's hooks go."""
+        fused_encoder.remove(self.unfused)
+        self.unfused.clear()
+        for owner, name, wrapper in list(_auxiliary(model)):
+            setattr(owner, name, wrapper.original_module)
+        for owner, name, module in reversed(self.replaced):
+            setattr(owner, name, module)
+        self.replaced.clear()
+        for name, parameter in model.named_parameters():
+            if name in self.requires_grad:
+                parameter.requires_grad_(self.requires_grad[name])
+        for name, module in model.named_modules():
+            module.training = self.training.get(name, module.training)
+            _remove_peft_hooks(module, self.hooks)
+        for name in _ATTRIBUTES:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(self.attributes)
+
+
+def masked_layers(model: nn.Module) -> Iterator[RequestMaskLayer]:
+    """Yield the masked layers of ``model``."""
+    for module in model.modules():
+        if isinstance(module, RequestMaskLayer):
+            yield module
+
+
+def check_row_layouts(model: nn.Module, names: Sequence[str]) -> None:
+    """Check that adapters expect the rows of each layer where the active adapters do, whose layout the layer uses."""
+    for layer in masked_layers(model):
+        for name in dict.fromkeys(names):
+            _, own = layer.request_mask_specs.get(name, (None, layer.layout))
+            if own != layer.layout:
+                raise ConfigError(
+                    f"module {layer.module_name!r}: adapter {name!r} expects its rows by batch_dim={own.batch_dim}, "
+                    f"batch_folding={own.folding!r}, the active adapters {layer.active_adapters} by "
+                    f"batch_dim={layer.layout.batch_dim}, batch_folding={layer.layout.folding!r}. Name adapters of one "
+                    "layout in adapter_names, and make one of them active by set_adapter(name)."
+                )
+
+
+def _auxiliary(model: nn.Module) -> Iterator[tuple[nn.Module, str, AuxiliaryTrainingWrapper]]:
+    for owner in list(model.modules()):
+        for name, child in list(owner._modules.items()):
+            if isinstance(child, AuxiliaryTrainingWrapper):
+                yield owner, name, child
+
+
+def _remove_peft_hooks(module: nn.Module, kept: set[int]) -> None:
+    for table in _HOOK_TABLES:
+        hooks = getattr(module, table)
+        for key in [key for key, hook in hooks.items() if key not in kept and _is_from_peft(hook)]:
+            del hooks[key]
+
+
+def _is_from_peft(hook: Any) -> bool:
+    # PeftModel puts a hook on the input embeddings of a model that checkpoints gradients, its own or the one of
+    # transformers, and never removes it.
+    name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
+    return name.startswith("peft.") or (name.startswith("transformers.") and "enable_input_require_grads" in name)
+
+
+def shared_storages(model: nn.Module) -> set[int]:
+    """Return the addresses of storages that parameters of several modules share (tied weights)."""
+    holders: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if not parameter.is_meta:
+                holders[parameter.untyped_storage().data_ptr()].add(id(module))
+    return {storage for storage, modules in holders.items() if len(modules) > 1}

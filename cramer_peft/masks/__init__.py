@@ -1,0 +1,49 @@
+"""The forms of a mask, how one is applied, and how several compose."""
+
+from cramer_peft.masks.compose import ProductMask, RowwiseMask, compose, compose_rowwise
+from cramer_peft.masks.form import LayerTensors, MaskForm
+from cramer_peft.masks.low_rank import LowRankForm, LowRankMask
+from cramer_peft.masks.mask import (
+    BatchMask,
+    FeatureMask,
+    FeatureSpec,
+    LayerMask,
+    LayerSpec,
+    Mask,
+    Masks,
+    Projection,
+    RowColumnMask,
+    Spec,
+    WeightProjection,
+)
+from cramer_peft.masks.scale import ScaleForm
+from cramer_peft.masks.signed import SignedForm
+from cramer_peft.masks.topk import TopKForm
+
+__all__ = [
+    "FORMS",
+    "BatchMask",
+    "FeatureMask",
+    "FeatureSpec",
+    "LayerMask",
+    "LayerSpec",
+    "LayerTensors",
+    "LowRankForm",
+    "LowRankMask",
+    "Mask",
+    "MaskForm",
+    "Masks",
+    "ProductMask",
+    "Projection",
+    "RowColumnMask",
+    "RowwiseMask",
+    "ScaleForm",
+    "SignedForm",
+    "Spec",
+    "TopKForm",
+    "WeightProjection",
+    "compose",
+    "compose_rowwise",
+]
+
+FORMS: dict[str, type[MaskForm]] = {form.name: form for form in (LowRankForm, ScaleForm, SignedForm, TopKForm)}

@@ -1,0 +1,32 @@
+"""Names that an adapter can have."""
+
+from torch import nn
+
+from cramer_peft.errors import ConfigError
+
+# Names that would collide with parts of the keys under which PEFT saves an adapter's tensors.
+_RESERVED_NAMES = {
+    "head",
+    "trunk",
+    "default_request",
+    "model",
+    "base_model",
+    "base_layer",
+    "original_module",
+    "modules_to_save",
+}
+
+
+def check_adapter_name(name: str) -> None:
+    """Check that an adapter can have ``name``."""
+    if (
+        not name
+        or set(name) & set("./\\\0")
+        or name.isdigit()
+        or name in _RESERVED_NAMES
+        or hasattr(nn.ModuleDict(), name)
+    ):
+        raise ConfigError(
+            f"adapter name {name!r} cannot be used: it must not be empty, a number, hold a dot, slash or NUL, or be a "
+            "name that the saved tensors' keys use."
+        )
