@@ -1,7 +1,7 @@
 """Wrap a recommender of your own, train its request generator with ``transformers.Trainer``, save and load it.
 
-The data are simulated: items have genres, users have two favourite genres, and the request of a user
-names one genre of the item that comes next. Run it as it stands; it needs no network and no extra.
+The data are simulated: items have genres, users have two favourite genres, and a user's request names one genre of
+the item that comes next. Run it as it stands; it needs no network and no extra.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Recommender(nn.Module):
 
 
 def make_data(users: int, genres: Tensor, wordings: list[str], seed: int) -> list[dict[str, Any]]:
-    """Per user: a history from two favourite genres, the next item (half the time of any genre), a request."""
+    """Return a history from two favourite genres, the next item (half the time of any genre) and a request per user."""
     rng = random.Random(seed)
     of_genre = [genres[:, g].nonzero().flatten().tolist() for g in range(len(GENRES))]
     rows = []
@@ -64,7 +64,7 @@ def make_data(users: int, genres: Tensor, wordings: list[str], seed: int) -> lis
 
 
 def collate(rows: list[dict[str, Any]], with_request: bool = True) -> dict[str, Any]:
-    """A batch: tensors for the model, and one request text for each row."""
+    """Return a batch: tensors for the model, and one request text for each row."""
     batch: dict[str, Any] = {name: torch.tensor([row[name] for row in rows]) for name in ("histories", "next_item")}
     return {**batch, "request": [row["request"] for row in rows]} if with_request else batch
 
@@ -91,7 +91,7 @@ def train(model: nn.Module, rows: list[dict[str, Any]], epochs: int, rate: float
 
 @torch.no_grad()
 def measure(model: nn.Module, rows: list[dict[str, Any]], genres: Tensor, with_request: bool) -> tuple[float, float]:
-    """HR@10 of the next item, and the share of the top ten that has the genre asked for."""
+    """Return HR@10 of the next item, and the share of the top ten that has the requested genre."""
     batch = collate(rows)
     scores = model(batch["histories"], request=batch["request"] if with_request else None)
     top = scores.topk(10).indices
@@ -109,8 +109,8 @@ def main() -> None:
     test_rows = make_data(1000, genres, TEST_WORDINGS, seed=2)
     histories = torch.tensor([row["histories"] for row in test_rows])
 
-    # A recommender, trained without any request. From here on it is frozen. (Injection would freeze it too;
-    # torch may take another path through a product, and round otherwise, where a weight asks for gradients.)
+    # A recommender, trained without any request. From here on it is frozen. Injection would freeze it, too, but the
+    # scores below are compared bit for bit, and torch may round a product differently if a weight requires gradients.
     model = Recommender()
     train(model, train_rows, epochs=4, rate=3e-3, with_request=False)
     model.requires_grad_(False)
@@ -134,7 +134,7 @@ def main() -> None:
     train(masks, train_rows, epochs=6, rate=3e-3, with_request=True)
     hits_after, wanted_after = measure(masks, test_rows, genres, with_request=True)
     print(f"HR@10: frozen {hits_before:.3f}, under requests {hits_after:.3f}")
-    print(f"share of the top ten that has the genre asked for: {wanted_before:.3f}, under requests {wanted_after:.3f}")
+    print(f"share of the top ten that has the requested genre: {wanted_before:.3f}, under requests {wanted_after:.3f}")
     assert hits_after > 1.3 * hits_before
     assert wanted_after > 1.5 * wanted_before
 
@@ -143,7 +143,7 @@ def main() -> None:
         mixed = masks(histories[:3], request=["more horror", None, "more comedy"])
         assert torch.equal(mixed[1], model(histories[:3])[1])
         assert not torch.equal(mixed[0], model(histories[:3])[0])
-        asked = masks(histories, request="my choice is western")
+        western = masks(histories, request="my choice is western")
         assert torch.equal(masks(histories), frozen)
     print("a row without a request equals the frozen model's: True")
 
@@ -153,17 +153,22 @@ def main() -> None:
 
         # Unloading gives back the very model that went in.
         assert masks.unload() is model
-        with torch.no_grad():
-            restored = torch.equal(model(histories), frozen)
-        restored &= all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
-        assert restored
-        print(f"restored by unload, bit for bit: {restored}")
+        check_restored(model, untouched, histories, frozen)
 
         loaded = load_request_masks(model, folder)
         with torch.no_grad():
-            same = torch.equal(loaded(histories, request="my choice is western"), asked)
+            same = torch.equal(loaded(histories, request="my choice is western"), western)
         assert same
         print(f"loaded from files, same scores: {same}")
+
+
+def check_restored(model: nn.Module, untouched: nn.Module, histories: Tensor, frozen: Tensor) -> None:
+    """Check that a model has the scores and weights that it had before it was masked."""
+    with torch.no_grad():
+        restored = torch.equal(model(histories), frozen)
+    restored &= all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+    assert restored
+    print(f"restored by unload, bit for bit: {restored}")
 
 
 if __name__ == "__main__":

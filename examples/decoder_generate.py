@@ -32,7 +32,7 @@ def make_decoder() -> GPT2LMHeadModel:
 
 
 def train(masks: RequestMaskModel, steps: int = 300) -> None:
-    """Teach the generator the smallest edit of the next number's distribution that satisfies each request."""
+    """Teach the generator the smallest change of the next number's distribution that satisfies each request."""
     optimizer = torch.optim.AdamW(masks.generator.parameters(), lr=3e-3)
     requests = [EVEN, ODD] * 16
     even = (torch.arange(NUMBERS) % 2 == 0).float()
@@ -48,7 +48,7 @@ def train(masks: RequestMaskModel, steps: int = 300) -> None:
 
 
 def generate(model: GPT2LMHeadModel, prompts: Tensor) -> Tensor:
-    """The 20 numbers that follow each prompt, drawn with a fixed seed."""
+    """Return the 20 numbers that follow each prompt, drawn with a fixed seed."""
     torch.manual_seed(7)
     config = GenerationConfig(max_new_tokens=20, do_sample=True, pad_token_id=0)
     tokens: Tensor = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)
@@ -74,7 +74,7 @@ def main() -> None:
     print("masked:", ", ".join(modules))
     train(masks)
 
-    # generate() calls the model many times; the block keeps the rows' requests in force for all of them.
+    # generate() calls the model many times; inside the block the rows' requests apply to all calls.
     with masks.request([EVEN, None, ODD]):
         tokens = generate(model, prompts)
     for request, row in zip([EVEN, None, ODD], tokens, strict=True):

@@ -1,4 +1,4 @@
-"""Merge, unmerge, and look whether the frozen weights are what they were: PEFT's methods, and request masks.
+"""Merge, unmerge, and compare the frozen weights with those before: PEFT's methods, and request masks.
 
 Each case is one layer with random weights and a random adapter, in float32 or bfloat16, merged once and unmerged once.
 A case is exact if every weight of the frozen layer equals its value before, by torch.equal.
@@ -60,21 +60,21 @@ GATES = ("low_rank", "scale", "topk")
 
 
 class Model(nn.Module):
-    """One layer, and another one, so that the layer is not the root."""
+    """A layer beside another one, so that the layer is not the root."""
 
     def __init__(self, kind: str, seed: int, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.layer = LAYERS[kind]()
         self.rest = nn.Linear(2, 2)
-        for parameter in self.parameters():  # torch starts some of them at 0 or 1, which prove nothing
+        for parameter in self.parameters():  # torch starts some of them at 0 or 1, which are exact anyway
             nn.init.normal_(parameter)
         self.to(dtype).eval()
 
 
 @dataclass
 class Outcome:
-    """What happened to one method's cases."""
+    """Counts of one method's cases."""
 
     kinds: list[str] = field(default_factory=list)
     cases: int = 0
@@ -97,14 +97,14 @@ class Outcome:
 
 
 def frozen_part(model: Any) -> nn.Module:
-    """The layer of ``Model`` below PEFT's wrapper."""
+    """Return the layer of ``Model`` below PEFT's wrapper."""
     layer = model.base_model.model.layer
     base: nn.Module = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     return base
 
 
 def peft_case(outcome: Outcome, make: Callable[[], Any], kind: str, seed: int, dtype: torch.dtype) -> None:
-    """One case of a PEFT method; nothing is counted where the method does not take the layer."""
+    """Count one case of a PEFT method, unless the method does not take the layer."""
     try:
         model = peft.get_peft_model(Model(kind, seed, dtype), make()).eval()
     except (ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError, IndexError, KeyError):
@@ -122,7 +122,7 @@ def peft_case(outcome: Outcome, make: Callable[[], Any], kind: str, seed: int, d
 
 
 def our_case(outcome: Outcome, gate: str, kind: str, seed: int, dtype: torch.dtype) -> None:
-    """One case of ours: one request folded into the weights and taken out."""
+    """Count one case of ours: one request merged into the weights and taken out."""
     model = Model(kind, seed, dtype)
     try:
         masks = inject_request_masks(

@@ -15,26 +15,23 @@ from training_profile import made_up
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.data.datasets import load_dataset
-from cramer_peft.recsys.data.split import leave_one_out
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks, evaluate, make_tracks
-from cramer_peft.recsys.requests.attributes import RequestGenerator
-from cramer_peft.recsys.requests.text_encoders import request_encoder
+from cramer_peft.recsys.data.splits import leave_one_out
+from cramer_peft.recsys.evaluation.results import mean_metrics
+from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, mask_scorer
+from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
-from cramer_peft.recsys.training.backbone_training import train_backbone
-from cramer_peft.recsys.training.generator_training import (
-    BackboneOptions,
-    GeneratorOptions,
-    score_histories,
-    train_generator,
-)
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
+from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 SHOWN = ("ndcg", "satisfaction", "violation", "overlap_empty")
 
 
-def assess(masks: RequestMaskModel, users: EvaluationUsers, tracks: Tracks) -> dict[str, float]:
+def assess(masks: RequestMaskModel, users: EvaluationUsers, tracks: dict[str, Track]) -> dict[str, float]:
     """Metrics of the masks."""
-    frozen = score_histories(masks, users.item_ids)
-    return evaluate(lambda item_ids, texts: masks(item_ids, request=list(texts)), users, tracks, frozen)
+    return mean_metrics(mask_scorer(masks), mask_scorer(masks), users, tracks)
 
 
 def main() -> None:
@@ -54,7 +51,7 @@ def main() -> None:
     backbone = train_backbone("sasrec", catalogue, split, BackboneOptions(epochs=arguments.epochs), progress=False)
     encoder = request_encoder(None, catalogue, backbone)
     users = EvaluationUsers.of(catalogue, split, "validation", backbone.max_length)
-    tracks = make_tracks(users, RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES), seed=0)
+    tracks = mixed_tracks(users, RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES), seed=0)
     config = RequestMaskConfig(target_modules=["intermediate.dense", "output.dense"])
     print(f"{'items':<18}" + "".join(f"{name:>15}" for name in SHOWN))
     unmoved = True

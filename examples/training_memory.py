@@ -19,13 +19,9 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_mask
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.training.generator_training import (
-    GeneratorOptions,
-    GeneratorTrainer,
-    HistoryWindows,
-    RequestCollator,
-    generator_arguments,
-)
+from cramer_peft.recsys.data.histories import HistoryWindows
+from cramer_peft.recsys.training.generator_training import GeneratorTrainer, generator_arguments
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 
 MASKED = ["attention.output.dense", "intermediate.dense", "output.dense"]
 

@@ -22,14 +22,10 @@ from cramer_peft import RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import load_dataset
-from cramer_peft.recsys.data.split import Split, leave_one_out
-from cramer_peft.recsys.requests.text_encoders import request_encoder
-from cramer_peft.recsys.training.generator_training import (
-    GeneratorOptions,
-    GeneratorTrainer,
-    RequestCollator,
-    train_generator,
-)
+from cramer_peft.recsys.data.splits import Split, leave_one_out
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.training.generator_training import GeneratorTrainer, train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 
 REST = "the rest"
 # What is timed, by the part that it is of; a part does not count what an inner one takes.

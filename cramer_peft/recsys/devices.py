@@ -1,4 +1,4 @@
-"""Where models are, and where they run fastest."""
+"""Devices: where a model is, and where it would run fastest."""
 
 from __future__ import annotations
 
@@ -9,24 +9,18 @@ from torch import Tensor
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model's parameters are; the CPU for one that has none."""
+    """Return the device of a model's parameters; the CPU if it has none."""
     parameters = getattr(model, "parameters", None)
     found = next(iter(parameters()), None) if callable(parameters) else None
     return torch.device("cpu") if found is None else found.device
 
 
 def brought_to(model: Any, item_ids: Tensor) -> Tensor:
-    """Histories where the model is."""
+    """Return histories on the device of the model."""
     return item_ids.to(device_of(model))
 
 
 def fastest_device() -> torch.device:
-    """The accelerator that the Trainer would use, where there is one, else the CPU."""
+    """Return the accelerator that the Trainer would use; the CPU if there is none."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None else found
-
-
-def fastest_device_name() -> str:
-    """What :func:`fastest_device` calls itself, by which seconds are told apart: a GPU's name, or "cpu"."""
-    device = fastest_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

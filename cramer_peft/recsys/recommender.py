@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cramer_peft import RequestMaskModel, load_request_masks
-from cramer_peft.errors import DataError, MissingExtraError
-from cramer_peft.recsys.backbones import BACKBONES, Backbone, StoredBackbone, read_config
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.backbones import load_backbone
+from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.split import pad_histories, seen_mask
-from cramer_peft.recsys.devices import brought_to
+from cramer_peft.recsys.data.histories import pad_histories, seen_mask
+from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
+from cramer_peft.recsys.data.splits import Stage
+from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.evaluation.metrics import top_items
-from cramer_peft.recsys.requests.text_encoders import DEFAULT_ENCODER, request_encoder
+from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
+from cramer_peft.recsys.evaluation.users import mask_scorer
+from cramer_peft.recsys.reading import read_object
+from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
+from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
-BACKBONE, ADAPTER, CATALOGUE = "backbone", "adapter", "catalogue.json"
+ADAPTER_FOLDER, CATALOGUE_FILE, TRAINING_FILE = "adapter", "catalogue.json", "training.json"
+_MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A list of recommendations and what the request changed in it.
-
-    Attributes:
-        items: Recommended item indices, best first.
-        frozen_items: Those without the request.
-        shares: Attribute → (share of the list without the request, share with it), where either is not 0.
-    """
+    """A list of recommendations, best first, beside the list without the request."""
 
     items: list[int]
     frozen_items: list[int]
-    shares: dict[str, tuple[float, float]]
+    shares: dict[str, tuple[float, float]]  # of each attribute: without the request, with it; if either is not 0
 
     @property
     def came(self) -> list[int]:
-        """Items that the request brought in."""
+        """Items that are in the list only with the request."""
         return [item for item in self.items if item not in self.frozen_items]
 
     @property
     def went(self) -> list[int]:
-        """Items that the request drove out."""
+        """Items that are in the list only without the request."""
         return [item for item in self.frozen_items if item not in self.items]
 
 
@@ -55,43 +57,43 @@ class RequestRecommender:
     catalogue: Catalogue
 
     def save(self, folder: Path) -> None:
-        """Write the adapter and the catalogue below ``folder``, beside what :func:`save_backbone` wrote."""
-        self.masks.save_pretrained(folder / ADAPTER)
-        self.catalogue.save(folder / CATALOGUE)
+        """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone."""
+        self.masks.save_pretrained(folder / ADAPTER_FOLDER)
+        self.catalogue.save(folder / CATALOGUE_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> RequestRecommender:
-        """Load what :func:`save_backbone` and :meth:`save` wrote.
+        """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
 
         Args:
-            folder: The folder itself, or the adapter's inside it.
+            folder: The folder itself, or the adapter's folder in it.
 
         Raises:
             DataError: If a part is missing or unreadable.
             AdapterFileError: If the adapter does not fit the backbone.
         """
-        root = folder if (folder / CATALOGUE).is_file() else folder.absolute().parent
-        for name in (CATALOGUE, BACKBONE, ADAPTER):
+        root = _root(folder)
+        for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
             if not (root / name).exists():
                 raise DataError(
                     f"{folder} is not a recommender folder: {name} is missing. Give the folder that "
                     "`cramer-peft train` or `cramer-peft demo` wrote, or the adapter folder in it."
                 )
-        catalogue = Catalogue.load(root / CATALOGUE)
-        backbone = load_backbone(root / BACKBONE, catalogue)
-        masks = load_request_masks(backbone, root / ADAPTER)
-        if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # only these two can make it
+        catalogue = Catalogue.load(root / CATALOGUE_FILE)
+        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
+        masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
+        if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # it describes requests by both
             masks.set_encoder(request_encoder(DEFAULT_ENCODER, catalogue, backbone))
         return cls(masks, catalogue)
 
     def recommend(self, history: list[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
-        """The k best unseen items under a request, beside those without it.
+        """Recommend the k best unseen items under a request, beside those without it.
 
         Args:
             history: Item indices, oldest first.
-            request: What is asked; None or blank for nothing.
+            request: The request; None or blank for none.
             strength: Strength of the request.
-            k: Length of the list; it is shorter where fewer items are unseen.
+            k: Length of the list; it is shorter if fewer items are unseen.
 
         Raises:
             DataError: If the history is empty, holds unknown items or every item, or k is below 1.
@@ -116,58 +118,102 @@ class RequestRecommender:
         return {name: (old, new) for name, old, new in pairs if old or new}
 
 
-def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a frozen backbone below ``folder``; call it before masks are injected."""
-    backbone.save_pretrained(folder / BACKBONE)
+def evaluate_recommender(
+    folder: Path,
+    data: str,
+    stage: Stage = "test",
+    protocol: Protocol | None = None,
+    columns: Columns | None = None,
+    seed: int = 0,
+    users: int | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, TrackResult]:
+    """Evaluate a saved recommender against its frozen backbone.
 
-
-def load_backbone(folder: Path, catalogue: Catalogue) -> Any:
-    """Load a frozen backbone of any kind, in eval mode.
+    The test uses wordings that no generator is trained on, the validation those of training.
 
     Args:
-        folder: The folder ``backbone`` that :func:`save_backbone` wrote.
-        catalogue: The items that it must know.
-
-    Returns:
-        A :class:`~cramer_peft.recsys.backbones.Backbone`.
+        folder: The recommender's folder.
+        data: The same data set as in training, by name or folder.
+        stage: "test", or "validation".
+        protocol: The kind of split; None: as in training.
+        columns: The fields to read of the items; None: as in training.
+        seed: Seed of the requests.
+        users: Evaluate at most so many, drawn at random; None: all.
+        say: Called with a line for each step.
 
     Raises:
-        DataError: If the folder holds no complete backbone, or one for another number of items.
-        MissingExtraError: If the backbone's package is not installed.
+        DataError: If the folder or the data cannot be used, the data has another catalogue, or ``protocol`` is not
+            that of training: the training may have seen the test's future.
     """
-    try:
-        if not folder.is_dir():
-            raise NotADirectoryError("it is not a folder.")
-        kind = _kind(folder)
-        if issubclass(kind, StoredBackbone):
-            backbone, report = kind.from_pretrained(folder), {}
-        else:
-            backbone, report = kind.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-    except MissingExtraError:
-        raise
-    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    if protocol is not None:
+        check_protocol(protocol)
+    recommender = RequestRecommender.load(folder)
+    root = _root(folder)
+    trained = _read_training(root)
+    used = trained.get("protocol")
+    if protocol is not None and used is not None and protocol != used:
         raise DataError(
-            f"{folder} holds no readable backbone: {error} Give the folder {BACKBONE!r} that `cramer-peft train` or "
-            "`cramer-peft demo` wrote."
-        ) from error
-    differing = sorted({*report.get("missing_keys", ()), *report.get("unexpected_keys", ())})
-    if differing:
-        raise DataError(
-            f"{folder} holds no {kind.__name__}: weights missing or not expected: {', '.join(differing[:5])}."
+            f"{root} was trained with the protocol {used!r}, found {protocol!r}: the training may have seen what it "
+            f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
-    if backbone.num_items != len(catalogue):
-        raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
-    for parameter in backbone.parameters():  # weights in a file lie unaligned, for which kernels differ in the last bit
-        parameter.data = parameter.data.clone()
-    return backbone.eval().requires_grad_(False)
+    say(f"reading {Path(data).name}")
+    loaded = load_own_data(data, protocol or used or "leave-one-out", columns or _columns(trained, root))
+    say(loaded.describe())
+    _check_catalogue(root, recommender.catalogue, loaded)
+    say(f"evaluating on the {stage} users")
+    return evaluate_masks(recommender.masks, loaded, stage, seed, users)
 
 
-def _kind(folder: Path) -> type[Any]:
-    """The class of the backbone in a folder, by the name in its configuration."""
-    name = read_config(folder)["architectures"][0]
-    kinds = {kind.__name__: kind for kind in BACKBONES.values()}
-    if name not in kinds:
-        raise DataError(f"its architecture is {name[:100]!r}, expected one of {', '.join(kinds)}.")
-    return kinds[name]
+def evaluate_masks(
+    masks: RequestMaskModel, data: OwnData, stage: Stage, seed: int = 0, users: int | None = None
+) -> dict[str, TrackResult]:
+    """Evaluate masks against their frozen backbone, on the fastest device; arguments as in evaluate_recommender."""
+    templates = TEST_TEMPLATES if stage == "test" else TRAIN_TEMPLATES
+    length = int(masks.model.max_length)  # type: ignore[arg-type]
+    device, scorer = device_of(masks), mask_scorer(masks)
+    masks.to(fastest_device())
+    try:
+        return evaluate_stage(scorer, scorer, data, stage, templates, length, seed, users)
+    finally:
+        masks.to(device)
+
+
+def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
+    """Return results as JSON values."""
+    return {name: result.as_dict() for name, result in tracks.items()}
+
+
+def _root(folder: Path) -> Path:
+    """Return a recommender's folder, given it or the adapter's folder in it."""
+    return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
+
+
+def _read_training(root: Path) -> dict[str, Any]:
+    """Return the options of a training. The demo writes none, and splits by leave-one-out."""
+    path = root / TRAINING_FILE
+    if not path.exists():
+        return {"protocol": "leave-one-out"}
+    options = read_object(path, "the results of a training", _MAX_JSON_BYTES).get("options")
+    if not isinstance(options, dict):
+        raise DataError(f"{path}: expected the options of a training. Train again, or remove the file.")
+    return options
+
+
+def _columns(trained: dict[str, Any], root: Path) -> Columns:
+    given = trained.get("columns", {})
+    try:
+        return Columns(**given)
+    except TypeError as error:
+        raise DataError(f"{root / TRAINING_FILE}: columns: {error}. Train again, or remove the file.") from error
+
+
+def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:
+    found = data.catalogue
+    same = known.item_ids == found.item_ids and known.attributes == found.attributes
+    if not same or not torch.equal(known.item_attributes, found.item_attributes):
+        raise DataError(
+            f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.folder} "
+            f"{len(found)} and {len(found.attributes)}, or others: give the data that it was trained on, and the same "
+            f"columns; the folder {ADAPTER_FOLDER!r} belongs to that catalogue."
+        )

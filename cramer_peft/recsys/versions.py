@@ -1,4 +1,4 @@
-"""Versions of what figures depend on."""
+"""Versions of the packages that figures depend on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cramer_peft
 
 
 def versions() -> dict[str, str]:
-    """What the figures of a run were made with, by name."""
+    """Return the versions by name, for files with results."""
     return {
         "cramer-peft": cramer_peft.__version__,
         "peft": peft.__version__,

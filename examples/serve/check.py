@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cramer_peft.recsys.data.split import pad_histories
+from cramer_peft.recsys.data.histories import pad_histories
 from cramer_peft.recsys.recommender import RequestRecommender
 
 from .ranking import best_items

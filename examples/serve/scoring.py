@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cramer_peft import MaskState
-from cramer_peft.recsys.data.split import pad_histories, seen_mask
+from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.recommender import RequestRecommender
 
 from .asks import Ask

@@ -11,18 +11,22 @@ import pytest
 import torch
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.backbones import SASRec, config_for, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.interactions import load_interactions
-from cramer_peft.recsys.data.split import Split, leave_one_out
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks, make_tracks
-from cramer_peft.recsys.recommender import RequestRecommender, save_backbone
-from cramer_peft.recsys.requests.attributes import RequestGenerator
-from cramer_peft.recsys.requests.text_encoders import request_encoder
+from cramer_peft.recsys.data.splits import Split, leave_one_out
+from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
+from cramer_peft.recsys.evaluation.users import EvaluationUsers
+from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
-from cramer_peft.recsys.training.generator_training import BackboneOptions, train_sasrec
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
+from cramer_peft.recsys.training.recommender_training import TrainOptions, train_recommender
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
+HASHING: dict[str, Any] = {"encoder": "hashing", "encoder_options": {"dim": 16}}
 ITEMS, USERS = 40, 30
 LENGTH = 8  # shorter than some histories, so that these are cut
 
@@ -49,6 +53,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _later(line: str) -> str:
+    """A line with a time at which no other user does anything: the data's own times are positions."""
+    user, item, time = line.split("\t")
+    return f"{user}\t{item}\t{100 * int(time) + int(user[1:])}"
+
+
+@pytest.fixture(scope="session")
+def stated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data with requests at every other interaction of the first ten users."""
+    path = tmp_path_factory.mktemp("stated")
+    (path / "x.item").write_text((folder / "tales.item").read_text())
+    header, *lines = (folder / "tales.inter").read_text().splitlines()
+    asked = [
+        f"wish {number}" if int(line.split("\t")[0][1:]) < 10 and number % 2 else " "
+        for number, line in enumerate(lines)
+    ]
+    rows = [f"{_later(line)}\t{text}" for line, text in zip(lines, asked, strict=True)]
+    (path / "x.inter").write_text("\n".join([header + "\trequest:token_seq", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(stated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recommender that was trained on the data with requests."""
+    pytest.importorskip("accelerate")
+    output = tmp_path_factory.mktemp("trained") / "out"
+    options = TrainOptions(
+        str(stated), output, config=HASHING, epochs=1, generator=GeneratorOptions(steps=2, batch_size=4), progress=False
+    )
+    train_recommender(options, say=lambda _: None)
+    return output
+
+
 @pytest.fixture(scope="session")
 def data(folder: Path) -> tuple[Catalogue, Split]:
     catalogue, interactions = load_interactions(folder)
@@ -71,8 +108,8 @@ def users(catalogue: Catalogue, split: Split) -> EvaluationUsers:
 
 
 @pytest.fixture(scope="session")
-def tracks(users: EvaluationUsers) -> Tracks:
-    return make_tracks(users, RequestGenerator(users.catalogue.attributes, TEST_TEMPLATES), seed=0)
+def tracks(users: EvaluationUsers) -> dict[str, Track]:
+    return mixed_tracks(users, RequestGenerator(users.catalogue.attributes, TEST_TEMPLATES), seed=0)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +132,7 @@ def sasrec_options() -> BackboneOptions:
 @pytest.fixture(scope="session")
 def _sasrec_state(data: tuple[Catalogue, Split], sasrec_options: BackboneOptions) -> dict[str, torch.Tensor]:
     pytest.importorskip("accelerate")
-    return train_sasrec(*data, sasrec_options, seed=0, progress=False).state_dict()
+    return train_backbone("sasrec", *data, sasrec_options, seed=0, progress=False).state_dict()
 
 
 @pytest.fixture

@@ -9,21 +9,25 @@ import torch
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, DataError, RequestError
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.recommender import Answer, RequestRecommender, load_backbone, save_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder
-from cramer_peft.recsys.requests.text_encoders import DEFAULT_ENCODER, request_encoder, without_cache
+from cramer_peft.recsys.data.own_data import Columns
+from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
+from cramer_peft.recsys.requests.catalogue_encoder import (
+    DEFAULT_ENCODER,
+    CatalogueEncoder,
+    request_encoder,
+    without_cache,
+)
 
 HISTORY = [3, 7, 11]
 REQUESTS = ("more horror please", "no comedy", None)
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-# --- answers
 
 
 def test_what_came_and_went() -> None:
@@ -93,9 +97,6 @@ def test_bad_questions(masks: RequestMaskModel, catalogue: Catalogue, history: l
 def test_bad_strength(masks: RequestMaskModel, catalogue: Catalogue) -> None:
     with pytest.raises(RequestError, match="finite"):
         RequestRecommender(masks, catalogue).recommend(HISTORY, "more horror", strength=float("nan"))
-
-
-# --- files
 
 
 def test_round_trip(
@@ -218,3 +219,12 @@ def test_backbone_files_are_transformers_own(bundle: Path, catalogue: Catalogue,
     plain = SASRec.from_pretrained(bundle / "backbone").eval()
     assert torch.equal(loaded(item_ids), plain(item_ids))
     assert not loaded.training
+
+
+def test_what_evaluation_refuses(trained: Path, stated: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="trained with the protocol 'leave-one-out', found 'temporal'"):
+        evaluate_recommender(trained, str(stated), protocol="temporal", say=lambda _: None)
+    with pytest.raises(DataError, match="or others: give the data that it was trained on"):
+        evaluate_recommender(trained, str(stated), columns=Columns(min_attribute_items=20), say=lambda _: None)
+    with pytest.raises(DataError, match="is not a recommender folder"):
+        evaluate_recommender(tmp_path, str(stated), say=lambda _: None)

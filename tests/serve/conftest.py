@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from cramer_peft import RequestMaskConfig, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.recommender import RequestRecommender, save_backbone
+from cramer_peft.recsys.recommender import RequestRecommender
 
 if not all(map(find_spec, ("starlette", "uvicorn", "prometheus_client"))):
     collect_ignore_glob = ["test_*.py"]  # the extra "serve" is not installed

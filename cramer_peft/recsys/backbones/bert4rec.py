@@ -1,8 +1,8 @@
-"""BERT4Rec: a bidirectional transformer that fills in hidden items; the next item is one hidden at the end."""
+"""BERT4Rec: a bidirectional transformer that fills in hidden items. The next item is one hidden at the end."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,9 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.backbone import (
-    HEAD_BIAS,
-    PADDING,
-    bert_config,
-    checked_bias,
-    last_positions,
-    prefixes,
-)
+from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, PADDING, bert_config, last_positions, prefixes
 from cramer_peft.recsys.backbones.draws import uniform_rows
+from cramer_peft.recsys.backbones.scoring import checked_bias
 
 MASKED_SHARE = 0.2
 LAST_ONLY_SHARE = 0.5
@@ -27,19 +21,15 @@ LAST_ONLY_SHARE = 0.5
 class BERT4Rec(BertForMaskedLM):
     """BERT4Rec (Sun et al. 2019) on transformers' ``BertForMaskedLM``, whose head is tied to the items.
 
-    Items are numbered from 1 in its inputs, 0 pads on the right, and ``num_items + 1`` is the mask token. To score
-    what comes next, a mask token is put after the last item. In training each item is hidden with probability 0.2;
-    in half of the rows the last alone is, as when the model is used (RecBole 1.2.1 does both too).
-
-    Args:
-        config: A ``BertConfig``, best made by :meth:`configure`.
+    Items count from 1, 0 pads on the right, ``num_items + 1`` is the mask token, put after the last item to score the
+    next. Training hides each item with probability 0.2, and in half of the rows the last alone, as RecBole 1.2.1 does.
     """
 
     name: ClassVar[str] = "bert4rec"
     default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
     head_targets: ClassVar[list[str]] = ["cls.predictions.decoder"]
-    head_bias: float = HEAD_BIAS  # of a model: what its configuration says
+    head_bias: float = HEAD_BIAS  # an instance takes it from its configuration
     expands_positions: ClassVar[bool] = True
 
     def __init__(self, config: BertConfig) -> None:
@@ -55,29 +45,14 @@ class BERT4Rec(BertForMaskedLM):
 
     @property
     def item_bias(self) -> Tensor:
-        """What the score of each item has besides its product, learned from ``head_bias`` on, (num_items + 2,)."""
+        """The learned bias of each item's score, (num_items + 2,). It starts at ``head_bias``."""
         bias: Tensor = self.cls.predictions.bias
         return bias
 
     @staticmethod
-    def configure(
-        num_items: int,
-        max_length: int = 50,
-        dropout: float = 0.2,
-        hidden_size: int = 64,
-        head_bias: float = HEAD_BIAS,
-    ) -> BertConfig:
-        """The configuration for a catalogue; the sizes are SASRec's.
-
-        Args:
-            num_items: Number of items.
-            max_length: Longest history, in items; one more place is for the mask token.
-            dropout: Dropout of embeddings, attention and feed-forward layers.
-            hidden_size: Width; the inner layers are four times as wide.
-            head_bias: What the scores of all items have in common. It changes no ranking, and masks of the scoring
-                layer add by it (:func:`~cramer_peft.recsys.backbones.backbone.set_constant_bias`).
-        """
-        return bert_config(num_items + 2, max_length + 1, dropout, hidden_size, head_bias=head_bias)
+    def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, **sizes: Any) -> BertConfig:
+        """Return the configuration for a catalogue; ``sizes`` are ``hidden_size`` and ``head_bias``."""
+        return bert_config(num_items + 2, max_length + 1, dropout, **sizes)  # a mask token, and one place for it
 
     @property
     def num_items(self) -> int:
@@ -91,7 +66,7 @@ class BERT4Rec(BertForMaskedLM):
 
     @property
     def mask_token(self) -> int:
-        """The number that stands for a hidden item."""
+        """The item number that stands for a hidden item."""
         return self.num_items + 1
 
     def forward(
@@ -99,8 +74,7 @@ class BERT4Rec(BertForMaskedLM):
     ) -> Tensor | dict[str, Tensor]:
         """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
 
-        With ``labels`` the loss is that of hidden items, of the last alone in eval mode, and ``terms`` their number.
-        With ``positions`` each row is scored once for each of them, cut there: inside the model rows · n rows.
+        The loss is that of the ``terms`` hidden items; ``positions`` give rows · n rows inside the model.
         """
         if labels is not None:
             return self._cloze_loss(item_ids, labels)

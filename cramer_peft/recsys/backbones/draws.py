@@ -1,4 +1,4 @@
-"""Random numbers of a backbone's loss, which must not depend on how many processes share a batch."""
+"""Random numbers of a backbone's loss. They do not depend on the number of processes that share a batch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from cramer_peft.training.processes import Share
+    from cramer_peft.training import Share
 
 _SHARED: ContextVar[tuple[torch.Generator, Share] | None] = ContextVar("shared draws", default=None)
 
 
 @contextmanager
 def shared_draws(generator: torch.Generator | None, share: Share | None) -> Iterator[None]:
-    """Inside, draws are those of the whole batch, of which a process takes its rows'.
-
-    Args:
-        generator: In the same state on all processes; None: nothing is shared, all is drawn from torch's global one.
-        share: This process's rows.
-    """
+    """Draw for the whole batch inside the block, each process its rows; None: torch's global generator, unshared."""
     token = _SHARED.set(None if generator is None or share is None else (generator, share))
     try:
         yield
@@ -32,7 +27,7 @@ def shared_draws(generator: torch.Generator | None, share: Share | None) -> Iter
 
 
 def uniform_rows(rows: int, width: int, device: torch.device) -> Tensor:
-    """Numbers from 0 to 1 for each row of a batch, (rows, width) float32."""
+    """Draw numbers from 0 to 1 for each row of a batch, (rows, width) float32."""
     shared = _SHARED.get()
     if shared is None:
         return torch.rand(rows, width, device=device)
@@ -41,6 +36,6 @@ def uniform_rows(rows: int, width: int, device: torch.device) -> Tensor:
 
 
 def integers(below: int, count: int, device: torch.device) -> Tensor:
-    """Integers from 0, with replacement, (count,) int64, the same on all processes."""
+    """Draw integers from 0 to ``below`` - 1 with replacement, (count,) int64, the same on all processes."""
     shared = _SHARED.get()
     return torch.randint(below, (count,), device=device, generator=None if shared is None else shared[0])

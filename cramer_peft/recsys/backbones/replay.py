@@ -1,4 +1,4 @@
-"""RePlay's SasRec, a module that others wrote, behind the interface of our backbones."""
+"""RePlay's SasRec, a module of another package, behind the interface of our backbones."""
 
 from __future__ import annotations
 
@@ -8,24 +8,14 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import require
-from cramer_peft.recsys.backbones.backbone import PADDING, StoredBackbone, last_positions, prefixes
+from cramer_peft.recsys.backbones.backbone import PADDING, last_positions, prefixes
+from cramer_peft.recsys.backbones.stored import StoredBackbone
 
 
 class ReplaySASRec(StoredBackbone):
-    """RePlay's ``replay.nn.sequential.SasRec`` as it is, in ``model``; histories are turned into what it takes.
+    """RePlay's ``replay.nn.sequential.SasRec``, unchanged, as ``model``.
 
-    It wants its histories padded on the left and reads the last place alone. So ``positions`` costs a row for each.
-    The masks gate the feed-forward layers and the output projections of attention. Items are scored by products with
-    the embeddings themselves, which no module of its own does: there is no scoring layer to mask.
-
-    Args:
-        num_items: Number of items.
-        max_length: Longest history, in items.
-        dropout: Of RePlay's layers.
-        hidden_size: Width of items and layers.
-
-    Raises:
-        MissingExtraError: If RePlay is not installed.
+    It reads the last place alone, so each of ``positions`` costs a row, and has no module that scores items to mask.
     """
 
     name: ClassVar[str] = "replay-sasrec"
@@ -55,10 +45,7 @@ class ReplaySASRec(StoredBackbone):
     def forward(
         self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """Score the whole catalogue; see :class:`~cramer_peft.recsys.backbones.Backbone`.
-
-        With ``labels`` the loss is RePlay's: cross-entropy over the whole catalogue at every position.
-        """
+        """Score the whole catalogue, as a ``Backbone``; the loss is RePlay's, over the catalogue at every position."""
         if positions is not None:
             scores = self._scores(prefixes(item_ids, positions))
             return scores.reshape(*positions.shape, -1)
@@ -80,14 +67,14 @@ class ReplaySASRec(StoredBackbone):
         return scores
 
     def _inputs(self, item_ids: Tensor) -> dict[str, Any]:
-        """RePlay's items count from 0; the number after the last one pads."""
+        """Return RePlay's inputs, in which items count from 0 and ``num_items`` pads."""
         index, mask = _left(item_ids)
         ids = (item_ids.gather(1, index) - 1).masked_fill(~mask, self.num_items)
         return {"feature_tensors": {"item_id": ids}, "padding_mask": mask}
 
 
 def _left(item_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each place comes from when the padding moves to the left, and which places hold items, (rows, length)."""
+    """Move the padding to the left: return the source of each place and which places hold items, (rows, length)."""
     length = item_ids.shape[1]
     shifted = torch.arange(length, device=item_ids.device) - (length - 1 - last_positions(item_ids))[:, None]
     return shifted.clamp(min=PADDING), shifted >= 0

@@ -1,1 +1,1 @@
-"""The commands of ``cramer-peft`` that work on a user's own data; each module imports what is heavy when it runs."""
+"""The commands of ``cramer-peft``. Each module imports what is heavy only when it runs."""

@@ -1,37 +1,42 @@
-"""Options that commands on a user's own data share."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-from cramer_peft.errors import DataError
-
+Adapter = Annotated[Path, typer.Option(help="Folder that train or demo wrote, or the adapter folder in it.")]
 Data = Annotated[
     str, typer.Option(help="movielens-100k, movielens-1m, or a folder of RecBole atomic files (.inter, .item).")
 ]
-TitleColumn = Annotated[str | None, typer.Option(help="Column of the .item file that holds titles.")]
-AttributeColumn = Annotated[
-    str | None, typer.Option(help="Column of the .item file that holds attributes, such as genres.")
+Encoder = Annotated[str | None, typer.Option(help="Request encoder, for example all-minilm-l6-v2 (extra minilm).")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Most epochs of the backbone's training.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is random.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help='JSON file with further settings, in sections such as "columns" and "masks": see the docs, Train.'
+    ),
 ]
-AttributeSeparator = Annotated[str | None, typer.Option(help="What separates an item's attributes.")]
-Users = Annotated[int | None, typer.Option(min=1, help="Evaluate at most so many users, drawn at random.")]
 
 
-def protocol_of(text: str) -> Literal["leave-one-out", "temporal"]:
-    """A protocol by its name.
+def step_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line for each step."""
+    return lambda line: console.print(f"[bold]•[/bold] {escape(line)}", highlight=False)
 
-    Raises:
-        DataError: If there is no such protocol.
-    """
-    if text not in ("leave-one-out", "temporal"):
-        raise DataError(f"protocol: found {text!r}, expected 'leave-one-out' or 'temporal'.")
-    return cast(Literal["leave-one-out", "temporal"], text)
+
+def plain_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line as it is."""
+    return lambda line: console.print(line, highlight=False, markup=False)
 
 
 def no_file_bars() -> None:
-    """Turn off transformers' bars for files that take milliseconds; those of training stay."""
+    """Turn off transformers' progress bars for files; those of training stay."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

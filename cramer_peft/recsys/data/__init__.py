@@ -1,1 +1,1 @@
-"""Data sets, catalogues of items, users' histories and how they are split."""
+"""Data sets, catalogues of items, histories of users, and splits."""

@@ -1,7 +1,7 @@
-"""Reading of RecBole atomic files as typed tables.
+"""RecBole atomic files as typed tables.
 
-An atomic file is tab-separated UTF-8 text whose first line names and types its fields, for example
-``user_id:token<TAB>item_id:token<TAB>timestamp:float``. Nothing is quoted in it.
+An atomic file is tab-separated UTF-8 text. Its first line names and types the fields, for example
+``user_id:token<TAB>item_id:token<TAB>timestamp:float``. The format has no quoting.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cramer_peft.errors import AdapterFileError, DataError, require
-from cramer_peft.storage import open_regular
+from cramer_peft.errors import DataError, require
+from cramer_peft.recsys.reading import read_file
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -20,38 +20,22 @@ if TYPE_CHECKING:
 MAX_ATOMIC_BYTES = 4 * 2**30
 MAX_FIELDS = 4096
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq", "str")
+TEXT_TYPES = ("token", "token_seq", "str")
 
 _MISSING_FLOATS = frozenset({"", "nan"})
 
 
-def read_atomic(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read one RecBole atomic file.
+def read_atomic(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read one RecBole atomic file, and the type of each of its fields.
 
-    Args:
-        path: The file. Ends of line may be LF or CRLF, a byte-order mark is skipped, quote
-            characters are plain text, blank lines at the end are ignored.
-
-    Returns:
-        One column per field, one row per line. ``float`` fields are float64, where an empty field
-        is NaN; all other fields (also ``float_seq``) are ``str`` and not split.
-
-    Raises:
-        DataError: If ``path`` is not a file, is larger than ``MAX_ATOMIC_BYTES``, empty or not UTF-8, its
-            header is not made of ``name:type`` with a known type and distinct names (at most
-            ``MAX_FIELDS``), a line has another number of fields than the header, or a ``float`` field
-            holds no number.
-        MissingExtraError: If pandas is not installed.
+    ``float`` fields are float64, NaN where empty, all others unsplit ``str``.
     """
-    return read_typed(Path(path))[0]
-
-
-def read_typed(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return the table of ``path`` and the type of each of its columns."""
+    path = Path(path)
     pd = require("pandas", extra="demo")
     lines = _read_lines(path)
     types = _parse_header(path, lines[0])
     columns = _split_columns(path, lines[1:], len(types))
-    # object, not pandas' inferred string type, so that versions 2 and 3 give the same
+    # dtype object: pandas 2 and 3 infer different string types
     frame = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in zip(types, columns, strict=True)})
     for name, kind in types.items():
         if kind == "float":
@@ -60,11 +44,7 @@ def read_typed(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    try:
-        with open_regular(path, "a RecBole atomic file (.inter or .item)", MAX_ATOMIC_BYTES) as (file, size):
-            data = file.read(size)
-    except AdapterFileError as error:
-        raise DataError(str(error)) from error
+    data = read_file(path, "a RecBole atomic file (.inter or .item)", MAX_ATOMIC_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +52,7 @@ def _read_lines(path: Path) -> list[str]:
         raise DataError(
             f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8. Convert the file to UTF-8 first."
         ) from error
-    # only LF and CRLF end a line: str.splitlines would also cut at characters inside titles
+    # str.splitlines would also cut at characters inside titles; only LF and CRLF end a line here
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -128,6 +108,6 @@ def _parse_floats(path: Path, name: str, column: pd.Series) -> pd.Series:
 
 
 def listed(values: Sequence[str], limit: int = 5) -> str:
-    """The first few values, quoted, for a message."""
+    """Return the first few values, quoted, for a message."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(repr(value) for value in values[:limit]) + more

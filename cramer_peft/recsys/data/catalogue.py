@@ -1,4 +1,4 @@
-"""The catalogue of items: ids, titles, attributes, and its file."""
+"""The catalogue of items: ids, titles, attributes; and its file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import listed
-from cramer_peft.storage import open_regular, parse_json, write_bytes
+from cramer_peft.recsys.reading import read_object
+from cramer_peft.storage import write_bytes
 
 MAX_CATALOGUE_BYTES = 64 * 2**20
 MAX_CATALOGUE_CELLS = 2**28
@@ -33,17 +34,17 @@ _KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attribut
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The items that can be recommended; an item's index is its position in these fields.
+    """The items that can be recommended. An item's index is its position in these fields.
 
     Args:
         item_ids: The items' ids, distinct.
         titles: One title per item; several items may share one.
         attributes: The vocabulary of attributes, sorted and distinct.
-        item_attributes: Bool, shape ``(items, attributes)``: which item has which attribute.
+        item_attributes: Bool, shape ``(items, attributes)``: True where the item has the attribute.
 
     Raises:
-        DataError: If a field has the wrong type or length, ids or attributes repeat, the vocabulary
-            is not sorted, or a text cannot be encoded as UTF-8.
+        DataError: If a field has the wrong type or length, ids or attributes repeat, the vocabulary is not sorted, or
+            a text cannot be encoded as UTF-8.
     """
 
     item_ids: tuple[str, ...]
@@ -78,31 +79,23 @@ class Catalogue:
         return [_title_forms(title) for title in self.titles]
 
     def index_of(self, item_id: str) -> int:
-        """Return the index of the item with this id.
-
-        Raises:
-            DataError: If there is none; the message lists the nearest ids.
-        """
+        """Return the index of the item with this id; raise a DataError with the nearest ids if there is none."""
         try:
             return self._positions[item_id]
         except KeyError:
             raise DataError(
-                f"No item has the item_id {item_id!r}. Nearest: {_nearest(item_id, self.item_ids)}."
+                f"No item has the item_id {item_id!r}. Nearest: {nearest(item_id, self.item_ids)}."
             ) from None
 
     def find_title(self, text: str) -> int:
-        """Return the index of the one item whose title is meant by ``text``.
+        """Return the index of the one item whose title matches ``text``.
 
-        Upper and lower case are one, and a trailing article counts as a leading one ("Matrix, The"
-        is "The Matrix"). An exact match wins, then a title that starts with ``text``, then one that
-        contains it.
-
-        Args:
-            text: A title, or a part of one that no other title has.
+        Case does not count, and a trailing article counts as a leading one ("Matrix, The" is "The Matrix"). An exact
+        match wins, then a title that starts with ``text``, then one that contains it.
 
         Raises:
-            DataError: If no title or several match; the message lists the three nearest titles, or
-                the ids of the items that share the title.
+            DataError: If no title or several match. The message lists the three nearest titles, or the ids of the
+                items that share the title.
         """
         plain, moved = _title_forms(text)
         if not plain:
@@ -116,46 +109,33 @@ class Catalogue:
             return found[0]
         among = sorted({self.titles[i] for i in found}) or self.titles
         reason = f"{len(found)} titles match" if found else "No title matches"
-        raise DataError(f"{reason} {text!r}. Nearest: {_nearest(text, among)}. Give the full title.")
+        raise DataError(f"{reason} {text!r}. Nearest: {nearest(text, among)}. Give the full title.")
 
     def _titles_with_part(self, plain: str, moved: str) -> list[int]:
-        parts = {plain, moved}
-        starting = [
-            i
-            for i, forms in enumerate(self._title_forms)
-            if any(form.startswith(part) for form in forms for part in parts)
-        ]
-        return starting or [
-            i for i, forms in enumerate(self._title_forms) if any(part in form for form in forms for part in parts)
-        ]
+        def having(fits: Callable[[str, str], bool]) -> list[int]:
+            titles = enumerate(self._title_forms)
+            return [i for i, forms in titles if any(fits(form, part) for form in forms for part in (plain, moved))]
+
+        return having(str.startswith) or having(str.__contains__)
 
     def attribute_names(self, index: int) -> tuple[str, ...]:
-        """Return the attributes of the item at ``index``, sorted.
-
-        Raises:
-            DataError: If ``index`` is not in 0 … items - 1.
-        """
+        """Return the attributes of the item at ``index``, sorted; raise a DataError if there is no such item."""
         if not 0 <= index < len(self):
             raise DataError(f"Item index {index} is out of range; expected 0 to {len(self) - 1}.")
         columns = self.item_attributes[index].nonzero().flatten().tolist()
         return tuple(self.attributes[column] for column in columns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the catalogue as one JSON file, whole or not at all.
-
-        Args:
-            path: Target; its folder must exist.
+        """Write the catalogue as one JSON file, atomically.
 
         Raises:
-            DataError: If the catalogue is too large for :meth:`load` to accept it.
-            OSError: If the file cannot be written.
+            DataError: If it is too large for :meth:`load`.
         """
         rows: list[list[int]] = [[] for _ in range(len(self))]
         for item, attribute in self.item_attributes.nonzero().tolist():
             rows[item].append(attribute)
         values = (_FORMAT, _VERSION, self.item_ids, self.titles, self.attributes, rows)
-        document = dict(zip(_KEYS, values, strict=True))
-        data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        data = json.dumps(dict(zip(_KEYS, values, strict=True)), ensure_ascii=False, separators=(",", ":")).encode()
         if len(data) > MAX_CATALOGUE_BYTES:
             raise DataError(
                 f"{path}: the catalogue takes {len(data)} bytes, more than the "
@@ -167,21 +147,14 @@ class Catalogue:
     def load(cls, path: str | os.PathLike[str]) -> Catalogue:
         """Read a file written by :meth:`save`; safe for files from strangers.
 
-        Args:
-            path: The file, at most ``MAX_CATALOGUE_BYTES`` long.
-
         Raises:
-            DataError: If it is not a file, too large, not JSON, or any field is missing, unknown,
-                or not exactly what :meth:`save` writes.
+            DataError: If something in it is not as :meth:`save` writes it.
         """
         source = Path(path)
-        document = _read_json(source)
+        document = read_object(source, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES)
         _check_keys(source, document)
-        item_ids, titles, attributes = (
-            _text_tuple(source, document, name) for name in ("item_ids", "titles", "attributes")
-        )
-        rows = document["item_attributes"]
-        matrix = _dense_attributes(source, rows, len(item_ids), len(attributes))
+        item_ids, titles, attributes = (_text_tuple(source, document, name) for name in _KEYS[2:5])
+        matrix = _dense_attributes(source, document["item_attributes"], len(item_ids), len(attributes))
         try:
             return cls(item_ids, titles, attributes, matrix)
         except DataError as error:
@@ -189,11 +162,7 @@ class Catalogue:
 
 
 def check_item_attributes(item_attributes: Tensor, expected: tuple[int, int]) -> None:
-    """Check that a tensor is bool and has the shape ``(items, attributes)`` that is expected.
-
-    Raises:
-        DataError: If it is not.
-    """
+    """Raise a DataError unless a tensor is bool and has the expected shape ``(items, attributes)``."""
     if item_attributes.dtype != torch.bool or tuple(item_attributes.shape) != expected:
         raise DataError(
             f"item_attributes: found {item_attributes.dtype} of shape "
@@ -220,32 +189,18 @@ def _check_distinct(name: str, values: Sequence[str]) -> None:
 
 
 def _title_forms(title: str) -> tuple[str, str]:
-    """Return a title without case, as it is written and with a trailing article in front."""
+    """Return a title in lower case, as written and with a trailing article moved to the front."""
     plain = " ".join(title.casefold().split())
     body, comma, article = plain.rpartition(", ")
     moved = f"{article} {body}" if comma and article in _ARTICLES else plain
     return plain, moved
 
 
-def _nearest(text: str, among: Sequence[str]) -> str:
+def nearest(text: str, among: Sequence[str]) -> str:
+    """Return the three texts that are nearest to ``text`` in any case, quoted, for a message."""
     by_folded = {candidate.casefold(): candidate for candidate in among if candidate}
     near = difflib.get_close_matches(text.casefold(), by_folded, n=3, cutoff=0.0)
     return ", ".join(repr(by_folded[name]) for name in near) or "none"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with open_regular(path, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES) as (file, size):
-            data = file.read(size)
-    except AdapterFileError as error:
-        raise DataError(str(error)) from error
-    try:
-        document = parse_json(data)
-    except ValueError as error:
-        raise DataError(f"{path}: not a JSON file in UTF-8 ({error}). Save it again.") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: found a JSON {type(document).__name__}, expected an object.")
-    return document
 
 
 def _check_keys(path: Path, document: dict[str, Any]) -> None:
@@ -269,12 +224,7 @@ def _text_tuple(path: Path, document: dict[str, Any], name: str) -> tuple[str, .
     if not isinstance(document[name], list):
         found = type(document[name]).__name__
         raise DataError(f"{path}: {name}: found {found}, expected a list of strings.")
-    values = tuple(document[name])
-    try:
-        _check_texts(name, values)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    return values
+    return tuple(document[name])
 
 
 def _dense_attributes(path: Path, rows: object, items: int, attributes: int) -> Tensor:
@@ -282,10 +232,7 @@ def _dense_attributes(path: Path, rows: object, items: int, attributes: int) -> 
         found = f"{len(rows)} entries" if isinstance(rows, list) else type(rows).__name__
         raise DataError(f"{path}: item_attributes: found {found}, expected a list of {items}.")
     if items * attributes > MAX_CATALOGUE_CELLS:
-        raise DataError(
-            f"{path}: {items} items times {attributes} attributes is more than the "
-            f"{MAX_CATALOGUE_CELLS} cells a catalogue may have."
-        )
+        raise DataError(f"{path}: {items} items × {attributes} attributes are more than {MAX_CATALOGUE_CELLS} cells.")
     for position, row in enumerate(rows):
         if not _is_index_list(row, attributes):
             raise DataError(

@@ -1,38 +1,31 @@
-"""A user's own data, split and checked, and the requests that it states."""
+"""A user's own data set: loaded, split and checked for use, with the requests that its file states."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
+from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.atomic import read_typed
+from cramer_peft.recsys.data.atomic import TEXT_TYPES, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import DATASETS, dataset_folder, load_dataset
 from cramer_peft.recsys.data.interactions import Interactions
-from cramer_peft.recsys.data.split import Split, Stage, TemporalSplit, leave_one_out, temporal_split
+from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
 
 Protocol = Literal["leave-one-out", "temporal"]
 PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal")
 REQUEST_COLUMN = "request"
-LIST_LENGTH = 10
-_TEXTS = ("token", "token_seq", "str")
+LIST_LENGTH = 10  # of the lists that are evaluated
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which fields of the ``.item`` file are read, as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
-
-    Attributes:
-        title_column: Field with the title; None: found by name.
-        attribute_column: Field with the attributes; None: found by name.
-        attribute_separator: What separates them; None: by the field's type.
-        min_attribute_items: Attributes on fewer items are dropped.
-    """
+    """The fields of the ``.item`` file to read, as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`."""
 
     title_column: str | None = None
     attribute_column: str | None = None
@@ -42,15 +35,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class OwnData:
-    """A data set that is ready for training and evaluation.
-
-    Attributes:
-        folder: Where its files are.
-        catalogue: The items and their attributes.
-        interactions: Of all users that were loaded.
-        split: Of these.
-        protocol: How they were split.
-    """
+    """A data set that is ready for training and evaluation: the folder of its files, and what was read and split."""
 
     folder: Path
     catalogue: Catalogue
@@ -59,7 +44,7 @@ class OwnData:
     protocol: Protocol
 
     def describe(self) -> str:
-        """Numbers of users, items and attributes, and who is left out, in a line."""
+        """Return a line with the numbers of users, items and attributes, and of users left out."""
         parts = [
             f"{len(self.interactions):,} users, {len(self.catalogue):,} items, "
             f"{len(self.catalogue.attributes)} attributes"
@@ -72,25 +57,11 @@ class OwnData:
         return "; ".join(parts)
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
-        """What each user of a stage asked for when they met their target, as the ``.inter`` file states it.
-
-        Args:
-            stage: "validation" or "test".
-
-        Returns:
-            A text or None for each row of the stage; None if the file has no field ``request``.
-
-        Raises:
-            DataError: If the field holds no text.
-        """
+        """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
         stated = _stated_requests(next(self.folder.glob("*.inter")))
         if stated is None:
             return None
-        targets = self.split.test_target if stage == "test" else self.split.validation_target
-        users = torch.arange(len(targets))
-        if isinstance(self.split, TemporalSplit):
-            users = self.split.test_users if stage == "test" else self.split.validation_users
-        pairs = zip(users.tolist(), targets.tolist(), strict=True)
+        pairs = zip(self.split.users(stage).tolist(), self.split.target(stage).tolist(), strict=True)
         names = ((self.interactions.user_ids[user], self.catalogue.item_ids[item]) for user, item in pairs)
         return tuple(stated.get(pair) for pair in names)
 
@@ -98,19 +69,8 @@ class OwnData:
 def load_own_data(
     data: str | os.PathLike[str], protocol: Protocol = "leave-one-out", columns: Columns | None = None
 ) -> OwnData:
-    """Read a data set by name or folder, split it, and say at once what training or evaluation would fail on.
-
-    Args:
-        data: A name in ``DATASETS``, or a folder of atomic files.
-        protocol: "leave-one-out", or "temporal" for one timeline of all users.
-        columns: What to read; None: what is found by name.
-
-    Raises:
-        DataError: If the data cannot be used.
-        DownloadError: If a named data set cannot be fetched.
-    """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol: found {protocol!r}, expected one of {', '.join(PROTOCOLS)}.")
+    """Read a data set by name or folder, split it, and check that it can be trained on and evaluated."""
+    check_protocol(protocol)
     least = 1 if protocol == "temporal" else 3
     columns = columns or Columns()
     folder = dataset_folder(data)
@@ -120,31 +80,42 @@ def load_own_data(
     if not catalogue.attributes:
         raise DataError(
             f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "
-            "attributes. Name another field of the .item file with --attribute-column, how its values are separated "
-            "with --attribute-separator, or lower --min-attribute-items."
+            "attributes. Name another field of the .item file by attribute_column and its separator by "
+            'attribute_separator, or lower min_attribute_items: in the section "columns" of --config.'
         )
     split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
-    longest = max(len(history) for history in split.history("test"))
-    if len(catalogue) - longest < LIST_LENGTH:
-        raise DataError(
-            f"{folder}: a history holds {longest} of the {len(catalogue)} items: fewer than {LIST_LENGTH} are left to "
-            "recommend. Give a larger catalogue or shorter histories."
-        )
+    check_room(split.history("test"), len(catalogue))
     return OwnData(folder, catalogue, interactions, split, protocol)
 
 
+def check_protocol(protocol: str) -> None:
+    """Raise a DataError if there is no such kind of split."""
+    if protocol not in PROTOCOLS:
+        raise DataError(f"protocol: found {protocol!r}, expected one of {', '.join(PROTOCOLS)}.")
+
+
+def check_room(histories: Sequence[Tensor], items: int, k: int = LIST_LENGTH) -> None:
+    """Raise a DataError if a history leaves fewer than ``k`` of the catalogue's items to recommend."""
+    longest = max(map(len, histories))
+    if items - longest < k:
+        raise DataError(
+            f"a history holds {longest} of the {items} items: fewer than {k} are left to recommend. Give a larger "
+            "catalogue or shorter histories."
+        )
+
+
 def _stated_requests(path: Path) -> dict[tuple[str, str], str] | None:
-    """Request by user and item, of their first interaction in time; None if the file has no such field."""
-    with path.open("rb") as file:  # the header alone: a file without the field is not read twice
+    """Return the request of each user and item's first interaction; None if the file has no such field."""
+    with path.open("rb") as file:  # look at the header first, so that a file without the field is not read twice
         if f"{REQUEST_COLUMN}:".encode() not in file.readline(1 << 20):
             return None
-    frame, types = read_typed(path)
+    frame, types = read_atomic(path)
     if REQUEST_COLUMN not in types:
         return None
-    if types[REQUEST_COLUMN] not in _TEXTS:
+    if types[REQUEST_COLUMN] not in TEXT_TYPES:
         raise DataError(
             f"{path}, line 1: field {REQUEST_COLUMN!r} has type {types[REQUEST_COLUMN]}, expected text "
-            f"({', '.join(_TEXTS)})."
+            f"({', '.join(TEXT_TYPES)})."
         )
     ordered = frame.sort_values("timestamp", kind="stable").drop_duplicates(["user_id", "item_id"])
     rows = zip(ordered["user_id"], ordered["item_id"], ordered[REQUEST_COLUMN], strict=True)

@@ -1,1 +1,1 @@
-"""Metrics, tracks of requests, and what a method is measured by."""
+"""Metrics, tracks of requests, the evaluator that every command uses, and its results."""

@@ -1,7 +1,7 @@
-"""Percentile intervals by a bootstrap over users: of a mean, of a difference, of a ratio, of any function of means.
+"""Percentile intervals by a bootstrap over users, for means, differences, ratios and other functions of means.
 
-Users are drawn with replacement; whatever belongs to one user stays together, so two methods are compared on the
-same drawn users. Values of several seeds are averaged per user first.
+Users are drawn with replacement. All values of one user stay together, so two methods are compared on the same drawn
+users. Values of several seeds are averaged per user first.
 """
 
 from __future__ import annotations
@@ -16,18 +16,12 @@ from torch import Tensor
 from cramer_peft.errors import DataError
 
 SAMPLES = 2000
-_CELLS = 2**22  # of one block of drawn counts
+_CELLS = 2**22  # size of one block of drawn counts
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the interval around it.
-
-    Attributes:
-        estimate: The value on all users.
-        low: Lower end.
-        high: Upper end.
-    """
+    """The value on all users, and the ends of the interval around it."""
 
     estimate: float
     low: float
@@ -36,20 +30,15 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def as_dict(self) -> dict[str, float]:
+        """Return the interval as JSON files hold it: ``{"value", "low", "high"}``."""
+        return {"value": self.estimate, "low": self.low, "high": self.high}
+
 
 def resampled_means(values: Tensor, samples: int = SAMPLES, seed: int = 0) -> Tensor:
-    """Means of each column over drawn users.
+    """Return the means of values (users,) or (users, columns) over resamples of all users, float64 on the CPU.
 
-    Args:
-        values: (users,) or (users, columns); a user's row is drawn whole.
-        samples: How many times as many users as there are, are drawn with replacement.
-        seed: Of the draws; the same seed and number of users draw the same users.
-
-    Returns:
-        (samples,) or (samples, columns), float64, on the CPU.
-
-    Raises:
-        DataError: If there are no users, a value is not finite, or ``samples`` is below 1.
+    Equal seeds and numbers of users draw the same users. The result is (samples,) or (samples, columns).
     """
     if values.dim() not in (1, 2) or not len(values):
         raise DataError(f"values: found shape {tuple(values.shape)}, expected (users,) or (users, columns), not empty.")
@@ -80,18 +69,13 @@ def statistic_interval(
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Interval of a function of the means of several columns.
+    """Return the interval of a statistic of the means of values (users, columns).
 
-    Args:
-        values: (users, columns).
-        statistic: From means (n, columns) to (n,), row by row.
-        level: Share of the resampled values inside the interval.
-        samples: Number of resamples.
-        seed: Of the draws.
+    ``statistic`` maps means (n, columns) to (n,), row by row; ``level`` is the share of the resampled values inside.
 
     Raises:
-        DataError: As for :func:`resampled_means`; also if ``level`` is not between 0 and 1, or the statistic is
-            undefined (NaN) on all users or on a resample.
+        DataError: If there are no users, a value or the statistic on all users or a resample is not finite or NaN, or
+            ``level`` is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise DataError(f"level: found {level}, expected a number between 0 and 1.")
@@ -104,63 +88,33 @@ def statistic_interval(
             "too few of them count. Choose another statistic or more users."
         )
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    # nearest: an infinite ratio among the resamples must not turn the others into NaN
+    # interpolation would turn an infinite ratio among the resamples into NaN
     low, high = torch.quantile(resampled, ends, interpolation="nearest").tolist()
     return Interval(estimate, low, high)
 
 
 def mean_interval(values: Tensor, level: float = 0.95, samples: int = SAMPLES, seed: int = 0) -> Interval:
-    """Interval of the mean over users.
-
-    Args:
-        values: (users,).
-        level: Share of the resampled values inside the interval.
-        samples: Number of resamples.
-        seed: Of the draws.
-
-    Raises:
-        DataError: As for :func:`statistic_interval`.
-    """
+    """Return the interval of the mean of values (users,); the rest is as for :func:`statistic_interval`."""
     return statistic_interval(_columns(values), lambda means: means[:, 0], level, samples, seed)
 
 
 def difference_interval(
     first: Tensor, second: Tensor, level: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:
-    """Interval of the mean of ``first`` minus that of ``second``, two methods on the same users.
-
-    Args:
-        first: (users,).
-        second: (users,), in the same order of users.
-        level: Share of the resampled values inside the interval.
-        samples: Number of resamples.
-        seed: Of the draws.
-
-    Raises:
-        DataError: As for :func:`statistic_interval`; also if the numbers of users differ.
-    """
+    """Return the interval of the mean of ``first`` minus that of ``second``, (users,) each, of the same users."""
     return statistic_interval(_columns(first, second), lambda means: means[:, 0] - means[:, 1], level, samples, seed)
 
 
 def ratio_interval(
     first: Tensor, second: Tensor, level: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:
-    """Interval of the mean of ``first`` over that of ``second`` on the same users.
+    """Return the interval of the mean of ``first`` over that of ``second``, (users,) each, of the same users.
 
-    Args:
-        first: (users,).
-        second: (users,), in the same order of users.
-        level: Share of the resampled values inside the interval.
-        samples: Number of resamples.
-        seed: Of the draws.
-
-    Raises:
-        DataError: As for :func:`statistic_interval`; also if the numbers of users differ, or the mean of
-            ``second`` is 0 on all users.
+    A DataError says, too, that the mean of ``second`` is 0 on all users.
     """
     columns = _columns(first, second)
     if float(columns[:, 1].mean()) == 0:
-        raise DataError("the mean of the second values is 0: there is no ratio to it. Look at the difference.")
+        raise DataError("the mean of the second values is 0, so there is no ratio to it. Use the difference.")
     return statistic_interval(columns, lambda means: means[:, 0] / means[:, 1], level, samples, seed)
 
 

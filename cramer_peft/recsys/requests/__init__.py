@@ -1,1 +1,1 @@
-"""Requests in natural language: wordings, what they ask, and how they become vectors."""
+"""Requests in natural language: their wordings, their meaning, and their vectors."""

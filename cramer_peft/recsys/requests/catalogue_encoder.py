@@ -1,4 +1,4 @@
-"""An encoder that says a request in terms of a catalogue: where the items are that its words name."""
+"""The recommenders' request encoder, which describes a request by the catalogue's items, and the choice of encoders."""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.encoders import RequestEncoder, WordLlamaEncoder
-from cramer_peft.encoders.reader import WORD, Reading, RequestReader, runs
-from cramer_peft.errors import DataError
+from cramer_peft.encoders import (
+    WORD,
+    CachedEncoder,
+    Reading,
+    RequestEncoder,
+    RequestReader,
+    WordLlamaEncoder,
+    make_encoder,
+    register_request_encoder,
+    runs,
+)
+from cramer_peft.errors import DataError, EncoderError
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.requests.attributes import phrase
+from cramer_peft.recsys.requests.attribute_requests import phrase
 
-TEXT_WIDTH = 64  # wordllama's vectors are trained to be cut to their first 64 numbers
-_TEMPERATURE = 0.05  # of the similarity between words, from -1 to 1
+DEFAULT_ENCODER = "catalogue"
+TEXT_WIDTH = 64  # wordllama trains its vectors so that they may be cut to their first 64 numbers
+_TEMPERATURE = 0.05  # for similarities of words, which lie in -1 … 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
 _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
-_LEAST = 0.4  # nearness below which a phrase is taken for a mistake of the reader
+_LEAST = 0.4  # a phrase less near to every attribute is a mistake of the reader
 _SURELY_NOTHING = 0.9
-_BLOCK = 2048  # items at a time
+_BLOCK = 2048  # items per block
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A phrase of a request.
-
-    Attributes:
-        text: Its words.
-        wanted: Whether it is asked for; else it is asked against.
-        weight: How surely, from 0 to 1.
-    """
+class RequestPhrase:
+    """A phrase that a request asks for (``wanted``) or against, and the certainty of that, from 0 to 1."""
 
     text: str
     wanted: bool
@@ -42,24 +47,17 @@ class Asked:
 
 
 class CatalogueEncoder:
-    """Reads what is wanted and unwanted, and gives the middle of the items whose words are nearest to each.
+    """Encodes a request as the mean description of the items that it wants, and of those that it does not want.
 
-    An item is described by its embedding in the backbone beside the text of its attributes and title. A request's
-    vector is the mean description of the items that fit what is wanted, beside that of what is unwanted; zeros where
-    nothing is asked. Any attribute can be asked for, whether or not a generator was taught it, and any word near one by
-    its static vector: "funny" where there is comedy.
+    An item's description is its embedding in the backbone, followed by a vector of its attributes and title. A
+    request's vector is the mean over the items whose words are nearest to what is wanted, then that for what is
+    unwanted; zeros if nothing is asked. So a request can name any attribute, or any word near one by its static vector:
+    "funny" for comedy.
 
-    Args:
-        catalogue: The items.
-        embeddings: Of the items in the backbone, (items, width) float, or None where it has none.
-        reader: Of requests; None: a new one.
-
-    Raises:
-        DataError: If there is not one embedding for each item, or one is not finite.
-        MissingExtraError: If ``wordllama`` is not installed (extra ``wordllama``).
+    ``embeddings`` are (items, width) float, or None. A DataError is raised unless they are one finite row per item.
     """
 
-    name = "catalogue"
+    name = DEFAULT_ENCODER
 
     def __init__(self, catalogue: Catalogue, embeddings: Tensor | None, reader: RequestReader | None = None) -> None:
         if embeddings is not None and (len(embeddings) != len(catalogue) or not bool(torch.isfinite(embeddings).all())):
@@ -80,34 +78,29 @@ class CatalogueEncoder:
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of ``texts``, (texts, dim) float32; zeros where nothing is asked."""
+        """Return the vectors of ``texts``, (texts, dim) float32; zeros for a text that asks nothing."""
         if not texts:
             return torch.empty(0, self.dim)
-        return self._vectors_of([self._asked(reading) for reading in self.reader.read(texts, self._spans)])
+        return self._vectors_of([self._phrases(reading) for reading in self.reader.read(texts, self._spans)])
 
-    def understand(self, text: str) -> list[Asked]:
-        """What a text asks, phrase by phrase."""
-        return self._asked(self.reader.read([text], self._spans)[0])
+    def understand(self, text: str) -> list[RequestPhrase]:
+        """Return the phrases that a text asks for and against."""
+        return self._phrases(self.reader.read([text], self._spans)[0])
 
     def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
-        """The vector of a request for and against sets of items, (dim,), as if its words named them.
-
-        Args:
-            wanted: (items,) bool, with an item or more; None: nothing is wanted.
-            unwanted: Likewise.
-        """
+        """Return the vector (dim,) of a request for and against sets of items, (items,) bool, not empty, or None."""
         slots = torch.zeros(2, self.features.shape[1])
         for place, members in enumerate((wanted, unwanted)):
             if members is not None:
                 slots[place] = self.features[members].mean(0)
         return slots.flatten()
 
-    def _vectors_of(self, requests: Sequence[Sequence[Asked]]) -> Tensor:
-        """For each request the weighted middles of what is wanted, beside those of what is unwanted."""
+    def _vectors_of(self, requests: Sequence[Sequence[RequestPhrase]]) -> Tensor:
+        """Return for each request the weighted means for what is wanted and for what is unwanted, (requests, dim)."""
         parts = [
             (2 * row + (not part.wanted), part.weight, self._middle(part.text))
-            for row, asked in enumerate(requests)
-            for part in asked
+            for row, phrases in enumerate(requests)
+            for part in phrases
         ]
         slots, total = torch.zeros(2 * len(requests), self.features.shape[1]), torch.zeros(2 * len(requests), 1)
         if parts:
@@ -117,27 +110,27 @@ class CatalogueEncoder:
             total.index_add_(0, places, weights)
         return (slots / total.clamp(min=1)).view(len(requests), -1)
 
-    def _asked(self, reading: Reading) -> list[Asked]:
-        """Names of attributes first, whose side is taken from the words around; then what else was read."""
-        found: list[Asked] = []
+    def _phrases(self, reading: Reading) -> list[RequestPhrase]:
+        """Return the attributes that are named, whose side the words around them tell, then the other phrases read."""
+        found: list[RequestPhrase] = []
         words, wanted, unwanted = list(reading.words), reading.wanted.tolist(), reading.unwanted.tolist()
-        for start, stop, text in reversed(self._named(reading.words)):  # from the end, so that places stay as they are
+        for start, stop, text in reversed(self._named(reading.words)):  # from the end, because words are deleted
             sides = [sum(side[start:stop]) / (stop - start) for side in (wanted, unwanted)]
             for column in (words, wanted, unwanted):
                 del column[start:stop]
             if sum(sides) > 1 - _SURELY_NOTHING:
-                found.insert(0, Asked(text, sides[0] > sides[1], 1.0))
+                found.insert(0, RequestPhrase(text, sides[0] > sides[1], 1.0))
         for text, is_wanted in runs(words, wanted, unwanted):
             weight = self._nearness(text)
             if weight >= _LEAST:
-                found.append(Asked(text, is_wanted, weight))
+                found.append(RequestPhrase(text, is_wanted, weight))
         return _without_contradictions(found)
 
     def _spans(self, words: Sequence[str]) -> list[tuple[int, int]]:
         return [(start, stop) for start, stop, _ in self._named(words)]
 
     def _named(self, words: Sequence[str]) -> list[tuple[int, int, str]]:
-        """Where attributes are named word for word, the longest names first: start, stop, name."""
+        """Find attributes named word for word, the longest names first: start, stop, name."""
         found: list[tuple[int, int, str]] = []
         place = 0
         while place < len(words):
@@ -151,7 +144,7 @@ class CatalogueEncoder:
         return found
 
     def _nearness(self, text: str) -> float:
-        """How near a phrase is to the nearest attribute, from 0 to 1."""
+        """Return the similarity of a phrase to the nearest attribute, from 0 to 1."""
         return float((self._words[: len(self._attributes)] @ self._phrase_vector(text)).max().clamp(0, 1))
 
     def _phrase_vector(self, text: str) -> Tensor:
@@ -169,7 +162,7 @@ class CatalogueEncoder:
             return middle
 
     def _index(self, catalogue: Catalogue) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors of the catalogue's words, which of them each item has, padded by repeating, and their weights."""
+        """Return the vectors of the catalogue's words, each item's words as row numbers, and the words' weights."""
         own = [[phrase(name) for name in catalogue.attribute_names(item)] for item in range(len(catalogue))]
         numbers = {name: place for place, name in enumerate(dict.fromkeys(self._attributes.values()))}
         places: list[list[int]] = []
@@ -179,6 +172,7 @@ class CatalogueEncoder:
         blank = numbers.setdefault("", len(numbers))  # for an item without a word
         places = [row or [blank] for row in places]
         longest = max(map(len, places))
+        # padding by repetition changes no maximum over an item's words
         padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in places])
         vectors = torch.stack(
             [self._phrase_vector(word) if word else torch.zeros(self._vectors.dim) for word in numbers]
@@ -188,28 +182,84 @@ class CatalogueEncoder:
         return vectors, padded, weights
 
     def _texts(self) -> Tensor:
-        """Mean vector of each item's words, cut to its first numbers."""
+        """Return the mean vector of each item's words, cut to ``TEXT_WIDTH``, (items, TEXT_WIDTH)."""
         cut = self._words[:, :TEXT_WIDTH]
         rows = [cut[torch.tensor(sorted(set(row)))].mean(0) for row in self._places.tolist()]
         return torch.stack(rows)
 
 
 def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
-    """How many words the names have that begin with a word, the most first."""
+    """Return first word → the numbers of words of the names that begin with it, descending."""
     found: dict[str, set[int]] = {}
     for words in filter(None, names):
         found.setdefault(words[0], set()).add(len(words))
     return {word: sorted(lengths, reverse=True) for word, lengths in found.items()}
 
 
-def _without_contradictions(asked: list[Asked]) -> list[Asked]:
-    """Without what is asked for and against at once, which comes to nothing."""
-    wanted, unwanted = ({part.text for part in asked if part.wanted is side} for side in (True, False))
-    return [part for part in asked if part.text not in wanted & unwanted]
+def _without_contradictions(phrases: list[RequestPhrase]) -> list[RequestPhrase]:
+    """Drop the phrases that are asked both for and against: they cancel."""
+    wanted, unwanted = ({part.text for part in phrases if part.wanted is side} for side in (True, False))
+    return [part for part in phrases if part.text not in wanted & unwanted]
 
 
 def _standard(rows: Tensor) -> Tensor:
-    """Centred, with a mean length of 1."""
+    """Return the rows centred and scaled to a mean length of 1."""
     centred = rows - rows.mean(0)
     standard: Tensor = centred / centred.norm(dim=-1).mean().clamp(min=1e-12)
     return standard
+
+
+def _without_catalogue(**options: Any) -> RequestEncoder:
+    raise EncoderError(
+        "the encoder 'catalogue' needs a catalogue and a backbone: load the folder by RequestRecommender.load, "
+        "or pass encoder=CatalogueEncoder(catalogue, item_embeddings(backbone))."
+    )
+
+
+register_request_encoder(DEFAULT_ENCODER, _without_catalogue)
+
+
+def request_encoder(
+    name: str | None, catalogue: Catalogue, backbone: Any, options: dict[str, Any] | None = None
+) -> RequestEncoder:
+    """Return a request encoder, behind a cache.
+
+    Args:
+        name: ``"catalogue"`` or None for :class:`CatalogueEncoder`, or a registered name.
+        catalogue: The items.
+        backbone: The model whose item embeddings describe the items.
+        options: Options of a registered encoder.
+
+    Raises:
+        EncoderError: If the name is not registered.
+    """
+    if name is None or name == DEFAULT_ENCODER:
+        return cast(RequestEncoder, CachedEncoder(CatalogueEncoder(catalogue, item_embeddings(backbone))))
+    return cast(RequestEncoder, CachedEncoder(make_encoder(name, options)))
+
+
+def text_encoder(encoder: Any) -> RequestEncoder:
+    """Return the encoder for texts of items: a request encoder itself, unless it reads requests only."""
+    inner = without_cache(encoder)
+    found: RequestEncoder = inner.text_encoder if isinstance(inner, CatalogueEncoder) else encoder
+    return found
+
+
+def without_cache(encoder: Any) -> Any:
+    """Return the encoder behind its caches; a handle adds a cache of its own."""
+    while isinstance(encoder, CachedEncoder):
+        encoder = encoder.encoder
+    return encoder
+
+
+def item_embeddings(backbone: Any) -> Tensor | None:
+    """Return a backbone's embeddings of the items 0 … num_items - 1, (items, width); None if it shows none."""
+    own = getattr(backbone, "item_vectors", None)
+    if isinstance(own, Tensor):
+        return own
+    find = getattr(backbone, "get_input_embeddings", None)
+    table = find() if callable(find) else getattr(backbone, "items", None)
+    weight = getattr(table, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or len(weight) <= backbone.num_items:
+        return None
+    return weight.detach()[1 : backbone.num_items + 1]  # row 0 is the padding

@@ -1,4 +1,4 @@
-"""Made-up sets of items to ask for: they teach a generator to steer anywhere, not only to the attributes it knows."""
+"""Made-up sets of items as requests. They teach a generator to steer anywhere, not only to the attributes it knows."""
 
 from __future__ import annotations
 
@@ -18,31 +18,20 @@ _SMALLEST, _LARGEST_SHARE = 15, 0.4
 
 @dataclass(frozen=True)
 class Concept:
-    """Items asked for and asked against.
-
-    Attributes:
-        wanted: (items,) bool, or None.
-        unwanted: (items,) bool, or None.
-    """
+    """A set of items that is wanted and one that is not, (items,) bool or None each."""
 
     wanted: Tensor | None
     unwanted: Tensor | None
 
     def among(self, items: Tensor | None) -> Concept:
-        """What it asks of some items, (n,) int64, in their order; None: of all."""
+        """Return the concept over some items, (n,) int64, in their order; None: over all."""
         if items is None:
             return self
         return Concept(*(None if side is None else side[items] for side in (self.wanted, self.unwanted)))
 
 
 class ConceptGenerator:
-    """Draws sets of items that are near each other by text, by embedding or by both, with noise.
-
-    Args:
-        features: Descriptions of the items, (items, width), their texts last, as ``CatalogueEncoder.features``.
-        rng: Source of which and how many.
-        generator: Source of the noise.
-    """
+    """Draws sets of items near each other by text, embedding or both, from an encoder's features (items, width)."""
 
     def __init__(self, features: Tensor, rng: random.Random, generator: torch.Generator) -> None:
         self._text = functional.normalize(features[:, -TEXT_WIDTH:], dim=-1)
@@ -51,7 +40,7 @@ class ConceptGenerator:
         self._rng, self._generator = rng, generator
 
     def __call__(self) -> Concept:
-        """A set asked for, one asked against, or one of each."""
+        """Draw a wanted set, an unwanted set, or one of each."""
         kind = self._rng.choices(("for", "against", "mixed"), (5, 3, 2))[0]
         return Concept(
             None if kind == "against" else self._members(),
@@ -59,7 +48,7 @@ class ConceptGenerator:
         )
 
     def _members(self) -> Tensor:
-        """(items,) bool, at least one."""
+        """Draw a set, (items,) bool, not empty."""
         items = len(self._text)
         largest = max(_SMALLEST + 1, int(_LARGEST_SHARE * items))
         size = min(items, int(math.exp(self._rng.uniform(math.log(_SMALLEST), math.log(largest)))))
@@ -72,7 +61,7 @@ class ConceptGenerator:
     def _nearness(self, item: int) -> Tensor:
         by_embedding = self._rng.choice((0.0, 0.0, 0.3, 1.0))
         noise = self._rng.choice((0.0, 0.1, 0.3))
-        drawn = torch.randn(len(self._text), generator=self._generator)  # of weight 0 too: later draws depend on it
+        drawn = torch.randn(len(self._text), generator=self._generator)  # drawn in any case: later draws depend on it
         near = torch.zeros_like(drawn)
         for weight, vectors in ((1 - by_embedding, self._text), (by_embedding, self._embedding)):
             if weight:
@@ -81,7 +70,7 @@ class ConceptGenerator:
 
 
 def concept_match(concepts: Sequence[Concept], items: int) -> Tensor:
-    """1 for items asked for, -1 for items asked against, 0 for both or neither, (concepts, items) float32."""
+    """Return 1 for wanted items, -1 for unwanted ones, 0 for both or neither, (concepts, items) float32."""
     match = torch.zeros(len(concepts), items)
     for row, concept in zip(match, concepts, strict=True):
         if concept.wanted is not None:

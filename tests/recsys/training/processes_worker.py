@@ -20,13 +20,12 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import config_for, make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.split import Split
-from cramer_peft.recsys.requests.text_encoders import request_encoder
-from cramer_peft.recsys.training.backbone_training import train_backbone
-from cramer_peft.recsys.training.generator_training import BackboneOptions, GeneratorOptions, train_generator
-from cramer_peft.training import Checkpoints
-from cramer_peft.training.processes import Processes
-from cramer_peft.training.trainer import ResumableTrainer
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
+from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
+from cramer_peft.training import Checkpoints, Processes, ResumableTrainer
 
 ITEMS, LENGTH = 24, 6
 # 17 windows and batches of 8: the last batch has one row, so that a second process has none

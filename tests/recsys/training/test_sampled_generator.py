@@ -1,4 +1,4 @@
-"""A generator trained on samples of the catalogue: what the samples stand for, what they cost, when they are chosen."""
+"""A generator that is trained on a sample of the items."""
 
 from __future__ import annotations
 
@@ -16,20 +16,14 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.backbones.sampling import with_negatives
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.split import Split
-from cramer_peft.recsys.training.generator_training import (
-    GeneratorOptions,
-    GeneratorTrainer,
-    HistoryWindows,
-    RequestCollator,
-    generator_arguments,
-    train_generator,
-)
+from cramer_peft.recsys.data.histories import HistoryWindows
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.training.generator_training import GeneratorTrainer, generator_arguments, train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 from cramer_peft.training import minimal_edit_loss
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-
 OPTIONS = GeneratorOptions(steps=3, batch_size=8, positions=4, next_item_weight=0.5)
 INSIDE = {"sasrec": ["intermediate.dense", "output.dense"], "gru4rec": ["gru", "dense"], "bert4rec": ["output.dense"]}
 
@@ -40,48 +34,6 @@ def masked(name: str, items: int, **options: Any) -> RequestMaskModel:
     backbone = make_backbone(name, items, max_length=8, hidden_size=16).eval().requires_grad_(False)
     given = {"target_modules": INSIDE[name], "encoder": "hashing", "encoder_options": {"dim": 16}, **options}
     return inject_request_masks(backbone, RequestMaskConfig(init_weights=False, **given))
-
-
-# --- samples
-
-
-def test_a_sample_is_the_targets_and_others() -> None:
-    targets = torch.tensor([7, 3, 7, 29])
-    items, added = with_negatives(targets, 30, 9, random.Random(0))
-    assert items[:3].tolist() == [3, 7, 29]
-    assert len(set(items.tolist())) == len(items) == 12
-    assert 0 <= int(items.min()) <= int(items.max()) < 30
-    torch.testing.assert_close(added.exp(), torch.tensor([1.0] * 3 + [27 / 9] * 9))
-
-
-@pytest.mark.parametrize("negatives", [27, 1000])
-def test_a_large_sample_is_the_catalogue(negatives: int) -> None:
-    items, added = with_negatives(torch.tensor([7, 3, 29]), 30, negatives, random.Random(0))
-    assert sorted(items.tolist()) == list(range(30))
-    assert not added.any()
-
-
-def test_targets_may_be_all_there_is_or_nothing() -> None:
-    items, added = with_negatives(torch.arange(4), 4, 5, random.Random(0))
-    assert items.tolist() == [0, 1, 2, 3]
-    assert not added.any()
-    items, added = with_negatives(torch.empty(0, dtype=torch.long), 8, 2, random.Random(0))
-    assert len(items) == 2
-    torch.testing.assert_close(added.exp(), torch.full((2,), 4.0))
-
-
-def test_others_are_drawn_evenly_and_the_sum_is_estimated_without_bias() -> None:
-    rng = random.Random(0)
-    scores = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    counts, total = torch.zeros(20), 0.0
-    for _ in range(4000):
-        items, added = with_negatives(torch.tensor([2, 11]), 20, 6, rng)
-        counts[items] += 1
-        total += float((scores[items] + added).exp().sum())
-    assert counts[[2, 11]].tolist() == [4000, 4000]
-    others = torch.cat([counts[:2], counts[3:11], counts[12:]])
-    torch.testing.assert_close(others / 4000, torch.full((18,), 6 / 18), atol=0.04, rtol=0)
-    assert total / 4000 == pytest.approx(float(scores.exp().sum()), rel=0.02)
 
 
 def test_the_losses_go_to_those_over_all_items() -> None:
@@ -104,9 +56,6 @@ def test_the_losses_go_to_those_over_all_items() -> None:
     assert bool((errors[0] > 2 * errors[1]).all())
     assert bool((errors[1] > errors[2]).all())
     assert bool((errors[2] < 1e-5).all())
-
-
-# --- batches and steps
 
 
 def rows_of(split: Split) -> list[dict[str, Tensor]]:
@@ -194,9 +143,6 @@ def test_memory_does_not_grow_with_the_catalogue(name: str, tmp_path: Any) -> No
     assert abs(small - large) < 1000  # of how many next items two positions share
     assert max(small, large) < 10_000
     assert kept(name, 10_000, None, tmp_path) >= 10 * 10_000  # the check sees what it is for
-
-
-# --- training
 
 
 def trained(data: tuple[Catalogue, Split], negatives: int | None, **options: Any) -> Tensor:

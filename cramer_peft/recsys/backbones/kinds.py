@@ -1,0 +1,91 @@
+"""The kinds of backbones by name: how one is made, saved and loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from cramer_peft.errors import ConfigError, DataError, MissingExtraError
+from cramer_peft.recsys.backbones.backbone import Backbone
+from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
+from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
+from cramer_peft.recsys.backbones.replay import ReplaySASRec
+from cramer_peft.recsys.backbones.sasrec import SASRec
+from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
+
+BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
+BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
+
+
+def make_backbone(name: str, num_items: int, **sizes: Any) -> nn.Module:
+    """Make an untrained backbone by its name in ``BACKBONES``.
+
+    ``sizes`` are ``max_length``, ``dropout`` and ``hidden_size``, to replace the defaults.
+
+    Raises:
+        ConfigError: If there is no such backbone.
+        MissingExtraError: If its package is not installed.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
+    kind = BACKBONES[name]
+    configure = getattr(kind, "configure", None)
+    model: nn.Module = kind(configure(num_items, **sizes)) if configure else kind(num_items, **sizes)
+    return model
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected."""
+    backbone.save_pretrained(folder / BACKBONE_FOLDER)
+
+
+def load_backbone(folder: Path, catalogue: Sized) -> Any:
+    """Load a frozen :class:`Backbone` of any kind, in eval mode, from the folder ``backbone`` of a recommender.
+
+    Raises:
+        DataError: If the folder holds no complete backbone, or one for another number of items.
+        MissingExtraError: If the backbone's package is not installed.
+    """
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError("it is not a folder.")
+        kind = _kind(folder)
+        if issubclass(kind, StoredBackbone):
+            backbone, report = kind.from_pretrained(folder), {}
+        else:
+            backbone, report = kind.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except MissingExtraError:
+        raise
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"{folder} holds no readable backbone: {error} Give the folder {BACKBONE_FOLDER!r} that "
+            "`cramer-peft train` or `cramer-peft demo` wrote."
+        ) from error
+    differing = sorted({*report.get("missing_keys", ()), *report.get("unexpected_keys", ())})
+    if differing:
+        raise DataError(
+            f"{folder} holds no {kind.__name__}: weights missing or not expected: {', '.join(differing[:5])}."
+        )
+    if backbone.num_items != len(catalogue):
+        raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
+    for parameter in backbone.parameters():  # mapped weights lie unaligned, and kernels then differ in the last bit
+        parameter.data = parameter.data.clone()
+    return backbone.eval().requires_grad_(False)
+
+
+def _kind(folder: Path) -> type[Any]:
+    """Return the class of the backbone in a folder, by the name in its configuration."""
+    name = read_config(folder)["architectures"][0]
+    kinds = {kind.__name__: kind for kind in BACKBONES.values()}
+    if name not in kinds:
+        raise DataError(f"its architecture is {name[:100]!r}, expected one of {', '.join(kinds)}.")
+    return kinds[name]

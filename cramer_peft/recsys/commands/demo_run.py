@@ -1,0 +1,223 @@
+"""The demo's run: train, freeze, mask, compare, show, take the masks off again."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.encoders import RequestEncoder
+from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.own_data import Columns, load_own_data
+from cramer_peft.recsys.evaluation.metrics import share, top_items
+from cramer_peft.recsys.evaluation.results import mean_metrics
+from cramer_peft.recsys.evaluation.text_fusion import TextFusion
+from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
+from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
+from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
+from cramer_peft.recsys.versions import versions
+from cramer_peft.storage import write_json
+
+FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
+_SHOWN_USERS = 200  # in the picture of attribute shares
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of the demo; ``docs/demo.md`` describes them.
+
+    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``CatalogueEncoder``.
+    """
+
+    output: Path
+    data: str | Path | None = None
+    title_column: str | None = None
+    attribute_column: str | None = None
+    attribute_separator: str | None = None
+    backbone: Path | None = None
+    seed: int = 0
+    encoder: str | None = None
+    backbone_options: BackboneOptions = field(default_factory=BackboneOptions)
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Example:
+    """One user's top titles under one request."""
+
+    request: str | None
+    titles: list[str]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Results of the demo."""
+
+    output: Path
+    rows: dict[str, dict[str, float]]  # method → metrics of mean_metrics, and seconds of training
+    examples: list[Example]  # no request, three requests, after unloading
+    restored: bool  # the scores after unloading equal those before injection, bit for bit
+    shares: dict[str, tuple[float, float, float]]  # of attributes: no request, asked for, asked against
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoResult:
+    """Run the demo, and call ``say`` with a line for each step; ``docs/demo.md`` describes them."""
+    options.output.mkdir(parents=True, exist_ok=True)  # fail before the training
+    run = _Run(options, say)
+    model, users, split = run.model, run.users, run.data.split
+    before = score_histories(model, users.item_ids)
+    run.measure(FROZEN, None, lambda item_ids, _: model(item_ids), run.backbone_seconds)
+    paper, seconds = run.masked(PAPER, RequestMaskConfig.paper(), options.paper_generator)
+    run.measure(PAPER, mask_scorer(paper), mask_scorer(paper), seconds)
+    paper.unload()
+    masks, seconds = run.masked(OURS, RequestMaskConfig(), options.generator)
+    run.measure(OURS, mask_scorer(masks), mask_scorer(masks), seconds)
+    fusion, seconds = run.tuned_fusion(masks)
+    run.measure(FUSION, fusion, mask_scorer(masks), seconds)
+    recommender = RequestRecommender(masks, run.data.catalogue)
+    recommender.save(options.output)
+    shares = attribute_shares(masks, users)
+    user = int(users.seen.sum(1).sort().indices[len(users) // 2])  # the user with the median length of history
+    examples = _examples(recommender, split.history("test")[user].tolist())
+    masks.unload()
+    after = score_histories(model, users.item_ids)
+    titles = [_title(run.data.catalogue, item) for item in top_items(after, users.seen, 5)[user].tolist()]
+    result = DemoResult(
+        options.output, run.rows, [*examples, Example(None, titles)], torch.equal(after, before), shares
+    )
+    _write_results(result, options)
+    return result
+
+
+class _Run:
+    """The data, the backbone and the users of a run, and the steps that every method shares."""
+
+    def __init__(self, options: DemoOptions, say: Callable[[str], None]) -> None:
+        self.options, self.say = options, say
+        self.rows: dict[str, dict[str, float]] = {}
+        self.say("reading the data" if options.data else "fetching MovieLens-100k")
+        columns = Columns(options.title_column, options.attribute_column, options.attribute_separator)
+        self.data = load_own_data(options.data or "movielens-100k", columns=columns)
+        self.say(self.data.describe())
+        start = time.perf_counter()
+        self.model = self._backbone()
+        self.backbone_seconds = time.perf_counter() - start
+        self.users = EvaluationUsers.of(self.data.catalogue, self.data.split, "test", self.model.max_length)
+        self._tracks = self._requests(self.users, TEST_TEMPLATES)
+        self._encoder: RequestEncoder | None = None
+
+    def _backbone(self) -> SASRec:
+        options, catalogue = self.options, self.data.catalogue
+        if options.backbone is not None:
+            self.say(f"loading the backbone from {options.backbone}")
+            model = load_backbone(options.backbone, catalogue)
+        else:
+            self.say("training the backbone, SASRec")
+            model = train_backbone(
+                "sasrec", catalogue, self.data.split, options.backbone_options, options.seed, options.progress
+            )
+        save_backbone(model, options.output)
+        found: SASRec = model
+        return found
+
+    def _requests(self, users: EvaluationUsers, templates: dict[str, tuple[str, ...]]) -> dict[str, Track]:
+        requests = RequestGenerator(users.catalogue.attributes, templates)
+        return mixed_tracks(users, requests, self.options.seed)
+
+    def masked(
+        self, name: str, config: RequestMaskConfig, generator: GeneratorOptions
+    ) -> tuple[RequestMaskModel, float]:
+        """Mask the backbone and train the generator; return it with the seconds it took."""
+        start, options, data = time.perf_counter(), self.options, self.data
+        torch.manual_seed(options.seed)
+        if self._encoder is None:  # one for all methods, to keep its cache
+            self._encoder = request_encoder(options.encoder, data.catalogue, self.model)
+        masks = inject_request_masks(self.model, config_for(self.model, config), encoder=self._encoder)
+        self.say(f"training the generator of {name} ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
+        train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress)
+        return masks, time.perf_counter() - start
+
+    def tuned_fusion(self, masks: RequestMaskModel) -> tuple[TextFusion, float]:
+        """Tune text fusion on validation users; without a request the masks are the frozen model."""
+        start, catalogue = time.perf_counter(), self.data.catalogue
+        fusion = TextFusion(masks, text_encoder(masks.encoder()), catalogue)
+        users = EvaluationUsers.of(catalogue, self.data.split, "validation", self.model.max_length)
+        fusion.tune(users, self._requests(users, TRAIN_TEMPLATES)[TRUTHFUL].requests)
+        return fusion, time.perf_counter() - start
+
+    def measure(self, name: str, scorer: Scorer | None, frozen: Scorer, seconds: float) -> None:
+        """Add a method's row to the table."""
+        self.say(f"evaluating {name}")
+        self.rows[name] = {**mean_metrics(scorer, frozen, self.users, self._tracks), "seconds": seconds}
+
+
+def attribute_shares(
+    masks: RequestMaskModel, users: EvaluationUsers, sample: int = _SHOWN_USERS
+) -> dict[str, tuple[float, float, float]]:
+    """Return each attribute's share of the first users' top ten: no request, asked for, asked against."""
+    item_ids, seen = users.item_ids[:sample], users.seen[:sample]
+
+    def top(texts: Sequence[str | None]) -> Tensor:
+        with torch.no_grad():
+            return top_items(masks(item_ids, request=list(texts)), seen)
+
+    def worded(family: str, **named: str) -> list[str | None]:
+        templates = TEST_TEMPLATES[family]
+        return [templates[user % len(templates)].format(**named) for user in range(len(item_ids))]
+
+    def mean_share(flags: Tensor, items: Tensor) -> float:
+        return float(share(items, flags.expand(len(items), -1)).mean())
+
+    frozen, shares = top([None] * len(item_ids)), {}
+    for index, name in enumerate(users.catalogue.attributes):
+        flags = users.catalogue.item_attributes[:, index]
+        wanted, unwanted = worded("for", wanted=phrase(name)), worded("against", unwanted=phrase(name))
+        shares[name] = (mean_share(flags, frozen), mean_share(flags, top(wanted)), mean_share(flags, top(unwanted)))
+    return shares
+
+
+def _examples(recommender: RequestRecommender, history: list[int]) -> list[Example]:
+    """Return a user's top five without a request and under three requests of opposite kinds."""
+    catalogue = recommender.catalogue
+    counts = catalogue.item_attributes[history].sum(0)
+    most, least = (phrase(catalogue.attributes[int(index)]) for index in (counts.argmax(), counts.argmin()))
+    texts = [f"How about a little {least}?", f"Spare me the {most}", f"Bring on the {least} and spare me the {most}"]
+    answers = [(text, recommender.recommend(history, text, k=5)) for text in (None, *texts)]
+    return [Example(text, [_title(catalogue, item) for item in answer.items]) for text, answer in answers]
+
+
+def _title(catalogue: Catalogue, item: int) -> str:
+    return f"{catalogue.titles[item]} ({', '.join(catalogue.attribute_names(item))})"
+
+
+def _write_results(result: DemoResult, options: DemoOptions) -> None:
+    settings: dict[str, Any] = dataclasses.asdict(options)
+    for name in ("output", "data", "backbone"):  # names only: a file to share tells no paths of this machine
+        settings[name] = None if settings[name] is None else Path(settings[name]).name
+    write_json(
+        result.output / "results.json",
+        {
+            "options": settings,
+            "versions": versions(),
+            "metrics": result.rows,
+            "examples": [dataclasses.asdict(example) for example in result.examples],
+            "restored_bit_for_bit": result.restored,
+            "attribute_shares": {name: list(values) for name, values in result.shares.items()},
+        },
+    )

@@ -1,0 +1,93 @@
+"""The users of an evaluation, and how they are scored, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from cramer_peft import RequestMaskModel
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.histories import pad_histories, seen_mask
+from cramer_peft.recsys.data.splits import Split, Stage
+from cramer_peft.recsys.devices import brought_to
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
+
+BATCH = 256  # users scored together
+
+# Scores (rows, items) of histories (rows, length) under one request text, or None, for each row.
+Scorer = Callable[[Tensor, Sequence[str | None]], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationUsers:
+    """The users of one stage of a split."""
+
+    catalogue: Catalogue
+    histories: tuple[Tensor, ...]  # per user the items before the target, (n,) int64
+    targets: Tensor  # the next items, (users,) int64
+    max_length: int  # of the histories that the backbone reads
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, split: Split, stage: Stage, max_length: int) -> EvaluationUsers:
+        """Return all users of a stage."""
+        return EvaluationUsers(catalogue, split.history(stage), split.target(stage), max_length)
+
+    @cached_property
+    def item_ids(self) -> Tensor:
+        """Padded histories, (users, max_length)."""
+        return pad_histories(self.histories, self.max_length)
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """Items of each whole history, (users, items) bool; they are never recommended."""
+        return seen_mask(self.histories, len(self.catalogue))
+
+    def __len__(self) -> int:
+        """Return the number of users."""
+        return len(self.targets)
+
+    def score(self, scorer: Scorer, requests: Sequence[AttributeRequest] | None) -> Tensor:
+        """Return the scores of all users, each under their own request, (users, items) on the CPU."""
+        texts = [None] * len(self) if requests is None else [request.text for request in requests]
+        with torch.no_grad():
+            return batched_scores(scorer, self.item_ids, texts)
+
+
+def mask_scorer(masks: RequestMaskModel, strength: float | None = None) -> Scorer:
+    """Return a scorer by request masks, the frozen model if all requests are None; strength None: the default."""
+
+    def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
+        request = None if all(text is None for text in requests) else list(requests)
+        scores: Tensor = masks(brought_to(masks, item_ids), request=request, request_strength=strength)
+        return scores
+
+    return score
+
+
+@torch.no_grad()
+def score_histories(model: nn.Module, item_ids: Tensor) -> Tensor:
+    """Return the scores of the whole catalogue after each history, (rows, items), in batches and in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(batch) for batch in item_ids.split(BATCH)])
+    finally:
+        model.train(training)
+
+
+def batched_scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
+    """Return a scorer's scores, computed in batches, (rows, items) float32 on the CPU."""
+    starts = range(0, len(item_ids), BATCH)
+    parts = [scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts]
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def drawn_rows(count: int, most: int | None, seed: int) -> Tensor:
+    """Return the rows of all users, or of ``most`` users drawn at random, ascending, int64."""
+    if most is None or most >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

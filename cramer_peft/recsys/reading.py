@@ -1,0 +1,30 @@
+"""Bounded reading of the recommender's own files, with errors about data instead of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cramer_peft.errors import AdapterFileError, DataError
+from cramer_peft.storage import open_regular, parse_json
+
+
+def read_file(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
+    """Return the content of an ordinary file; ``expected`` describes it for the error message."""
+    try:
+        with open_regular(path, expected, max_bytes) as (file, size):
+            return file.read(size)
+    except AdapterFileError as error:
+        raise DataError(str(error)) from error
+
+
+def read_object(path: Path, expected: str, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object in a file; arguments as for :func:`read_file`."""
+    data = read_file(path, expected, max_bytes)
+    try:
+        values = parse_json(data)
+    except ValueError as error:
+        raise DataError(f"{path}: not a JSON file in UTF-8: {error}. Expected {expected}.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: found a JSON {type(values).__name__}, expected an object: {expected}.")
+    return values

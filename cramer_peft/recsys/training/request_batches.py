@@ -1,0 +1,225 @@
+"""Batches of a generator's training: windows of histories with simulated requests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cramer_peft import RequestMaskModel
+from cramer_peft.errors import ConfigError
+from cramer_peft.recsys.backbones.sampling import with_negatives
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.histories import NO_LABEL
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_cache
+from cramer_peft.recsys.requests.concepts import Concept, ConceptGenerator, concept_match
+from cramer_peft.recsys.requests.matching import match_scores, satisfied_by
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
+from cramer_peft.training import SHARE, Processes
+
+_LIMITS: dict[str, tuple[int, float]] = {
+    **dict.fromkeys(("steps", "batch_size", "positions"), (1, 1e9)),
+    **dict.fromkeys(("random_share", "empty_share", "concept_share", "concept_until"), (0, 1)),
+    **dict.fromkeys(("learning_rate", "edit_weight", "next_item_weight", "sparsity_weight", "kappa"), (0, 1e9)),
+}
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """Options of a generator's training.
+
+    Attributes:
+        steps: Optimiser steps.
+        learning_rate: Peak of AdamW's learning rate, after 50 warm-up steps, then a cosine to 0.
+        batch_size: Histories per step, each with its own request.
+        positions: Positions of each history that the losses use.
+        random_share: Share of requests about random attributes, whatever the history and the next item.
+        empty_share: Share of requests that ask nothing. The rest are true of a next item.
+        edit_weight: Weight of the minimal-edit loss, at all positions used.
+        next_item_weight: Weight of the next item's cross-entropy, where the item satisfies a true request.
+        kappa: Parameter of the minimal-edit loss.
+        floor: Parameter of the minimal-edit loss; None leaves its rows on their own scales.
+        sparsity_weight: Weight of the paper's sparsity loss (form ``topk`` only).
+        attributes: The attributes that requests may name, such as those not held out for a test; None: all.
+        concept_share: Share of requests, of all kinds, that a made-up set of items replaces, so that a generator learns
+            to steer anywhere. Only a ``CatalogueEncoder`` has vectors for such sets; others ignore the share.
+        concept_until: Share of the steps, from the first, that have such sets.
+        against_by_frequency: True: a random request asks against an attribute as often as items have it. False: against
+            all attributes equally often, most of which few items have.
+    """
+
+    steps: int = 1500
+    learning_rate: float = 3e-3
+    batch_size: int = 64
+    positions: int = 8
+    random_share: float = 0.4
+    empty_share: float = 0.2
+    edit_weight: float = 1.0
+    next_item_weight: float = 0.1
+    kappa: float = 12.0
+    floor: float | None = None
+    sparsity_weight: float = 0.0
+    attributes: tuple[str, ...] | None = None
+    concept_share: float = 0.8
+    concept_until: float = 0.4
+    against_by_frequency: bool = True
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}: found {value!r}, expected a number from {low} to {high:g}. Change it.")
+        if self.random_share + self.empty_share > 1 + 1e-9:
+            raise ConfigError(
+                f"random_share + empty_share: found {self.random_share} + {self.empty_share}, expected at most 1 "
+                "together. Lower one."
+            )
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GeneratorOptions:
+        """Return the paper's training: true requests only, next-item loss and sparsity loss (weight 0.3)."""
+        settings = {"random_share": 0.0, "empty_share": 0.0, "edit_weight": 0.0, "next_item_weight": 1.0}
+        return cls(**{**settings, "sparsity_weight": 0.3, "concept_share": 0.0, **overrides})
+
+
+class RequestCollator:
+    """Gives each window of a batch a request and the positions that the losses use, first those that satisfy it.
+
+    The draws depend on ``seed`` and the number of batches before; all processes draw for the whole batch and return
+    their own rows. Requests are matched with the next items and ``negatives`` others alone, if that is not None.
+    """
+
+    def __init__(
+        self,
+        masks: RequestMaskModel,
+        catalogue: Catalogue,
+        options: GeneratorOptions,
+        seed: int,
+        processes: Processes | None = None,
+        negatives: int | None = None,
+    ) -> None:
+        self._masks = masks
+        self._catalogue = catalogue
+        self._options = options
+        allowed = catalogue.attributes if options.attributes is None else options.attributes
+        having = dict(zip(catalogue.attributes, catalogue.item_attributes.sum(0).tolist(), strict=True))
+        # plus one, because a weight must be positive
+        weights = [1.0 + having[name] for name in allowed] if options.against_by_frequency else None
+        self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES, weights)
+        names = (catalogue.attribute_names(index) for index in range(len(catalogue)))
+        self._names = [tuple(name for name in own if name in allowed) for own in names]
+        self._seed, self._batches = seed, 0
+        self._processes = Processes() if processes is None else processes
+        self._negatives = negatives
+        self._random, self._generator = random.Random(), torch.Generator()
+        self._encoder = _catalogue_encoder(masks)
+        features = None if self._encoder is None else self._encoder.features
+        self._concepts = None if features is None else ConceptGenerator(features, self._random, self._generator)
+
+    def start_at(self, batches: int) -> None:
+        """Continue with the batch after the first ``batches``."""
+        self._batches = batches
+
+    def __call__(self, windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return a batch of R rows (of this process), P positions and I items.
+
+        ``item_ids`` (R, length), ``vectors`` (R, request_dim), ``positions`` and ``targets`` (R, P) int64; ``known``
+        (R, P) bool: there is a next item; ``fits`` (R, P) bool: it satisfies a true request; ``match`` (R, I): how well
+        items match. If items are sampled: ``items`` (I,) int64 and the terms ``added`` (I,) of their scores.
+        """
+        labels = torch.stack([window["labels"] for window in windows])
+        requests, concepts, noise = self._draw(labels)
+        known = labels >= 0
+        fits = self._fits(requests, concepts, labels.clamp(min=0)) & known
+        positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
+        looked_at = {"positions": positions, "known": known.gather(1, positions), "fits": fits.gather(1, positions)}
+        looked_at["targets"], sample = self._sample(labels.gather(1, positions))
+        share = self._processes.share(len(windows))
+        vectors, match = self._wishes(requests[share.rows], concepts[share.rows], sample.get("items"))
+        batch = {
+            "item_ids": torch.stack([window["item_ids"] for window in windows[share.rows]]),
+            "vectors": vectors,
+            "match": match,
+            **{name: value[share.rows] for name, value in looked_at.items()},
+            **sample,
+        }
+        return batch if self._processes.count == 1 else {**batch, SHARE: share.as_tensor()}
+
+    def _sample(self, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the columns of the next items, (rows, positions), among the items scored, and those items."""
+        if self._negatives is None:
+            return targets, {}
+        known = targets >= 0
+        items, added = with_negatives(targets[known], len(self._catalogue), self._negatives, self._random)
+        columns = torch.full_like(targets, NO_LABEL)
+        columns[known] = targets[known].unique(return_inverse=True)[1]  # the targets come first, in this order
+        return columns, {"items": items, "added": added}
+
+    def _draw(self, labels: Tensor) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor]:
+        """Draw all that is random in the next batch: requests with their truth, concepts, noise for positions."""
+        self._random.seed(f"{self._seed} {self._batches}")
+        self._generator.manual_seed(self._random.getrandbits(63))
+        early = self._batches < self._options.concept_until * self._options.steps
+        concept_share = self._options.concept_share if early else 0.0
+        self._batches += 1
+        known = labels >= 0
+        items = [row.tolist() for row in labels[known].split(known.sum(1).tolist())]
+        requests = [self._request(row) for row in items]
+        noise = torch.rand(labels.shape, generator=self._generator)
+        if self._concepts is None:
+            return requests, [None] * len(requests), noise
+        chosen = [self._random.random() < concept_share for _ in requests]
+        return requests, [self._concepts() if own else None for own in chosen], noise
+
+    def _fits(
+        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], items: Tensor
+    ) -> Tensor:
+        """Mark the items of each row, (rows, n), that satisfy its true request or wanted-only concept."""
+        asked, truthful = [request for request, _ in requests], torch.tensor([true for _, true in requests])
+        fits = satisfied_by(asked, self._catalogue.attributes, self._catalogue.item_attributes, items)
+        fits &= truthful[:, None]
+        for row, concept in enumerate(concepts):
+            if concept is not None:
+                never = concept.wanted is None or concept.unwanted is not None
+                fits[row] = False if never else concept.wanted[items[row]]  # type: ignore[index]
+        return fits
+
+    def _wishes(
+        self,
+        requests: Sequence[tuple[AttributeRequest, bool]],
+        concepts: Sequence[Concept | None],
+        items: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return each row's vector, and how well all items, or ``items``, match it; a concept replaces a request."""
+        flags = self._catalogue.item_attributes if items is None else self._catalogue.item_attributes[items]
+        plain = [row for row, concept in enumerate(concepts) if concept is None]
+        asked = [requests[row][0] for row in plain]
+        read = self._masks.encode([request.text for request in asked])
+        vectors, match = read.new_empty(len(requests), read.shape[1]), torch.empty(len(requests), len(flags))
+        vectors[plain], match[plain] = read, match_scores(asked, self._catalogue.attributes, flags)
+        for row, concept in enumerate(concepts):
+            if concept is not None and self._encoder is not None:
+                vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
+                match[row] = concept_match([concept.among(items)], len(flags))[0]
+        return vectors, match
+
+    def _request(self, known: Sequence[int]) -> tuple[AttributeRequest, bool]:
+        """Draw a request for one window; True with it if it is true of one of the window's next items."""
+        draw = self._random.random()
+        if draw < self._options.empty_share:
+            return self._requests.empty(self._random), False
+        if draw < self._options.empty_share + self._options.random_share:
+            return self._requests.counterfactual(self._random), False
+        target = known[self._random.randrange(len(known))]
+        return self._requests.truthful(self._names[target], self._random), True
+
+
+def _catalogue_encoder(masks: Any) -> CatalogueEncoder | None:
+    """Return the encoder of an adapted backbone, or a bare encoder, if it is a ``CatalogueEncoder``."""
+    encoder = without_cache(masks.encoder() if isinstance(masks, RequestMaskModel) else masks)
+    return encoder if isinstance(encoder, CatalogueEncoder) else None

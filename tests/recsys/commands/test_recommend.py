@@ -1,0 +1,111 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cramer_peft.recsys.recommender import RequestRecommender
+
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+HISTORY = "[REC] 0; Tale 4 of war; tale 8"
+
+
+def test_recommend(made: Path, run: Callable[..., Any]) -> None:
+    ended = run(
+        "recommend", "--adapter", made, "--history", HISTORY, "--request", "less [/bold]", "--strength", 6, "--k", 5
+    )
+    assert ended.code == 0, ended
+    assert "Recommended under: less [/bold]" in ended.out
+    loaded = RequestRecommender.load(made)
+    answer = loaded.recommend([0, 4, 8], "less [/bold]", strength=6.0, k=5)
+    for item in answer.items:
+        assert loaded.catalogue.titles[item] in ended.out
+    assert answer.came
+    assert ended.out.count("new") == len(answer.came)
+    assert "went: " + "; ".join(loaded.catalogue.titles[item] for item in answer.went) in ended.out
+    for name, (before, after) in answer.shares.items():
+        if before != after:
+            assert f"{name}: {before:.0%} → {after:.0%}" in ended.out
+
+
+@pytest.mark.parametrize("asked", [(), ("--request", " "), ("--request", "more war", "--strength", "0")])
+def test_nothing_asked_changes_nothing(made: Path, run: Callable[..., Any], asked: tuple[str, ...]) -> None:
+    ended = run("recommend", "--adapter", made / "adapter", "--history", HISTORY, *asked)
+    assert ended.code == 0, ended
+    assert "the request changed nothing in this list" in ended.out
+    assert "new" not in ended.out
+    titles = RequestRecommender.load(made).catalogue.titles
+    assert sum(title in ended.out for title in titles) >= 10
+
+
+def test_more_titles_than_there_are(made: Path, run: Callable[..., Any]) -> None:
+    ended = run("recommend", "--adapter", made, "--history", HISTORY, "--request", "more war", "--k", "500")
+    assert ended.code == 0, ended
+    rows = [line for line in ended.out.splitlines() if "Tale" in line or "[REC]" in line]
+    assert len(rows) == 27
+    assert not any("[REC] 0 " in line for line in rows)
+
+
+def test_an_unknown_title_names_near_ones(made: Path, run: Callable[..., Any]) -> None:
+    message = run("recommend", "--adapter", made, "--history", "Tail 4 of wars; [REC] 0").message
+    assert "No title matches 'Tail 4 of wars'. Nearest: 'Tale 4 of war'" in message
+
+
+def test_an_ambiguous_title(made: Path, run: Callable[..., Any]) -> None:
+    message = run("recommend", "--adapter", made, "--history", "[rec]").message
+    assert "3 titles match '[rec]'" in message
+    assert "'[REC] 10'" in message  # square brackets are not markup
+
+
+@pytest.mark.parametrize("history", ["", " ; ;", ";"])
+def test_an_empty_history(made: Path, run: Callable[..., Any], history: str) -> None:
+    assert "the history is empty" in run("recommend", "--adapter", made, "--history", history).message
+
+
+def test_every_item_in_the_history(made: Path, run: Callable[..., Any]) -> None:
+    titles = RequestRecommender.load(made).catalogue.titles
+    assert "0 unseen items" in run("recommend", "--adapter", made, "--history", ";".join(titles)).message
+
+
+def test_a_missing_folder(run: Callable[..., Any], tmp_path: Path) -> None:
+    message = run("recommend", "--adapter", tmp_path / "nowhere", "--history", "x").message
+    assert f"{tmp_path / 'nowhere'} is not a recommender folder: catalogue.json is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adapter/adapter_model.safetensors", "not a readable safetensors file"),
+        ("adapter/adapter_config.json", "not readable JSON"),
+        ("backbone/model.safetensors", "holds no readable backbone"),
+        ("backbone/config.json", "holds no readable backbone"),
+        ("catalogue.json", "not a JSON file"),
+    ],
+)
+def test_a_truncated_file(copy: Path, run: Callable[..., Any], name: str, message: str) -> None:
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-30])
+    assert message in run("recommend", "--adapter", copy, "--history", HISTORY).message
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "adapter/adapter_config.json"])
+def test_a_missing_adapter_file(copy: Path, run: Callable[..., Any], name: str) -> None:
+    (copy / name).unlink()
+    assert f"{name} does not exist" in run("recommend", "--adapter", copy, "--history", HISTORY).message
+
+
+def test_an_adapter_for_another_base(copy: Path, run: Callable[..., Any], edit_json: Callable[..., None]) -> None:
+    edit_json(copy / "adapter" / "adapter_config.json", base_fingerprint="0" * 64)
+    assert "another base" in run("recommend", "--adapter", copy, "--history", HISTORY).message
+
+
+def test_an_adapter_of_an_unknown_encoder(copy: Path, run: Callable[..., Any], edit_json: Callable[..., None]) -> None:
+    edit_json(copy / "adapter" / "adapter_config.json", encoder="telepathy")
+    message = run("recommend", "--adapter", copy, "--history", HISTORY, "--request", "x").message
+    assert "'telepathy', which is not registered" in message
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf"])
+def test_a_strength_that_is_no_number(made: Path, run: Callable[..., Any], strength: str) -> None:
+    arguments = ("--adapter", made, "--history", HISTORY, "--request", "x", "--strength", strength)
+    assert "finite" in run("recommend", *arguments).message

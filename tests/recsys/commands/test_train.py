@@ -1,0 +1,123 @@
+"""The command train, and the way from it to recommend and evaluate."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+HASHING: dict[str, Any] = {"encoder": "hashing", "encoder_options": {"dim": 16}}
+Run = Callable[..., Any]
+
+
+def test_the_commands(stated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    settings = tmp_path / "masks.json"
+    settings.write_text(json.dumps({**HASHING, "gate": "scale"}))  # fields of the masks alone, without sections
+    output = tmp_path / "out"
+    common = ("--data", stated, "--epochs", 1, "--steps", 2, "--config", settings, "--backbone", "gru4rec")
+    ended = run("train", *common, "--output", output)
+    assert ended.code == 0, ended.error
+    for text in ("30 users, 40 items, 5 attributes", "The validation users", "truthful", "own requests", "norm. gain"):
+        assert text in ended.out
+    assert "…" not in ended.out.split("Recommended under")[0]  # the table fits 80 columns
+    assert json.loads((output / "adapter" / "adapter_config.json").read_text())["gate"] == "scale"
+    assert run("recommend", "--adapter", output, "--history", "Action tale 0", "--request", "horror").code == 0
+    ended = run("evaluate", "--adapter", output, "--data", stated)
+    assert ended.code == 0, ended.error
+    assert "The test users" in ended.out
+    written = json.loads((output / "evaluation.json").read_text())
+    assert written["options"]["stage"] == "test"
+    assert set(written["tracks"]["truthful"]["adapted"]["ndcg"]) == {"value", "low", "high"}
+
+
+def test_training_on_samples_in_larger_steps(stated: Path, tmp_path: Path, run: Run) -> None:
+    settings = tmp_path / "settings.json"
+    training = {"negatives": 8, "batch_size": 5, "users": 4}
+    settings.write_text(json.dumps({"masks": HASHING, "training": training, "generator": {"positions": 3}}))
+    given = ("--data", stated, "--config", settings, "--output", tmp_path / "out")
+    ended = run("train", *given, "--epochs", 1, "--steps", 2)
+    assert ended.code == 0, ended.error
+    written = json.loads((tmp_path / "out" / "training.json").read_text())["options"]
+    assert (written["negatives"], written["batch_size"], written["users"]) == (8, 5, 4)
+    assert {name: written["generator"][name] for name in ("batch_size", "positions", "steps")} == {
+        "batch_size": 5,
+        "positions": 3,
+        "steps": 2,
+    }
+    masked = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "head" not in masked
+
+
+def test_checkpoints_are_as_far_apart_as_the_file_says(stated: Path, tmp_path: Path, run: Run) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({**HASHING, "training": {"checkpoint_steps": 2}}))
+    given = ("--data", stated, "--config", settings, "--output", tmp_path / "out", "--epochs", 1, "--steps", 5)
+    ended = run("train", *given, "--checkpoint-folder", tmp_path / "kept")
+    assert ended.code == 0, ended.error
+    kept = [path.name for path in (tmp_path / "kept" / "generator").iterdir()]
+    assert kept == ["checkpoint-5"] or "checkpoint-4" in kept
+    again = run("train", *given, "--checkpoint-folder", tmp_path / "kept")
+    assert "holds checkpoints of an earlier training" in again.message
+    assert run("train", *given, "--checkpoint-folder", tmp_path / "kept", "--resume").code == 0
+    assert "--checkpoint-folder" in run("train", *given, "--resume").message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--backbone", "sasrek"), "Did you mean 'sasrec'"),
+        (("--protocol", "random"), "expected one of leave-one-out, temporal"),
+        (("--config", "nowhere.json"), "nowhere.json"),
+        (("--encoder", "telepathy"), "telepathy"),
+    ],
+)
+def test_train_says_what_to_do(
+    arguments: tuple[str, ...], message: str, stated: Path, tmp_path: Path, run: Run
+) -> None:
+    ended = run("train", "--data", stated, "--output", tmp_path / "out", "--epochs", 1, *arguments)
+    assert message in " ".join(ended.message.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"columns": {"attribute_column": "colour"}}, "fields there: item_id, title, genres"),
+        ({"columns": {"title_column": "genre"}}, "Name another one with title_column"),
+        ({"columns": {"min_attribute_items": 99}}, "lower min_attribute_items"),
+        ({"training": {"negatives": 8}}, "a backbone with an attribute negatives, such as SASRec"),
+        ({"target_modules": ["no.such.module"]}, "no.such.module"),
+        ({"generator": {"attributes": ["Western"]}}, "['Western'] are not in the catalogue"),
+        ({"generator": {"sparsity_weight": 0.3}}, "sparsity_weight=0.3 is for gate='topk'"),
+        ({"masks": {"rank": "four"}}, "masks: rank: found 'four', expected a whole number or null"),
+    ],
+)
+def test_settings_are_refused_before_any_training(
+    settings: dict[str, Any],
+    message: str,
+    stated: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained although it cannot work")
+
+    monkeypatch.setattr("cramer_peft.training.ResumableTrainer.train", never)
+    (tmp_path / "settings.json").write_text(json.dumps({**HASHING, **settings}))
+    given = ("--data", stated, "--output", tmp_path / "out", "--config", tmp_path / "settings.json")
+    assert message in " ".join(run("train", *given, "--backbone", "bert4rec").message.split())
+
+
+def test_broken_folders(stated: Path, tmp_path: Path, run: Run) -> None:
+    output = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "expected exactly one *.inter file" in run("train", "--data", empty, "--output", output).message
+    assert "neither a data set's name" in run("train", "--data", tmp_path / "nowhere", "--output", output).message
+    (empty / "x.item").write_text((stated / "x.item").read_text())
+    (empty / "x.inter").write_text("user_id:token\titem_id:token\nu\ti1\n")
+    assert "fields missing: timestamp" in run("train", "--data", empty, "--output", output).message

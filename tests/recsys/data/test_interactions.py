@@ -1,0 +1,250 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+
+pytest.importorskip("pandas")
+ITEMS = "item_id:token\ttitle:token_seq\tgenres:token_seq\n"
+INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
+user_rows = st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("abcd"), st.integers(0, 3)), min_size=1)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_pair(
+    folder: Path,
+    interactions: list[tuple[str, str, float | str]],
+    items: str = ITEMS + "a\tAlpha\tX Y\nb\tBeta\tX\nc\tGamma\tY\nd\tDelta\t\n",
+) -> Path:
+    write(folder / "data.item", items)
+    rows = "".join("\t".join(map(str, row)) + "\n" for row in interactions)
+    write(folder / "data.inter", INTER + rows)
+    return folder
+
+
+def three_items(user: str = "u") -> list[tuple[str, str, float | str]]:
+    return [(user, "a", 1), (user, "b", 2), (user, "c", 3)]
+
+
+def lists(interactions: Interactions) -> list[list[int]]:
+    return [sequence.tolist() for sequence in interactions.sequences]
+
+
+def test_loads_a_folder(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, three_items())
+    for source in (folder, str(folder)):
+        items, interactions = load_interactions(source, min_attribute_items=1)
+        assert items.item_ids == ("a", "b", "c", "d")
+        assert items.titles == ("Alpha", "Beta", "Gamma", "Delta")
+        assert items.attributes == ("X", "Y")
+        assert items.item_attributes.tolist() == [[1, 1], [1, 0], [0, 1], [0, 0]]
+        assert interactions.user_ids == ("u",)
+        assert interactions.sequences[0].dtype == torch.long
+        assert lists(interactions) == [[0, 1, 2]]
+        assert (interactions.dropped_users, interactions.dropped_repeats) == (0, 0)
+
+
+def test_crlf_folder(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, three_items())
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    items, interactions = load_interactions(folder, min_attribute_items=1)
+    assert items.attributes == ("X", "Y")
+    assert lists(interactions) == [[0, 1, 2]]
+
+
+def test_sorted_by_time_and_ties_keep_the_order_of_lines(tmp_path: Path) -> None:
+    rows: list[tuple[str, str, float | str]] = [
+        ("v", "d", 9),
+        ("u", "c", 5),
+        ("v", "b", 9),
+        ("u", "b", 5),
+        ("u", "d", 1),
+        ("v", "a", 9),
+        ("u", "a", 5),
+    ]
+    _, interactions = load_interactions(write_pair(tmp_path, rows))
+    assert interactions.user_ids == ("v", "u")
+    assert lists(interactions) == [[3, 1, 0], [3, 2, 1, 0]]
+
+
+def test_repeats_keep_the_first_in_time(tmp_path: Path) -> None:
+    rows = [("u", "a", 9), *three_items(), ("u", "b", 0.5), ("u", "b", 2)]
+    _, interactions = load_interactions(write_pair(tmp_path, rows))
+    assert lists(interactions) == [[1, 0, 2]]
+    assert interactions.dropped_repeats == 3
+
+
+def test_short_users_are_dropped_and_repeats_do_not_count(tmp_path: Path) -> None:
+    rows = [("s", "a", 1), ("s", "b", 2), ("s", "a", 3), *three_items()]
+    _, interactions = load_interactions(write_pair(tmp_path, rows))
+    assert interactions.user_ids == ("u",)
+    assert interactions.dropped_users == 1
+    _, everybody = load_interactions(tmp_path, min_interactions=1)
+    assert everybody.user_ids == ("s", "u")
+    assert everybody.dropped_users == 0
+
+
+@given(rows=user_rows)
+def test_sequences_agree_with_a_plain_loop(
+    rows: list[tuple[str, str, float | str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected: dict[str, list[int]] = {user: [] for user, _, _ in rows}
+    for user, item, _ in sorted(rows, key=lambda row: row[2]):
+        if "abcd".index(item) not in expected[user]:
+            expected[user].append("abcd".index(item))
+    folder = write_pair(tmp_path_factory.mktemp("data"), rows)
+    _, interactions = load_interactions(folder, min_interactions=1)
+    assert interactions.user_ids == tuple(expected)
+    assert lists(interactions) == list(expected.values())
+    assert interactions.dropped_repeats == len(rows) - sum(map(len, expected.values()))
+
+
+def test_rare_and_empty_attributes_are_dropped(tmp_path: Path) -> None:
+    rows = [f"{i}\tT{i}\t{'Often Rare' if i < 4 else 'Often'}" for i in range(5)]
+    rows += [f"{i}\tT{i}\tunknown" for i in range(5, 10)]
+    rows += [f"{i}\tT{i}\t(no genres listed)" for i in range(10, 16)]
+    rows += ["a\tA\tOften Often", "b\tB\t", "c\t \tunknown Often"]
+    folder = write_pair(tmp_path, three_items(), ITEMS + "\n".join(rows))
+    items, _ = load_interactions(folder)
+    assert items.attributes == ("Often",)
+    assert items.item_attributes.flatten().nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 16, 18]
+    assert items.titles[-1] == "c"  # a blank title gives way to the id
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "separator", "expected"),
+    [
+        ("token_seq", "Sci-Fi Children's", None, ("Children's", "Sci-Fi")),
+        ("token", "Sci-Fi Drama", None, ("Drama", "Sci-Fi")),
+        ("str", "Hair Care| Gels, Lotions ", None, ("Gels, Lotions", "Hair Care")),
+        ("str", "A, B|C", ", ", ("A", "B|C")),
+    ],
+)
+def test_separators(tmp_path: Path, kind: str, cell: str, separator: str | None, expected: tuple[str, ...]) -> None:
+    text = f"item_id:token\tname:str\tclass:{kind}\na\tA\t{cell}\nb\tB\t\nc\tC\t\n"
+    folder = write_pair(tmp_path, three_items(), text)
+    items, _ = load_interactions(folder, attribute_separator=separator, min_attribute_items=1)
+    assert items.attributes == expected
+    assert items.titles == ("A", "B", "C")
+
+
+def test_named_columns(tmp_path: Path) -> None:
+    text = "item_id:token\ttitle:str\tt2:str\tgenres:str\tg2:str\n"
+    text += "".join(f"{i}\tno\tyes {i}\tno\tyes\n" for i in "abc")
+    folder = write_pair(tmp_path, three_items(), text)
+    items, _ = load_interactions(folder, title_column="t2", attribute_column="g2", min_attribute_items=1)
+    assert items.titles == ("yes a", "yes b", "yes c")
+    assert items.attributes == ("yes",)
+
+
+def test_item_id_is_the_last_choice_of_a_title(tmp_path: Path) -> None:
+    text = "item_id:token\ttags:str\na\tx\nb\tx\nc\tx\n"
+    items, _ = load_interactions(write_pair(tmp_path, three_items(), text))
+    assert items.titles == ("a", "b", "c")
+
+
+def test_folder_without_a_file_or_with_several(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a folder"):
+        load_interactions(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"one \*\.inter file, found 0 \(no files at all\)"):
+        load_interactions(tmp_path)
+    write(tmp_path / "notes.txt", "x")
+    with pytest.raises(DataError, match=r"found 0 \('notes.txt'\)"):
+        load_interactions(tmp_path)
+    write_pair(tmp_path, three_items())
+    write(tmp_path / "other.item", "x")
+    with pytest.raises(DataError, match=r"found 2 \('data.item', 'other.item'\)"):
+        load_interactions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("id:token\ttitle:str\tgenres:str\n", "fields missing: item_id; fields there: id, title"),
+        ("item_id:token\ttitle:str\tkind:str\n", "missing: genres; .*attribute_column"),
+        ("item_id:float\ttitle:str\tgenres:str\n", "'item_id' has type float, expected token"),
+        ("item_id:token\ttitle:str\tgenres:float\n", "'genres' has type float, expected text"),
+    ],
+)
+def test_item_fields(tmp_path: Path, header: str, message: str) -> None:
+    folder = write_pair(tmp_path, three_items(), header)
+    with pytest.raises(DataError, match=message):
+        load_interactions(folder)
+
+
+def test_missing_title_column_says_how_to_name_it(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, three_items())
+    with pytest.raises(DataError, match=r"missing: headline; .*title_column"):
+        load_interactions(folder, title_column="headline")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("user:token\titem_id:token\ttime:float\n", "missing: user_id, timestamp; .*there: user"),
+        ("user_id:token\titem_id:token\ttimestamp:token\n", "'timestamp' has type token"),
+        ("user_id:float\titem_id:token\ttimestamp:float\n", "'user_id' has type float"),
+    ],
+)
+def test_inter_fields(tmp_path: Path, header: str, message: str) -> None:
+    folder = write_pair(tmp_path, three_items())
+    write(folder / "data.inter", header)
+    with pytest.raises(DataError, match=message):
+        load_interactions(folder)
+
+
+@pytest.mark.parametrize("second", ["a\tAlpha\tX", "a\tOther\tY"])
+def test_an_item_twice(tmp_path: Path, second: str) -> None:
+    folder = write_pair(tmp_path, three_items(), f"{ITEMS}a\tAlpha\tX\nb\tB\t\n{second}\nc\tC\t\n")
+    with pytest.raises(DataError, match=r"line 4: 1 values of item_id .*more than once: 'a'"):
+        load_interactions(folder)
+
+
+def test_unknown_items(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, [*three_items(), ("u", "zz", 4), ("u", "y", 5), ("v", "y", 6)])
+    with pytest.raises(DataError, match=r"line 5: 2 values .*data.item: 'zz', 'y'"):
+        load_interactions(folder)
+
+
+@pytest.mark.parametrize("value", ["", "nan", "inf"])
+def test_timestamps_must_be_finite(tmp_path: Path, value: str) -> None:
+    folder = write_pair(tmp_path, [*three_items(), ("u", "d", value)])
+    with pytest.raises(DataError, match=r"line 5: timestamp is (nan|inf)"):
+        load_interactions(folder)
+
+
+def test_blank_ids(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, [*three_items(), ("", "d", 1)])
+    with pytest.raises(DataError, match="line 5: field 'user_id' is blank"):
+        load_interactions(folder)
+    write_pair(tmp_path, three_items(), ITEMS + "a\tA\t\n\tB\t\n")
+    with pytest.raises(DataError, match="line 3: field 'item_id' is blank"):
+        load_interactions(folder)
+
+
+@pytest.mark.parametrize("rows", [[], [("u", "a", 1), ("v", "b", 2)]])
+def test_nobody_remains(tmp_path: Path, rows: list[tuple[str, str, float | str]]) -> None:
+    with pytest.raises(DataError, match=rf"none of {len(rows)} users has 3 or more"):
+        load_interactions(write_pair(tmp_path, rows))
+
+
+def test_arguments_are_checked_before_the_files(tmp_path: Path) -> None:
+    for name in ("min_interactions", "min_attribute_items"):
+        with pytest.raises(DataError, match=f"{name}: found 0"):
+            load_interactions(tmp_path / "absent", **{name: 0})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="attribute_separator: found an empty string"):
+        load_interactions(write_pair(tmp_path, three_items()), attribute_separator="")
+
+
+def test_interactions_lengths_are_checked() -> None:
+    with pytest.raises(DataError, match="sequences: found 0, expected one for each of the 1"):
+        Interactions(("u",), ())

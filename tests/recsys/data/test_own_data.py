@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.own_data import Columns, load_own_data
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+
+def test_own_requests_belong_to_their_targets(stated: Path, folder: Path) -> None:
+    data = load_own_data(stated)
+    _, *lines = (stated / "x.inter").read_text().splitlines()
+    for stage, place in (("test", -1), ("validation", -2)):
+        texts = data.own_requests(stage)  # type: ignore[arg-type]
+        assert texts is not None
+        for user, text in enumerate(texts):
+            own = [line for line in lines if line.startswith(f"u{user}\t")]
+            assert text == (own[place].split("\t")[3].strip() or None)
+        assert 0 < sum(text is not None for text in texts) < 10
+    assert load_own_data(folder).own_requests("test") is None
+
+
+def test_own_requests_by_time(stated: Path) -> None:
+    data = load_own_data(stated, "temporal")
+    texts = data.own_requests("test")
+    assert texts is not None
+    assert len(texts) == len(data.split.test_target)
+    assert "test" in data.describe()
+
+
+def test_requests_that_are_no_text(stated: Path, tmp_path: Path) -> None:
+    for name in ("x.item", "x.inter"):
+        text = (stated / name).read_text().replace("request:token_seq", "request:float")
+        (tmp_path / name).write_text(text.replace("wish ", ""))
+    with pytest.raises(DataError, match="'request' has type float, expected text"):
+        load_own_data(tmp_path).own_requests("test")
+
+
+def test_data_that_cannot_work(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found 'random', expected one of leave-one-out, temporal"):
+        load_own_data(folder, "random")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no attribute is on 99 or more items.*attribute_column"):
+        load_own_data(folder, columns=Columns(min_attribute_items=99))
+    with pytest.raises(DataError, match="Name another one with attribute_column"):
+        load_own_data(folder, columns=Columns(attribute_column="colour"))
+    with pytest.raises(DataError, match="Did you mean 'movielens-1m'"):
+        load_own_data("movielens-m1")

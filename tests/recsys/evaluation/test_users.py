@@ -1,0 +1,53 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, score_histories
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+
+
+def test_users_of_a_stage(catalogue: Catalogue, split: Split) -> None:
+    for stage, targets, length in (("validation", split.validation_target, 2), ("test", split.test_target, 1)):
+        users = EvaluationUsers.of(catalogue, split, stage, 4)  # type: ignore[arg-type]
+        assert torch.equal(users.targets, targets)
+        assert users.item_ids.shape == (30, 4)
+        assert users.seen.sum(1).tolist() == [6 + user % 7 - length for user in range(30)]  # not cut at 4
+        assert not users.seen.gather(1, targets[:, None]).any()
+
+
+def test_scores_are_those_of_one_batch(users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.users.BATCH", 7)
+    requests = [AttributeRequest(f"text {index}", (), (), "none") for index in range(30)]
+    seen: list[str | None] = []
+
+    def scorer(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
+        assert len(item_ids) == len(texts) <= 7
+        seen.extend(texts)
+        return item_ids.float()
+
+    assert torch.equal(users.score(scorer, requests), users.item_ids.float())
+    assert seen == [request.text for request in requests]
+    seen.clear()
+    users.score(scorer, None)
+    assert seen == [None] * 30
+
+
+def test_score_histories_keeps_the_mode(
+    sasrec: SASRec, users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.users.BATCH", 7)
+    expected = sasrec(users.item_ids)
+    for training in (False, True):
+        sasrec.train(training)
+        found = score_histories(sasrec, users.item_ids)
+        torch.testing.assert_close(found, expected)
+        assert not found.requires_grad
+        assert all(module.training == training for module in sasrec.modules())
