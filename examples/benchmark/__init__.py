@@ -1,1 +1,1 @@
-"""The benchmark: what is run, how it is measured, and what is shown of it."""
+"""Compare request masks with other methods on real data; see README.md."""

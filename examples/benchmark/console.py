@@ -1,4 +1,4 @@
-"""Runs a function as a command of the benchmark."""
+"""Run a function as a command."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cramer_peft.errors import CramerError
 
 
 def make_app(function: Callable[..., None]) -> typer.Typer:
-    """Return a command-line application with ``function`` as its one command."""
+    """Return a command-line application with ``function`` as its only command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
     app.command()(function)
     return app
 
 
 def run_command(function: Callable[..., None]) -> None:
-    """Run ``function`` as a command; an error of ours is a message and exit code 1, not a traceback."""
+    """Run ``function`` as a command; print an expected error as a message and exit with 1, without a traceback."""
     try:
         make_app(function)()
     except (CramerError, OSError) as error:

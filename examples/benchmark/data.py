@@ -1,4 +1,4 @@
-"""Loads and splits the data of a benchmark."""
+"""Load and split the data of a benchmark."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from benchmark.cells import DataSource, Protocol, data_digest
-from benchmark.plan import DataSize
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import dataset_folder, load_dataset
-from cramer_peft.recsys.data.split import Split, leave_one_out, temporal_split
+from cramer_peft.recsys.data.splits import Split, leave_one_out, temporal_split
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """The sizes that a cell's cost grows with.
+
+    Attributes:
+        users: Test users.
+        items: Items of the catalogue.
+        interactions: Interactions of all users in training.
+    """
+
+    users: int
+    items: int
+    interactions: int
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,7 @@ class LoadedData:
     Attributes:
         catalogue: The items.
         split: Histories and targets.
-        digest: Of the files.
+        digest: Digest of the files.
     """
 
     catalogue: Catalogue
@@ -28,17 +42,17 @@ class LoadedData:
 
     @property
     def size(self) -> DataSize:
-        """What cost grows with."""
+        """The sizes that a cell's cost grows with."""
         return DataSize(len(self.split.test_target), len(self.catalogue), sum(map(len, self.split.train)))
 
 
 @lru_cache(maxsize=3)
 def load_data(source: DataSource, protocol: Protocol) -> LoadedData:
-    """Load and split; the last few are remembered.
+    """Load and split a data set; the last three are remembered.
 
     Raises:
-        DataError: If there is no such data or it cannot be split so.
-        DownloadError: If it cannot be fetched.
+        DataError: If there is no such data, or it cannot be split by this protocol.
+        DownloadError: If it cannot be downloaded.
     """
     temporal = protocol == "temporal"
     catalogue, interactions = load_dataset(

@@ -1,1 +1,1 @@
-"""How the reader of requests is taught; needed only to teach it anew."""
+"""Teach the request reader anew; see README.md."""

@@ -1,4 +1,4 @@
-"""``python -m teaching FILE``: teach the reader and write its weights, in about half an hour."""
+"""Teach the request reader and write its weights; takes about half an hour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cramer_peft.encoders.reader import ReaderEnsemble, WordVectors
+from cramer_peft.encoders import ReaderEnsemble, WordVectors
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.storage import write_safetensors
 from teaching.grammar import Grammar
@@ -19,11 +19,11 @@ FOLDS, MEMBERS = 5, 3
 
 
 def main() -> None:
-    """Teach on four fifths of the training wordings and say what is read of the rest; or on all, and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", help="where to write; without it, a fifth is held out and scored")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
+    """Teach on all training wordings and write the weights, or on four fifths and score the rest."""
+    parser = argparse.ArgumentParser(prog="python -m teaching", description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", help="File to write; without it a fifth is held out and scored.")
+    parser.add_argument("--steps", type=int, default=STEPS, help="Optimiser steps of each network. (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything random. (%(default)s)")
     options = parser.parse_args()
     vectors = WordVectors()
     held = 0 if options.file is None else -1

@@ -1,6 +1,6 @@
-"""Sentences that ask for things, against things or for nothing, put together from parts, with what is asked marked.
+"""Put sentences together from parts: requests for things, against things, or neither, with marks on the things.
 
-They teach the reader (:mod:`cramer_peft.encoders.reader`) how requests are said, not what about.
+They teach the reader (:mod:`cramer_peft.encoders.reader`) the wording of requests, not their subjects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from importlib.resources import files
 
-Piece = tuple[str, int]  # text, and what it is: 0 neither, 1 wanted, 2 unwanted
+Piece = tuple[str, int]  # text and mark: 0 neither, 1 wanted, 2 unwanted
 NEITHER, WANTED, UNWANTED = range(3)
 
 _JOIN_WANTED = (" and ", " or ", " and also ", " as well as ", ", ", " & ", " plus ", ", maybe ")
@@ -63,7 +63,7 @@ _STOPS, _PAUSES = (".", "!", "?", "..."), (", ", ". ", " - ", " ", "; ")
 
 
 def parts() -> dict[str, list[str]]:
-    """The parts that sentences are made of, by kind, from ``parts.txt``."""
+    """Return the parts of sentences, by kind, from ``parts.txt``."""
     found: dict[str, list[str]] = {}
     for line in files(__package__).joinpath("parts.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
@@ -74,12 +74,12 @@ def parts() -> dict[str, list[str]]:
 
 
 class Grammar:
-    """Draws marked sentences.
+    """A source of marked sentences.
 
     Args:
-        words: Words of the language; about a third of what is asked about is drawn among them, so that what may be
-            asked about has no bounds. Empty: none.
-        phrases: What else is asked about; None: the list of ``parts.txt``.
+        words: Words of the language. About a third of the subjects are drawn from them, so that a request may be about
+            anything. Empty: none.
+        phrases: The other subjects; None: the list of ``parts.txt``.
     """
 
     def __init__(self, words: Sequence[str] = (), phrases: Sequence[str] | None = None) -> None:
@@ -88,13 +88,13 @@ class Grammar:
         self._phrases = tuple(self._parts["phrase"] if phrases is None else phrases)
 
     def phrase(self, rng: random.Random) -> str:
-        """Something to ask about."""
+        """Draw a subject: a thing that a sentence is for or against."""
         if self._words and rng.random() < 0.35:
             return " ".join(rng.choice(self._words) for _ in range(rng.choice((1, 1, 2))))
         return rng.choice(self._phrases)
 
     def __call__(self, rng: random.Random) -> list[Piece]:
-        """A sentence in pieces."""
+        """Draw a sentence, in pieces."""
         pieces = self._core(rng)
         if rng.random() < 0.25:
             pieces = [(self._one("opening", rng) + rng.choice((", ", " ", ". ", "! ")), NEITHER), *pieces]
@@ -152,7 +152,7 @@ class Grammar:
         return pieces
 
     def _nothing(self, rng: random.Random) -> list[Piece]:
-        said = [self._one("nothing", rng)]
+        found = [self._one("nothing", rng)]
         while rng.random() < 0.3:
-            said.append(self._one("nothing", rng))
-        return [(rng.choice(_PAUSES).join(said), NEITHER)]
+            found.append(self._one("nothing", rng))
+        return [(rng.choice(_PAUSES).join(found), NEITHER)]

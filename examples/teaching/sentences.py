@@ -1,4 +1,4 @@
-"""Marked sentences from the training wordings and the grammar, as words with a mark each."""
+"""Draw marked sentences from the training wordings and the grammar, as words with a mark each."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from cramer_peft.encoders.reader import LONGEST, WORD
+from cramer_peft.encoders import LONGEST, WORD
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
 from teaching.grammar import NEITHER, UNWANTED, WANTED, Grammar, Piece
 
 Marked = tuple[tuple[str, ...], tuple[int, ...]]  # lower-case words, and the mark of each
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_PLACE = "zqxw"  # stands for what is asked about, in comparisons of wordings
+_PLACE = "zqxw"  # stands for the subject in comparisons of wordings
 
 
 def mark_words(pieces: Sequence[Piece]) -> Marked:
-    """Words of a sentence in pieces, split as the reader splits them; a word has the mark of the piece it is in."""
+    """Split a sentence into words as the reader does; a word gets the mark of its piece."""
     text = "".join(piece for piece, _ in pieces).lower()
     marks = [mark for piece, mark in pieces for _ in piece.lower()]
     found = list(WORD.finditer(text))[:LONGEST]
@@ -28,7 +28,7 @@ def mark_words(pieces: Sequence[Piece]) -> Marked:
 
 
 def fill(template: str, grammar: Grammar, rng: random.Random) -> list[Piece]:
-    """A wording in pieces, its fields filled by the grammar's phrases."""
+    """Return a wording in pieces, its fields filled with the grammar's subjects."""
     pieces: list[Piece] = []
     for number, part in enumerate(_FIELD.split(template)):
         if number % 2:
@@ -46,15 +46,15 @@ def sentences(
     template_share: float = 0.7,
     never: Collection[str] | None = None,
 ) -> list[Marked]:
-    """Draw marked sentences, none worded like one of the test, nor with a clause that is.
+    """Draw marked sentences, none of which contains a wording of the test.
 
     Args:
-        count: How many.
+        count: Number of sentences.
         templates: Wordings by family, drawn evenly by family.
-        grammar: For the other sentences, and for what is asked about.
+        grammar: Draws the other sentences, and the subjects of all.
         rng: Source of randomness.
         template_share: Share of sentences from ``templates``.
-        never: Wordings, by :func:`wording`, that no sentence may hold; None: those of the test.
+        never: Wordings, by :func:`wording`, that no sentence may contain; None: those of the test.
     """
     left_out = (
         {wording(template_pieces(t)) for kind in TEST_TEMPLATES.values() for t in kind} if never is None else never
@@ -65,19 +65,19 @@ def sentences(
         from_template = rng.random() < template_share
         pieces = fill(rng.choice(templates[rng.choice(families)]), grammar, rng) if from_template else grammar(rng)
         words, marks = mark_words(pieces)
-        said = f" {wording(pieces)} "
-        if words and not any(f" {left} " in said for left in left_out):
+        text = f" {wording(pieces)} "
+        if words and not any(f" {left} " in text for left in left_out):
             found.append((words, marks))
     return found
 
 
 def template_pieces(template: str) -> list[Piece]:
-    """A wording in pieces with its fields left open."""
+    """Return a wording in pieces with its fields left open."""
     return [(part, WANTED if number % 2 else NEITHER) for number, part in enumerate(_FIELD.split(template)) if part]
 
 
 def wording(pieces: Sequence[Piece]) -> str:
-    """How a sentence is worded, whatever it is about: without case, punctuation and what is asked about."""
+    """Return the wording of a sentence: without case, punctuation and subjects."""
     text = "".join(piece if mark == NEITHER else _PLACE for piece, mark in pieces)
-    joined = re.sub(r"['’-]", "", text.lower())  # within words; other punctuation parts them
+    joined = re.sub(r"['’-]", "", text.lower())  # within words; other punctuation separates them
     return " ".join(re.sub(r"[^\w\s]", " ", joined).split())

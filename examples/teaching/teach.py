@@ -1,4 +1,4 @@
-"""Teaches the network of the reader to mark what is wanted and what is unwanted."""
+"""Teach the reader's network to mark the wanted and the unwanted words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cramer_peft.encoders.reader import ReaderNetwork, WordVectors, word_buckets
+from cramer_peft.encoders import ReaderNetwork, WordVectors, word_buckets
 from teaching.grammar import NEITHER, Grammar
 from teaching.sentences import Marked, sentences
 
@@ -25,13 +25,13 @@ _FUNCTION_WORDS = (
 
 
 def common_words(vectors: WordVectors) -> list[str]:
-    """Words of four to ten letters that are one token, without those that sentences are built of."""
-    sentences_words = set(_FUNCTION_WORDS.split())
+    """Return words of four to ten letters that are one token, without function words."""
+    function_words = set(_FUNCTION_WORDS.split())
     starts = (token[1:] for token in vectors.vocabulary() if token.startswith("▁"))
     return sorted(
         word
         for word in starts
-        if word.isalpha() and word.islower() and 4 <= len(word) <= 10 and word not in sentences_words
+        if word.isalpha() and word.islower() and 4 <= len(word) <= 10 and word not in function_words
     )
 
 
@@ -46,19 +46,18 @@ def teach(
     template_share: float = 0.85,
     seed: int = 0,
 ) -> ReaderNetwork:
-    """A network taught on sentences drawn from wordings and the grammar, in eval mode.
+    """Teach a network on sentences drawn from wordings and the grammar; return it in eval mode.
 
     Args:
-        vectors: Of words.
+        vectors: Word vectors.
         templates: Wordings by family.
         steps: Optimiser steps of AdamW, with 50 warm-up steps and a cosine to 0.
-        count: Sentences.
+        count: Number of sentences.
         batch_size: Sentences per step, of similar lengths.
-        learning_rate: Its peak.
-        unknown_share: Share of the words that ask nothing themselves whose vectors are left out, as those of unknown
-            words would be.
-        template_share: Share of sentences from the wordings; the rest is the grammar's.
-        seed: Of sentences, initialisation and order.
+        learning_rate: Peak learning rate.
+        unknown_share: Share of the words without a mark whose vectors are left out, as if the words were unknown.
+        template_share: Share of sentences from the wordings; the grammar draws the rest.
+        seed: Seed of sentences, initialisation and order.
     """
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -82,17 +81,18 @@ def teach(
     return network.eval()
 
 
-def asked_words(marks: Sequence[int]) -> list[bool]:
-    """Which words are asked for or against: all that a catalogue may know by name."""
+def marked_words(marks: Sequence[int]) -> list[bool]:
+    """Return for each word whether it is wanted or unwanted: all words that a catalogue may know by name."""
     return [mark != NEITHER for mark in marks]
 
 
 def known_names(marks: Sequence[int], rng: random.Random) -> list[bool]:
-    """Which words a catalogue is taken to know by name: mostly all that is asked about, often some or none of it, and
-    seldom a word that is not asked about.
+    """Draw the words that a catalogue knows by name.
+
+    They are mostly all marked words, often some or none of them, and rarely an unmarked word.
 
     Args:
-        marks: Of a sentence's words.
+        marks: Marks of a sentence's words.
         rng: Source of randomness.
     """
     every, some = rng.random() < _ALL_KNOWN, rng.random() < _SOME_KNOWN
@@ -115,13 +115,13 @@ def marking_loss(
     named: Sequence[Sequence[bool]],
     unknown_share: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of the marks, a scalar.
+    """Return the cross-entropy of the marks, a scalar.
 
     Args:
-        network: To be taught.
-        vectors: Of words.
+        network: The network to teach.
+        vectors: Word vectors.
         rows: Sentences.
-        named: For each sentence, which words the network need not find itself.
+        named: For each sentence, the words that the catalogue knows by name.
         unknown_share: See :func:`teach`.
     """
     pad = nn.utils.rnn.pad_sequence
@@ -138,17 +138,17 @@ def marking_loss(
 
 @torch.no_grad()
 def share_read(network: nn.Module, vectors: WordVectors, rows: Sequence[Marked], known: bool = True) -> float:
-    """Share of sentences all of whose words are marked right.
+    """Return the share of sentences whose words are all marked right.
 
     Args:
-        network: :class:`ReaderNetwork` or several.
-        vectors: Of words.
+        network: A :class:`ReaderNetwork` or a :class:`ReaderEnsemble`.
+        vectors: Word vectors.
         rows: Sentences.
-        known: Whether what is asked about is known by name, as a catalogue's attributes are.
+        known: Whether the marked words are known by name, as a catalogue's attributes are.
     """
     right = 0
     for words, marks in rows:
-        named = torch.tensor([asked_words(marks)]) & known
+        named = torch.tensor([marked_words(marks)]) & known
         logits = network(vectors(words)[None], torch.tensor([len(words)]), named, word_buckets(words)[None])
         right += logits[0].argmax(-1).tolist() == list(marks)
     return right / len(rows)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from teaching.grammar import NEITHER, UNWANTED, WANTED, Grammar
 from teaching.sentences import fill, mark_words, sentences, template_pieces, wording
 
-from cramer_peft.encoders.reader import LONGEST
+from cramer_peft.encoders import LONGEST
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 ABOUT = Grammar(phrases=("qqq", "qqq rrr"))

@@ -6,11 +6,11 @@ import torch
 from teaching import __main__ as command
 from teaching.grammar import Grammar
 from teaching.sentences import Marked, sentences
-from teaching.teach import asked_words, common_words, known_names, marking_loss, share_read, teach
+from teaching.teach import common_words, known_names, marked_words, marking_loss, share_read, teach
 
-from cramer_peft.encoders.reader import WORD, ReaderEnsemble, ReaderNetwork, WordVectors, word_buckets
+from cramer_peft.encoders import WORD, ReaderEnsemble, ReaderNetwork, WordVectors, word_buckets
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
-from cramer_peft.storage.files import read_safetensors
+from cramer_peft.storage import read_safetensors
 
 pytest.importorskip("wordllama")
 
@@ -49,7 +49,7 @@ def test_teaching_lowers_the_loss_and_repeats_with_a_seed(vectors: WordVectors, 
 
 def test_the_loss_is_cross_entropy_over_the_words_there_are(vectors: WordVectors, rows: list[Marked]) -> None:
     network = ReaderNetwork(vectors.dim).eval()
-    named = [asked_words(marks) if number % 2 else [False] * len(marks) for number, (_, marks) in enumerate(rows)]
+    named = [marked_words(marks) if number % 2 else [False] * len(marks) for number, (_, marks) in enumerate(rows)]
     losses = [
         torch.nn.functional.cross_entropy(
             network(
@@ -66,7 +66,7 @@ def test_the_loss_is_cross_entropy_over_the_words_there_are(vectors: WordVectors
 def test_names_are_known_as_a_whole_and_mostly() -> None:
     marks, rng = (0, 1, 1, 0, 2, 0, 0), random.Random(0)
     drawn = [known_names(marks, rng) for _ in range(2000)]
-    share = sum(one == asked_words(marks) for one in drawn) / 2000
+    share = sum(one == marked_words(marks) for one in drawn) / 2000
     assert 0.6 < share < 0.8
     assert 0.1 < sum(not any(one) for one in drawn) / 2000 < 0.3
     assert 0.01 < sum(one[0] or one[3] or one[5] or one[6] for one in drawn) / 2000 < 0.05

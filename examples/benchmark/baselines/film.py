@@ -1,4 +1,4 @@
-"""DPR's form: the final state is scaled and shifted, by one expert for what is wanted and one for what is not."""
+"""FiLM after DPR: two experts, for and against, scale and shift the final state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.baselines.baseline import RankerTask
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
@@ -16,19 +15,20 @@ from benchmark.baselines.learning import (
     per_position,
     scaled,
 )
+from benchmark.baselines.ranker import RankerTask
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.training.generator_training import GeneratorOptions
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 
 class ExpertFiLM(LearnedRanker):
     """FiLM on the final state: state * (1 + scale) + shift, summed over two experts that a router weighs.
 
-    The router is also taught, by the attributes of the training requests, which of them ask for something and
-    which against something; so the experts part. DPR's three stages of training are one here: the budget's steps.
+    The router also learns from the attributes of the training requests which of them are for something and which
+    against something, so that each expert gets its own kind. DPR trains in three stages; here they are one.
 
     Args:
-        width: Of each expert's hidden layer.
-        router_weight: Of the router's own loss.
+        width: Width of each expert's hidden layer.
+        router_weight: Weight of the router's own loss.
     """
 
     def __init__(self, width: int = 256, router_weight: float = 0.1) -> None:

@@ -1,4 +1,7 @@
-"""Filters: what satisfies the request comes first, in the frozen model's order. Ceilings on simulated requests."""
+"""Filters: items that satisfy the request come first, in the frozen model's order.
+
+They are ceilings on simulated requests, which name attributes.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,37 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from benchmark.baselines.baseline import BaselineRanker, RankerTask
 from benchmark.baselines.parsing import RequestParser
+from benchmark.baselines.ranker import BaselineRanker, RankerTask
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.requests.attributes import AttributeRequest, match_scores
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
+from cramer_peft.recsys.requests.matching import match_scores
 
 _Meaning = Callable[[str], AttributeRequest]
 
 
 class _Filter(BaselineRanker):
-    """Orders by how well items match, and among equals by the frozen scores."""
+    """A ranker that orders items by how well they match, and equal ones by the frozen scores."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._catalogue: Catalogue | None = None
         self._meaning: _Meaning | None = None
 
-    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+    def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self._catalogue is not None
         assert self._meaning is not None
         requests = [self._meaning(text) for text in texts]
         match = match_scores(requests, self._catalogue.attributes, self._catalogue.item_attributes).to(frozen)
-        # match goes in steps of 1/6 or more (thirds and halves); one step outweighs any difference of frozen scores
+        # match has steps of 1/6 or more (thirds and halves); one step outweighs any difference of frozen scores
         span = frozen.amax(1, keepdim=True) - frozen.amin(1, keepdim=True)
         return frozen + match * 8 * (span + 1)
 
 
 class ParsedFilter(_Filter):
-    """Filters by what :class:`RequestParser` reads in the text; a text that names nothing changes nothing."""
+    """A filter by the attributes that :class:`RequestParser` reads in the text; without any, nothing changes."""
 
     def __init__(self) -> None:
         super().__init__("parsed filter")
@@ -45,9 +49,9 @@ class ParsedFilter(_Filter):
 
 
 class OracleFilter(_Filter):
-    """Filters by what the simulated request was made from: a ceiling, not a method.
+    """A filter by the attributes that the simulated request was made from: a ceiling, not a method.
 
-    A text alone does not tell; :meth:`know` says what each means.
+    It cannot read a text; :meth:`know` gives it the meanings.
     """
 
     def __init__(self) -> None:
@@ -55,10 +59,10 @@ class OracleFilter(_Filter):
         self._known: dict[str, AttributeRequest] = {}
 
     def know(self, *tracks: Sequence[AttributeRequest]) -> OracleFilter:
-        """Remember what texts mean; returns itself.
+        """Remember the meanings of texts; return itself.
 
         Args:
-            *tracks: The requests that will be asked.
+            *tracks: The requests that it will get.
 
         Raises:
             DataError: If one text has two meanings.
@@ -79,4 +83,4 @@ class OracleFilter(_Filter):
         try:
             return self._known[text]
         except KeyError:
-            raise DataError(f"the oracle does not know what {text!r} means: call know(requests) first.") from None
+            raise DataError(f"the oracle does not know the meaning of {text!r}: call know(requests) first.") from None

@@ -1,4 +1,4 @@
-"""Trains baselines by the Trainer, batches and losses that a generator is trained with."""
+"""Train baselines with the Trainer, batches and losses of a generator."""
 
 from __future__ import annotations
 
@@ -13,26 +13,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer
 
-from benchmark.baselines.baseline import BaselineRanker, RankerTask, frozen_copy
+from benchmark.baselines.ranker import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import PADDING, SASRec
-from cramer_peft.recsys.training.generator_training import (
-    GeneratorOptions,
-    HistoryWindows,
-    RequestCollator,
-    generator_arguments,
-)
+from cramer_peft.recsys.data.histories import HistoryWindows
+from cramer_peft.recsys.training.generator_training import generator_arguments
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 from cramer_peft.training import minimal_edit_loss
 
 
 class Learner(nn.Module):
-    """A backbone, its own copy, and what is learned to steer it by request vectors.
+    """A copy of a backbone, and parameters that learn to steer it by request vectors.
 
     Args:
-        backbone: Copied.
-        tuned: Whether the copy is trained too, with its dropout.
+        backbone: The backbone; it is copied.
+        tuned: Whether the copy is trained, too, with its dropout.
     """
 
     def __init__(self, backbone: SASRec, tuned: bool = False) -> None:
@@ -48,7 +45,7 @@ class Learner(nn.Module):
 
     @abstractmethod
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Scores after each row's last item, (rows, items), or at ``positions``, (rows, n, items).
+        """Return scores after each row's last item, (rows, items), or at ``positions``, (rows, n, items).
 
         Args:
             item_ids: Padded histories, (rows, length).
@@ -57,7 +54,7 @@ class Learner(nn.Module):
         """
 
     def loss(self, inputs: dict[str, Tensor], frozen: SASRec, options: GeneratorOptions) -> Tensor:
-        """The loss of one batch of ``RequestCollator``: next item and minimal edit, as for a generator."""
+        """Return the loss of one batch of ``RequestCollator``: next item and minimal edit, as for a generator."""
         scores = self(inputs["item_ids"], inputs["vectors"], inputs["positions"])
         loss = scores.new_zeros(())
         fits, known = inputs["fits"], inputs["known"]
@@ -77,7 +74,7 @@ class LearnedRanker(BaselineRanker):
     """A baseline with a :class:`Learner`.
 
     Attributes:
-        any_backbone: Whether the learner leaves the inside of the backbone alone; the others know SASRec's.
+        any_backbone: Whether the learner works on any backbone; the others read states inside SASRec.
     """
 
     any_backbone: ClassVar[bool] = False
@@ -101,9 +98,9 @@ class LearnedRanker(BaselineRanker):
 
     @abstractmethod
     def _make(self, task: RankerTask) -> Learner:
-        """The learner before its training."""
+        """Return the learner before its training."""
 
-    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+    def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.learner is not None
         assert self._encoder is not None
         scores: Tensor = self.learner(histories, self._encoder.encode(texts).to(frozen.device))
@@ -123,7 +120,7 @@ class _LearnerTrainer(Trainer):
 
 
 def train_learner(learner: Learner, task: RankerTask) -> None:
-    """Train with the optimiser, schedule, batches and requests of ``train_generator``; left in eval mode."""
+    """Train with the optimiser, schedule, batches and requests of ``train_generator``; leave it in eval mode."""
     options, device = task.options, task.backbone.device
     collator = RequestCollator(cast(RequestMaskModel, task.encoder), task.catalogue, options, task.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,17 +133,17 @@ def train_learner(learner: Learner, task: RankerTask) -> None:
             frozen=frozen_copy(task.backbone),
             options=options,
         ).train()
-    learner.to(device).eval()  # the Trainer moves to an accelerator where there is one
+    learner.to(device).eval()  # the Trainer moves it to an accelerator if there is one
     learner.zero_grad(set_to_none=True)
 
 
 def scaled(vectors: Tensor) -> Tensor:
-    """Request vectors at length sqrt(request_dim), as a generator takes them."""
+    """Return request vectors at length sqrt(request_dim), as a generator takes them."""
     return functional.normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])
 
 
 def chosen_states(hidden: Tensor, item_ids: Tensor, positions: Tensor | None) -> Tensor:
-    """States after the last item, (rows, width), or at positions, (rows, n, width)."""
+    """Return states after the last item, (rows, width), or at positions, (rows, n, width)."""
     rows = torch.arange(len(item_ids), device=item_ids.device)
     if positions is not None:
         return hidden[rows[:, None], positions]
@@ -155,18 +152,18 @@ def chosen_states(hidden: Tensor, item_ids: Tensor, positions: Tensor | None) ->
 
 
 def item_scores(backbone: SASRec, states: Tensor) -> Tensor:
-    """Scores of the items for states, (..., width) → (..., items), as the backbone makes them."""
+    """Return the backbone's scores of the items for states, (..., width) → (..., items)."""
     weight: Tensor = backbone.bert.embeddings.word_embeddings.weight
     return states @ weight[1:].T
 
 
 def per_position(value: Tensor, states: Tensor) -> Tensor:
-    """One value per row, (rows, width), with a dimension of positions where ``states`` has one."""
+    """Return one value per row, (rows, width), with a dimension of positions if ``states`` has one."""
     return value if states.dim() == 2 else value[:, None]
 
 
 def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """One hidden layer; its output starts at zero."""
+    """Return a network with one hidden layer; its output starts at zero."""
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -1,4 +1,4 @@
-"""LLM-ESR's form: item texts beside the collaborative embeddings; requests are never read."""
+"""LLM-ESR: item texts beside the item embeddings; requests are never read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmark.baselines.baseline import RankerTask
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
@@ -15,10 +14,11 @@ from benchmark.baselines.learning import (
     mlp,
     scaled,
 )
+from benchmark.baselines.ranker import RankerTask
 from cramer_peft.recsys.backbones import PADDING, SASRec
-from cramer_peft.recsys.requests.attributes import item_text
-from cramer_peft.recsys.requests.text_encoders import text_encoder
-from cramer_peft.recsys.training.generator_training import GeneratorOptions
+from cramer_peft.recsys.requests.attribute_requests import item_text
+from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 _WIDTH = 128
 
@@ -26,14 +26,14 @@ _WIDTH = 128
 class LLMESR(LearnedRanker):
     """Two views of a history by one frozen sequence model: item embeddings, and adapted text embeddings.
 
-    The text embeddings of the items are made once, with the task's encoder. An adapter brings them to the
+    The text embeddings of the items are made once, with the task's encoder. A linear layer brings them to the
     backbone's width; the scores of both views add up, which is the dot product of joined vectors. The loss is the
-    next item's, at all positions. What a request says makes no difference, only whether there is one.
+    next item's, at all positions. The text of a request makes no difference, only whether there is one.
     LLM-ESR's distillation between similar users is left out.
     """
 
     def __init__(self) -> None:
-        super().__init__("LLM-ESR's form")
+        super().__init__("LLM-ESR")
 
     def _make(self, task: RankerTask) -> Learner:
         return _TwoViews(

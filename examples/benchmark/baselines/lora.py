@@ -1,4 +1,4 @@
-"""Text-to-LoRA's form: a hypernetwork writes a LoRA for each request, on the layers inside and the one that scores."""
+"""Text-to-LoRA: a hypernetwork writes a LoRA for each request, on the layers inside and on the scoring layer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmark.baselines.baseline import RankerTask, frozen_copy
 from benchmark.baselines.learning import LearnedRanker, Learner, scaled
+from benchmark.baselines.ranker import RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
 
@@ -17,16 +17,16 @@ _LAYERS = [*SASRec.default_targets, *SASRec.head_targets]
 
 
 class RequestLoRA(LearnedRanker):
-    """W x + B A x with A and B made from the request; a request for each row of a batch.
+    """W x + B A x with A and B made from the request, one request for each row of a batch.
 
     A trunk reads the request vector beside a learned embedding of the layer; layers of one shape share the head
     that writes A and B. B starts at zero.
 
     Args:
-        rank: Of each update.
-        width: Of the trunk.
-        config: Names the layers, by ``target_modules`` and its kin; None: the feed-forward and attention output layers
-            and the one that scores the items.
+        rank: Rank of each update.
+        width: Width of the trunk.
+        config: Selects the layers, by ``target_modules`` and related fields; None: the feed-forward and attention
+            output layers and the one that scores the items.
     """
 
     def __init__(self, rank: int = 4, width: int = 64, config: RequestMaskConfig | None = None) -> None:
@@ -65,7 +65,7 @@ class _Hypernetwork(Learner):
         return None if self._updates is None else self._updates[number]
 
     def _write(self, request: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """A (rows, rank, in) and B (rows, out, rank) for each layer."""
+        """Return A (rows, rank, in) and B (rows, out, rank) for each layer."""
         updates = []
         for number, (outputs, inputs) in enumerate(self.shapes):
             layer: Tensor = self.layers.weight[number].expand(len(request), -1)
@@ -76,7 +76,7 @@ class _Hypernetwork(Learner):
 
 
 class _Update:
-    """A forward hook that adds a layer's update where one is in force."""
+    """A forward hook that adds a layer's update if there is one."""
 
     def __init__(self, updates: Any, number: int) -> None:
         self._updates = updates
@@ -87,13 +87,13 @@ class _Update:
         if found is None:
             return output
         a, b = found
-        inputs = args[0] if args[0].dim() == 3 else args[0][:, None]  # the head sees the last position alone
+        inputs = args[0] if args[0].dim() == 3 else args[0][:, None]  # the head only sees the last position
         change: Tensor = (inputs @ a.transpose(1, 2)) @ b.transpose(1, 2)
         return output + change.reshape(output.shape)
 
 
 def _masked_linears(backbone: SASRec, config: RequestMaskConfig) -> dict[str, tuple[int, int]]:
-    """Names and (out, in) of the modules that the configuration would mask."""
+    """Return names and (out, in) of the modules that the configuration would mask."""
     masks = inject_request_masks(frozen_copy(backbone), config)
     layout = masks.peft_config[masks.active_adapters[0]].masked_modules
     assert layout is not None  # filled in by the injection

@@ -1,4 +1,4 @@
-"""Masks behind the baselines' interface: the paper's with its loss and with ours, ours, and one for all."""
+"""Masks behind the baselines' interface: the paper's with its loss and with ours, ours, and one static mask."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmark.baselines.baseline import BaselineRanker, RankerTask, frozen_copy
 from benchmark.baselines.learning import LearnedRanker, Learner
+from benchmark.baselines.ranker import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
-from cramer_peft.recsys.training.generator_training import GeneratorOptions, train_generator
+from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 
 class MaskRanker(BaselineRanker):
     """Request masks on a copy of the backbone, trained by ``train_generator``.
 
     Args:
-        name: For tables.
-        config: Of the masks; its encoder is the task's.
+        name: The name in tables.
+        config: Configuration of the masks; the encoder is the task's.
         paper_loss: Whether to train with the paper's losses and requests, at the task's budget.
     """
 
@@ -39,11 +40,16 @@ class MaskRanker(BaselineRanker):
         train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
         self.masks = masks
 
+    @property
+    def has_strength(self) -> bool:
+        """True if requests can be given a strength; the paper's form, topk, has none."""
+        return self._config.gate != "topk"
+
     def options(self, options: GeneratorOptions) -> GeneratorOptions:
-        """How it is trained within a task's options: with the paper's losses and requests, or with those given."""
+        """Return a task's options with the paper's losses and requests, or with the task's own."""
         return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
 
-    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+    def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.masks is not None
         scores: Tensor = self.masks(histories, request=list(texts))
         return scores
@@ -61,17 +67,17 @@ def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
 
 
 def paper_gate(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """The paper's gate with the paper's loss."""
+    """Return the paper's gate with the paper's loss."""
     return MaskRanker("paper's gate", config or RequestMaskConfig.paper(), paper_loss=True)
 
 
 def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """The paper's gate with the losses and requests of ours."""
+    """Return the paper's gate with the losses and requests of ours."""
     return MaskRanker("paper's gate, our loss", config or RequestMaskConfig.paper())
 
 
 def our_masks(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """The masks of this library, by default with the default configuration."""
+    """Return the masks of this library, by default with the default configuration."""
     return MaskRanker("ours", config or RequestMaskConfig())
 
 
@@ -80,7 +86,7 @@ class StaticMask(LearnedRanker):
 
     Args:
         request_dim: Width of the vector.
-        config: Of the masks; None: the default gate. Its encoder is not used.
+        config: Configuration of the masks; None: the default. Its encoder is not used.
     """
 
     any_backbone: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Reads a request by its words: which attributes it names, and whether it is for or against each."""
+"""Read a request by its words: the attributes it names, and whether it is for or against each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.recsys.requests.attributes import AttributeRequest, phrase
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, phrase
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 
 _FIELD = re.compile(r"\{(unwanted|wanted)2?\}")
@@ -22,14 +22,14 @@ _RIDGE = 7e-6  # by cross-validation over the training wordings
 
 
 class RequestParser:
-    """Finds attribute names in a text, and tells for from against by the words around each.
+    """A parser that finds attribute names in a text, and tells for from against by the words around each.
 
     A name is found in any case, with hyphens or spaces, and with a plural s. For or against is decided by a
     logistic regression over the words of the wordings given, fitted at construction.
 
     Args:
         attributes: The catalogue's vocabulary.
-        templates: Wordings to learn from, by family, as for ``RequestGenerator``; never those of a test.
+        templates: Wordings to learn from, by family, as for ``RequestGenerator``; never test wordings.
     """
 
     def __init__(self, attributes: Sequence[str], templates: Mapping[str, Sequence[str]] = TRAIN_TEMPLATES) -> None:
@@ -40,7 +40,7 @@ class RequestParser:
         self._polarity = _polarity(tuple((name, tuple(lines)) for name, lines in sorted(templates.items())))
 
     def __call__(self, text: str) -> AttributeRequest:
-        """What a text asks for; a name that is asked for and against counts as asked against."""
+        """Return the wanted and unwanted attributes of a text; a name on both sides counts as unwanted."""
         lowered = text.lower()
         found = list(self._pattern.finditer(lowered))
         against = self._polarity.against(lowered, [match.span() for match in found])
@@ -53,7 +53,7 @@ class RequestParser:
 
 
 def _forms(attributes: Sequence[str]) -> dict[str, str]:
-    """Ways to write an attribute → attribute."""
+    """Return spelling → attribute."""
     forms: dict[str, str] = {}
     for attribute in attributes:
         words = phrase(attribute)
@@ -77,14 +77,14 @@ class _Polarity:
     bias: float
 
     def against(self, text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
-        """For each name, whether it is asked against."""
+        """Return for each name whether it is unwanted."""
         return [
             sum(self.weights.get(word, 0.0) for word in features) + self.bias > 0 for features in _features(text, spans)
         ]
 
 
 def _features(text: str, spans: Sequence[tuple[int, int]]) -> list[set[str]]:
-    """The words between a name and its neighbours, by side and nearness; and all words, for lists of names."""
+    """Return for each name the words around it, by side and nearness, and the words around the whole list of names."""
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     gaps = [_words(text[start:end]) for start, end in zip(edges[::2], edges[1::2], strict=True)]
     features = []
@@ -121,7 +121,10 @@ def _polarity(templates: tuple[tuple[str, tuple[str, ...]], ...]) -> _Polarity:
 
 @torch.enable_grad()
 def _regress(features: Sequence[Sequence[int]], signs: Tensor, count: int) -> tuple[Tensor, float]:
-    """Weights and bias of a ridge-penalised logistic regression on which of ``count`` features each row has."""
+    """Return weights and bias of a logistic regression with a ridge penalty.
+
+    Each row of ``features`` lists the features that it has, of ``count`` in all.
+    """
     places = torch.tensor([feature for row in features for feature in row])
     starts = torch.tensor([0, *accumulate(map(len, features))][:-1])
     weights = torch.zeros(count, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Query-SeqRec's form: the request is one more input of the sequence model."""
+"""Query-SeqRec: the request is one more input of the sequence model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmark.baselines.baseline import RankerTask
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
@@ -17,6 +16,7 @@ from benchmark.baselines.learning import (
     per_position,
     scaled,
 )
+from benchmark.baselines.ranker import RankerTask
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import SASRec
 
@@ -28,9 +28,9 @@ class QuerySeqRec(LearnedRanker):
     """The request as a token before the history, or joined to the sequence's state.
 
     Args:
-        join: "token": the projected request vector comes first in the sequence. "state": a small network
-            changes each state by what it and the request vector say together.
-        tuned: Whether a copy of the backbone is trained whole: an upper reference, no longer a frozen model.
+        join: "token": the projected request vector comes first in the sequence. "state": a small network changes
+            each state, given the state and the request vector.
+        tuned: Whether the whole copy of the backbone is trained: an upper reference, no longer a frozen model.
     """
 
     def __init__(self, join: Join = "token", tuned: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""REARANK's form: a causal language model puts the frozen model's best items in order, as one list."""
+"""REARANK: a causal language model puts the frozen model's best items in order, as one list."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmark.baselines.baseline import BaselineRanker, RankerTask
+from benchmark.baselines.ranker import BaselineRanker, RankerTask
 from cramer_peft.errors import DataError, MissingModelError
 from cramer_peft.recsys.backbones import PADDING, SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.requests.attributes import phrase
+from cramer_peft.recsys.requests.attribute_requests import phrase
 
 _PROMPT = """A person has chosen these, the latest last:
 {history}
@@ -28,18 +28,18 @@ Order:"""
 
 
 class ListwiseReranker(BaselineRanker):
-    """Asks a causal language model for an order of the frozen model's best unseen items.
+    """A reranker that asks a causal language model for an order of the frozen model's best unseen items.
 
     Candidates that the answer leaves out follow in the frozen order; an answer without numbers changes nothing.
-    The rest of the catalogue stays where it is. Nothing is trained. REARANK trains its model to reason about the
-    order; that is in the weights that are given, not here.
+    The rest of the catalogue stays where it is. Nothing is trained here; REARANK trains its model to reason about
+    the order, so use such weights for a fair comparison.
 
     Args:
         model: Name or folder of a model and its tokenizer.
         candidates: Number of items that are put in order.
-        recent: Number of items of the history that the prompt names.
+        recent: Number of items of the history in the prompt.
         max_new_tokens: Longest answer; None: 8 for each candidate.
-        allow_download: Whether a model that is not on this machine may be fetched.
+        allow_download: Whether a model that is not on this machine may be downloaded.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ListwiseReranker(BaselineRanker):
         self._model, self._tokenizer = load_causal_lm(self._source, self._allow_download)
         self._model.to(frozen.device)
 
-    def _asked(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
+    def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         return torch.stack([self._row(*row) for row in zip(histories, texts, frozen, strict=True)])
 
     def _row(self, history: Tensor, text: str, frozen: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class ListwiseReranker(BaselineRanker):
         return f"{self._catalogue.titles[item]} ({words})" if words else self._catalogue.titles[item]
 
     def _answer(self, prompt: str) -> str:
-        """The model's greedy answer to one prompt."""
+        """Return the model's greedy answer to one prompt."""
         if self._tokenizer.chat_template:
             prompt = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
@@ -115,10 +115,10 @@ class ListwiseReranker(BaselineRanker):
 
 
 def parse_order(answer: str, count: int) -> list[int]:
-    """The order that an answer gives, as positions from 0, each of ``count`` once.
+    """Return the order in an answer, as positions from 0, each of ``count`` once.
 
-    Numbers in brackets count; where there are none, all numbers do. What follows the last "</think>" alone is
-    read. Repeated and impossible numbers are skipped, missing ones follow in their old order.
+    Numbers in brackets count; if there are none, all numbers do. Only the text after the last "</think>" is read.
+    Repeated and impossible numbers are skipped, missing ones follow in their old order.
     """
     final = answer.rsplit("</think>", 1)[-1]
     numbers = re.findall(r"\[(\d+)\]", final) or re.findall(r"\d+", final)
@@ -127,10 +127,10 @@ def parse_order(answer: str, count: int) -> list[int]:
 
 
 def load_causal_lm(source: str, allow_download: bool) -> tuple[Any, Any]:
-    """A causal language model in eval mode and its tokenizer; safetensors only, no code from the source is run.
+    """Load a causal language model in eval mode and its tokenizer: safetensors only, and no code from the source.
 
     Raises:
-        MissingModelError: If they are not there, or cannot be read.
+        MissingModelError: If they are missing or cannot be read.
     """
     options: dict[str, Any] = {"local_files_only": not allow_download, "trust_remote_code": False}
     try:
@@ -138,6 +138,6 @@ def load_causal_lm(source: str, allow_download: bool) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        how = "" if allow_download else " Give a folder, or allow_download=True to fetch it."
+        how = "" if allow_download else " Give a folder, or allow_download=True to download it."
         raise MissingModelError(f"no causal language model can be loaded from {source!r}: {reason}{how}") from error
     return model.requires_grad_(False).eval(), tokenizer

@@ -1,4 +1,4 @@
-"""The control of all methods: everybody's request is somebody else's."""
+"""The control of all methods: every row gets another row's request."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmark.baselines.baseline import RankerTask, RequestRanker, asked_rows
+from benchmark.baselines.ranker import RankerTask, RequestRanker, request_rows
 
 
 class ShuffledRequests:
     """A ranker whose requests change places within each call, so that no row keeps its own.
 
-    Rows without a request keep none. A call with a single request has nothing to exchange it with and leaves it.
+    Rows without a request keep none. A call with a single request keeps it: there is nothing to exchange it with.
 
     Args:
-        ranker: The method that is controlled; fitted or to be fitted.
-        seed: Of the exchange; equal calls are exchanged equally.
+        ranker: The method to control; fitted or to be fitted.
+        seed: Seed of the exchange; equal calls are exchanged equally.
     """
 
     def __init__(self, ranker: RequestRanker, seed: int = 0) -> None:
@@ -35,15 +35,15 @@ class ShuffledRequests:
         self._ranker.fit(task)
 
     def scores(self, histories: Tensor, requests: Sequence[str | None]) -> Tensor:
-        """The ranker's scores under exchanged requests, (rows, items)."""
+        """Return the ranker's scores under exchanged requests, (rows, items)."""
         return self._ranker.scores(histories, self.shuffled(requests))
 
     def shuffled(self, requests: Sequence[str | None]) -> list[str | None]:
-        """The requests as the ranker gets them."""
-        rows = asked_rows(requests)
+        """Return the requests as the ranker gets them."""
+        rows = request_rows(requests)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
         exchanged = list(requests)
-        # round the circle of a random order, each row takes its neighbour's
+        # in a circle of random order, each row takes its neighbour's request
         for taker, giver in zip(order, [*order[1:], *order[:1]], strict=True):
             exchanged[rows[taker]] = requests[rows[giver]]
         return exchanged

@@ -1,1 +1,1 @@
-"""What a request costs: models with random weights, timed in pairs with the frozen model."""
+"""The cost of a request: models with random weights, timed in pairs with the frozen model."""

@@ -1,4 +1,4 @@
-"""The devices of the speed benchmark: whether one is there, what it is called, and moving inputs to it."""
+"""The devices of the speed benchmark: check one, name it, move inputs to it, wait for it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def check_device(device: str, clock: str) -> None:
-    """Check that a device is there and that the clock suits it.
+    """Check that a device is there and that the clock can time it.
 
     Raises:
-        DataError: If there is no such device, or the clock does not see what it does.
+        DataError: If there is no such device, or the clock does not include its work.
     """
     if device not in DEVICES:
         raise DataError(f"device: found {device!r}, expected one of {list(DEVICES)}.")
@@ -29,25 +29,23 @@ def check_device(device: str, clock: str) -> None:
             "install a torch built for CUDA on a machine that has one."
         )
     if clock == "cpu":
-        raise DataError(
-            "clock: found 'cpu' with device 'cuda', whose work the processor's time does not hold; expected 'wall'."
-        )
+        raise DataError("clock: found 'cpu' with device 'cuda', whose work is no processor time; expected 'wall'.")
 
 
 def device_name(device: str | torch.device) -> str:
-    """What the device calls itself; the kind of processor for the CPU."""
+    """Return the device's own name; the kind of processor for the CPU."""
     kind = torch.device(device).type
     return torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
 
 
 def synchronise(device: str | torch.device) -> None:
-    """Wait until a device has done all that was asked of it."""
+    """Wait until a device has done all its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
 
 
 def moved(value: Any, device: str | torch.device) -> Any:
-    """A tensor, or a dictionary of such, on a device; anything else as it is."""
+    """Return a tensor, or a dictionary of tensors, on a device; anything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):

@@ -95,7 +95,7 @@ def _add_ours(
     with masks.request(state), torch.no_grad():
         masks(**inputs)  # makes the gates, which the graph then only reads
         # The gates end with the block, the graph does not: it needs whatever holds them.
-        add(f"{form}: CUDA graph, gates ready", lambda: masks(**inputs), masks, FROZEN, masks.carrier.current())
+        add(f"{form}: CUDA graph, gates ready", lambda: masks(**inputs), masks, FROZEN, masks.request_context.current())
     add(f"{form}: CUDA graph, mask state", lambda: masks(**inputs, request=state), masks, FROZEN, state)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call, as torch allocates it."""
+"""Measure the peak memory of one call, as torch allocates it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from benchmark.speed.timing import Row
 
 
 def peak_bytes(row: Row, device: str = "cpu") -> int:
-    """The most that one call holds at once of what torch allocates during it, in bytes.
+    """Return the most memory that torch's allocations during one call hold at once, in bytes.
 
-    On a CUDA device it is what torch's allocator there counts.
-
-    torch's profiler notes every allocation and release on the CPU, so that the number does not depend on the machine
-    or on what ran before. Memory that is not torch's (Python's, scratch space of the matrix library) is not in it.
+    On the CPU torch's profiler notes every allocation and release, so that the number does not depend on the machine
+    or on earlier calls. Memory that is not torch's (Python's, scratch space of the matrix library) does not count.
+    On a CUDA device torch's allocator counts.
     """
     argument = row.prepare()
     if device != "cpu":
@@ -43,7 +42,7 @@ def peak_bytes(row: Row, device: str = "cpu") -> int:
 def _peak_on_cuda(row: Row, argument: Any) -> int:
     with torch.no_grad(), row.around():
         row.run(argument)
-        gc.collect()  # what is freed by chance in the call would hide some of it
+        gc.collect()  # memory that is freed by chance in the call would hide some of it
         torch.cuda.synchronize()
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -54,7 +53,7 @@ def _peak_on_cuda(row: Row, argument: Any) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps off standard error what the profiler's C++ part writes there at every start and stop."""
+    """Hide the lines that the profiler's C++ part writes to standard error at every start and stop."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -66,7 +65,7 @@ def _quiet() -> Iterator[None]:
 
 
 def weight_bytes(modules: Iterable[nn.Module]) -> int:
-    """Size of all parameters and buffers of some modules, each tensor counted once, in bytes."""
+    """Return the size of all parameters and buffers of some modules in bytes, each tensor counted once."""
     sizes = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):

@@ -22,10 +22,10 @@ class SpeedModel:
     """One model to time.
 
     Attributes:
-        name: What the report calls it.
+        name: The name in the report.
         module: The model, in eval mode, with random weights.
         make_inputs: Number of rows → keyword arguments of one call.
-        targets: Regular expression of the masked modules: feed-forward blocks, and W_O where it is a linear layer.
+        targets: Regular expression of the masked modules: feed-forward blocks, and W_O if it is a linear layer.
         inward: Regular expression of those among them whose input IA³ scales, not their output.
         length: Items or tokens in each row.
     """
@@ -39,17 +39,17 @@ class SpeedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.module.parameters()).device
 
     def to(self, device: str | torch.device) -> SpeedModel:
-        """The same with its module moved, and inputs made on the CPU, so that they are the same, and then moved."""
+        """Return the model on a device. Inputs are still made on the CPU, so that they are the same, and then moved."""
         make = self.make_inputs
         return replace(self, module=self.module.to(device), make_inputs=lambda rows: moved(make(rows), device))
 
 
 class BERT4Rec(nn.Module):
-    """BERT4Rec: a transformer that sees both ways, asked at a mask token after the history (Sun et al. 2019).
+    """BERT4Rec: a transformer that sees both ways, read at a mask token after the history (Sun et al. 2019).
 
     Args:
         num_items: Number of items.
@@ -72,14 +72,14 @@ class BERT4Rec(nn.Module):
         self.bert = BertModel(config, add_pooling_layer=False)
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Scores (rows, items) at the last position of ``item_ids`` (rows, length) int64."""
+        """Return scores (rows, items) at the last position of ``item_ids`` (rows, length) int64."""
         hidden = self.bert(item_ids, attention_mask=item_ids != 0).last_hidden_state[:, -1]
         scores: Tensor = hidden @ self.bert.embeddings.word_embeddings.weight[1:-1].T
         return scores
 
 
 def make_model(name: str, items: int = 1682, length: int = 50) -> SpeedModel:
-    """A model by name.
+    """Return a model by name.
 
     Args:
         name: One of :func:`model_names`.
@@ -101,7 +101,7 @@ def make_model(name: str, items: int = 1682, length: int = 50) -> SpeedModel:
 
 
 def model_names() -> list[str]:
-    """Names of all models, small ones first."""
+    """Return the names of all models, small ones first."""
     return list(_MODELS)
 
 

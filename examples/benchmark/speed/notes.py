@@ -1,4 +1,4 @@
-"""What could not be measured, and why: a row that fails is noted, and the rest of the table stays."""
+"""Notes of the rows that could not be measured, and why; the rest of the table stays."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Notes:
         except Exception as error:
             self.add(row, reason_of(error))
             if torch.cuda.is_available():
-                with contextlib.suppress(Exception):  # what the error left behind on the device
+                with contextlib.suppress(Exception):  # work that the error left on the device
                     torch.cuda.synchronize()
 
 
 def reason_of(error: BaseException) -> str:
-    """The first error of those that were raised over each other, on one line."""
+    """Return the first and the last of a chain of errors, on one line."""
     first = error
     while first.__context__ is not None and not first.__suppress_context__:
         first = first.__context__

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: ours in its ways to be asked, the same model compiled, and PEFT's adapters."""
+"""The rows of the speed benchmark: ours with a request given in several ways, ours compiled, and PEFT's adapters."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Form:
 
     @classmethod
     def parse(cls, text: str) -> Form:
-        """``"scale"``, ``"signed"``, ``"topk"`` or ``"low_rank:4"``.
+        """Return the form of a text: ``"scale"``, ``"signed"``, ``"topk"`` or ``"low_rank:RANK"``.
 
         Raises:
-            DataError: If it is neither.
+            DataError: If it is none of them.
         """
         gate, _, rank = text.partition(":")
         if gate == "low_rank" and (rank or "4").isdigit() and int(rank or 4) > 0:
@@ -56,9 +56,9 @@ class Subject:
     """A row together with the modules whose weights it needs.
 
     Attributes:
-        row: What is timed.
-        modules: All that it needs, the frozen model included.
-        peak_bytes: Peak memory where it is known already, since a call allocates nothing; None: to be measured.
+        row: The row to time.
+        modules: All modules that it needs, the frozen model included.
+        peak_bytes: Peak memory if it is known already, because a call allocates nothing; None: to be measured.
     """
 
     row: Row
@@ -67,13 +67,13 @@ class Subject:
 
 
 def with_shared_weights(model: nn.Module) -> nn.Module:
-    """A copy of a model that holds the very same parameters and buffers."""
+    """Return a copy of a model that holds the same parameter and buffer objects."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)
 
 
 def default_encoder() -> RequestEncoder:
-    """The static encoder, or hashed words where its package is not installed."""
+    """Return the static encoder, or the hashing one if its package is not installed."""
     try:
         return WordLlamaEncoder()
     except MissingExtraError:
@@ -81,13 +81,13 @@ def default_encoder() -> RequestEncoder:
 
 
 class Texts:
-    """Requests that have never been given before."""
+    """A source of requests that have never been given before."""
 
     def __init__(self) -> None:
         self._count = itertools.count()
 
     def new(self, rows: int) -> list[str]:
-        """``rows`` different texts, all new."""
+        """Return ``rows`` different texts, all new."""
         texts = []
         for _ in range(rows):
             number = next(self._count)
@@ -97,12 +97,12 @@ class Texts:
 
 
 def encoded(model: SpeedModel, encoder: RequestEncoder, texts: list[str]) -> Tensor:
-    """Vectors of some texts, (texts, dim), where the model is."""
+    """Return vectors of texts, (texts, dim), on the model's device."""
     return encoder.encode(texts).to(model.device)
 
 
 def frozen_rows(model: SpeedModel, batch: int) -> list[Subject]:
-    """The frozen model, and once more by itself: what the noise makes of two equal things."""
+    """Return the frozen model twice: the second row shows the noise between two equal calls."""
     inputs = model.make_inputs(batch)
 
     def run(_: Any) -> object:
@@ -112,9 +112,9 @@ def frozen_rows(model: SpeedModel, batch: int) -> list[Subject]:
 
 
 def transformer_encoder_rows(batch: int, length: int = 16, device: str | torch.device = "cpu") -> list[Subject]:
-    """The forward of an encoder as large as MiniLM (L6, 384 wide; random weights) on texts of ``length`` tokens.
+    """Return the forward of an encoder as large as MiniLM (L6, 384 wide; random weights).
 
-    Its tokenizer is not in it, nor anything of the recommender: what a text costs that is not cached yet.
+    It shows the cost of a text of ``length`` tokens that is not cached yet, without tokenizer and recommender.
     """
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     with torch.random.fork_rng():
@@ -129,7 +129,7 @@ def transformer_encoder_rows(batch: int, length: int = 16, device: str | torch.d
 def flatness_rows(
     model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder, counts: tuple[int, ...]
 ) -> list[Subject]:
-    """The same batch with several numbers of different requests, each compared to all rows the same.
+    """Return the same batch with several numbers of different requests, each compared to all rows the same.
 
     Numbers larger than the batch are left out.
     """
@@ -145,7 +145,7 @@ def flatness_rows(
 
 
 def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:
-    """The ways to give a request to an adapter of one form."""
+    """Return the ways to give a request to an adapter of one form."""
     masks = adapted(model, form, encoder)
     inputs, texts = model.make_inputs(batch), Texts()
     vectors, cached = encoded(model, encoder, texts.new(batch)), texts.new(batch)
@@ -171,7 +171,7 @@ def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder)
 
 
 def adapted(model: SpeedModel, form: Form, encoder: RequestEncoder, own_weights: bool = False) -> RequestMaskModel:
-    """Request masks with random gates on a copy of the model."""
+    """Return request masks with a random generator on a copy of the model."""
     module = copy.deepcopy(model.module) if own_weights else with_shared_weights(model.module)
     config = RequestMaskConfig(
         target_modules=model.targets, gate=form.gate, rank=form.rank, request_dim=encoder.dim, init_weights=False
@@ -200,7 +200,7 @@ def _block(masks: RequestMaskModel, request: Any, inputs: dict[str, Any]) -> Cal
 
 
 def compiled_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:
-    """The frozen model and ours, compiled; ours is compared to the compiled frozen model."""
+    """Return the frozen model and ours, compiled; ours is compared to the compiled frozen model."""
     inputs = model.make_inputs(batch)
     vectors = encoded(model, encoder, Texts().new(batch))
     plain, masks = with_shared_weights(model.module), adapted(model, form, encoder)
@@ -217,13 +217,12 @@ def compiled_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEnc
 
 
 def peft_rows(model: SpeedModel, batch: int, adapters: tuple[int, ...]) -> list[Subject]:
-    """LoRA and IA³ with one adapter, and LoRA with several in one batch by ``adapter_names``.
+    """Return LoRA and IA³ with one adapter, and LoRA with several in one batch by ``adapter_names``.
 
     Numbers of adapters larger than the batch are left out, since not all of them could be used.
     """
     inputs = model.make_inputs(batch)
     lora = LoraConfig(r=RANK, target_modules=model.targets)
-    # A list of names, since PEFT looks for those of ia3 among the targets by their text.
     ia3 = IA3Config(target_modules=model.targets, feedforward_modules=model.inward)
     found = []
     for name, config in ((f"LoRA r={RANK}", lora), ("IA3", ia3)):
@@ -235,7 +234,7 @@ def peft_rows(model: SpeedModel, batch: int, adapters: tuple[int, ...]) -> list[
     several = get_peft_model(with_shared_weights(model.module), lora, adapter_name="a0").eval()
     made = 1
     for count in counts:
-        # One model for all counts: an adapter that no row names is not run.
+        # One model serves all counts: an adapter that no row names is not run.
         for number in range(made, count):
             several.add_adapter(f"a{number}", lora)
         made = count
@@ -251,10 +250,10 @@ def _call(model: PeftModel, inputs: dict[str, Any], names: list[str] | None = No
 
 
 def split(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Row]:
-    """The parts that come before the model runs, by themselves: encoding texts, and generating gates."""
+    """Return the parts before the model's call, by themselves: encoding texts, and generating gates."""
     masks, texts = adapted(model, form, encoder), Texts()
     vectors = encoded(model, encoder, texts.new(batch))
     return [
         Row("encoding", encoder.encode, "encoding", prepare=lambda: texts.new(batch)),
-        Row("generating gates", lambda _: masks.gates(vectors), "generating gates"),
+        Row("generating gates", lambda _: masks.masks_for(vectors), "generating gates"),
     ]

@@ -1,4 +1,4 @@
-"""Timing in pairs: each call beside one of the frozen model, so that other work on the machine falls on both."""
+"""Time calls in pairs, each beside one of the frozen model, so that other work on the machine slows both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from benchmark.speed.device import synchronise
 
-SHORTEST = 0.01  # seconds; shorter calls are repeated until they take as long
+SHORTEST = 0.01  # seconds; shorter calls are repeated until they take this long
 
 
 def _nothing() -> None:
@@ -26,11 +26,11 @@ class Row:
     """One way to run the model.
 
     Attributes:
-        name: What the report calls it.
-        run: Makes one call; its argument is what ``prepare`` returned.
-        against: Name of the row that the ratio is taken to.
+        name: The name in the report.
+        run: Makes one call; its argument is the return value of ``prepare``.
+        against: Name of the row that it is compared to.
         prepare: Makes the argument of one call; not timed.
-        around: Makes a context that all calls of a turn run in; entering it is not timed.
+        around: Makes a context for all calls of a turn; entering it is not timed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured of one row.
+    """The times of one row.
 
     Attributes:
         row: Its name.
@@ -61,7 +61,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 def clock_of(clock: str, device: str = "cpu") -> Callable[[], float]:
-    """A clock, in seconds; on a CUDA device it waits before each reading until all work there is done."""
+    """Return a clock, in seconds; on a CUDA device it waits before each reading until all work there is done."""
     now = CLOCKS[clock]
     if device == "cpu":
         return now
@@ -84,13 +84,13 @@ def measure(
     """Time each row in pairs with the row it is compared to, all rows in every round, in random order.
 
     Args:
-        rows: What to time; the rows named by ``against`` must be among them.
+        rows: The rows; those named by ``against`` must be among them.
         rounds: Number of pairs of each row.
         warm_up: Number of calls of each row before the first round.
         seed: Seed of the order.
-        clock: ``"wall"``, or ``"cpu"``: the time of all threads of this process on the processor, which other
-            processes disturb less; with several threads it says nothing of how long a call takes.
-        device: ``"cpu"`` or ``"cuda"``: where the rows run. On CUDA the calls of one turn are queued, and the clock is
+        clock: ``"wall"``, or ``"cpu"``: the processor time of all threads of this process, which other processes
+            disturb less; with several threads it is not the duration of a call.
+        device: Device of the rows: ``"cpu"`` or ``"cuda"``. On CUDA the calls of one turn are queued, and the clock is
             read when the device has done them all.
 
     Returns:
@@ -105,7 +105,7 @@ def measure(
         was_on = gc.isenabled()
         gc.disable()
         gc.collect()
-        gc.freeze()  # so that the collection after each round looks at what is new alone
+        gc.freeze()  # so that the collection after each round only looks at new objects
         try:
             for _ in range(rounds):
                 for timing in order.sample(timings, len(timings)):
@@ -126,13 +126,13 @@ def measure(
 
 
 def _repeats(row: Row, warm_up: int, now: Callable[[], float]) -> int:
-    """How many calls one turn makes."""
+    """Return the number of calls of one turn."""
     seconds = min(_time(row, 1, now) for _ in range(max(warm_up, 1)))
     return max(1, round(SHORTEST / max(seconds, 1e-6)))
 
 
 def _time(row: Row, times: int, now: Callable[[], float]) -> float:
-    """Seconds of one call, averaged over ``times`` calls in a row."""
+    """Return the seconds of one call, averaged over ``times`` calls in a row."""
     arguments = [row.prepare() for _ in range(times)]
     with row.around():
         start = now()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.split import Split
-from cramer_peft.recsys.training.generator_training import GeneratorOptions
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 
 class Signs:

@@ -7,17 +7,20 @@ import torch
 from benchmark.baselines import OracleFilter, ParsedFilter, RankerTask
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, Tracks
 from cramer_peft.recsys.evaluation.metrics import share, top_items
-from cramer_peft.recsys.requests.attributes import AttributeRequest, satisfies
+from cramer_peft.recsys.evaluation.tracks import Track
+from cramer_peft.recsys.evaluation.users import EvaluationUsers
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
+from cramer_peft.recsys.requests.matching import satisfies
 
 
 def test_the_oracle_is_the_most_that_can_be_had(
-    make_task: Callable[..., RankerTask], users: EvaluationUsers, tracks: Tracks
+    make_task: Callable[..., RankerTask], users: EvaluationUsers, tracks: dict[str, Track]
 ) -> None:
-    catalogue, oracle = users.catalogue, OracleFilter().know(tracks.truthful, tracks.wanted, tracks.favourite)
+    asked = [tracks[name].requests for name in ("truthful", "for", "against favourite")]
+    catalogue, oracle = users.catalogue, OracleFilter().know(*asked)
     oracle.fit(make_task())
-    for requests in (tracks.truthful, tracks.wanted, tracks.favourite):
+    for requests in asked:
         fit = satisfies(requests, catalogue.attributes, catalogue.item_attributes)
         top = top_items(users.score(oracle.scores, requests), users.seen, 5)
         most = (fit & ~users.seen).sum(1).clamp(max=5) / 5
@@ -47,7 +50,7 @@ def test_what_names_nothing_changes_nothing(make_task: Callable[..., RankerTask]
 def test_what_the_oracle_cannot_know(make_task: Callable[..., RankerTask], users: EvaluationUsers) -> None:
     oracle = OracleFilter().know([AttributeRequest("it", ("Horror",), (), "for")])
     oracle.fit(make_task())
-    with pytest.raises(DataError, match="does not know what 'else' means"):
+    with pytest.raises(DataError, match="does not know the meaning of 'else'"):
         oracle.scores(users.item_ids[:1], ["else"])
     oracle.know([AttributeRequest("it", ("Horror",), (), "for")])
     with pytest.raises(DataError, match="two meanings"):

@@ -19,7 +19,7 @@ from benchmark.baselines import (
 
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import make_backbone
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers
+from cramer_peft.recsys.evaluation.users import EvaluationUsers
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")

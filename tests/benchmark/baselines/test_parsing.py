@@ -5,7 +5,7 @@ import random
 import pytest
 from benchmark.baselines import RequestParser
 
-from cramer_peft.recsys.requests.attributes import FAMILIES, RequestGenerator
+from cramer_peft.recsys.requests.attribute_requests import FAMILIES, RequestGenerator
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 ATTRIBUTES = ("Children's", "Comedy", "Drama", "Film-Noir", "Sci-Fi", "War")

@@ -29,10 +29,12 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, RequestError
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.data.split import pad_histories
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers, make_tracks
+from cramer_peft.recsys.data.histories import pad_histories
 from cramer_peft.recsys.evaluation.metrics import ndcg, share, target_ranks, top_items
-from cramer_peft.recsys.requests.attributes import AttributeRequest, RequestGenerator, match_scores, satisfies
+from cramer_peft.recsys.evaluation.tracks import mixed_tracks
+from cramer_peft.recsys.evaluation.users import EvaluationUsers
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
+from cramer_peft.recsys.requests.matching import match_scores, satisfies
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.training import minimal_edit_loss
 
@@ -74,7 +76,7 @@ RANKERS: dict[str, Make] = {
 @pytest.fixture
 def wanted(users: EvaluationUsers) -> tuple[AttributeRequest, ...]:
     """Requests for random attributes, in the wordings of training."""
-    return make_tracks(users, RequestGenerator(users.catalogue.attributes, TRAIN_TEMPLATES), seed=3).wanted
+    return mixed_tracks(users, RequestGenerator(users.catalogue.attributes, TRAIN_TEMPLATES), seed=3)["for"].requests
 
 
 def satisfaction(scores: Tensor, users: EvaluationUsers, requests: tuple[AttributeRequest, ...]) -> float:

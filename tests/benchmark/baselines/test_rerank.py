@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from cramer_peft.errors import CramerError, DataError, MissingModelError
-from cramer_peft.recsys.evaluation.evaluation import EvaluationUsers
+from cramer_peft.recsys.evaluation.users import EvaluationUsers
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from benchmark.console import make_app
-from benchmark.speed import graphs, rows, run
-from benchmark.speed.command import speed
+from benchmark.speed import graphs, rows
+from benchmark.speed import run_speed as run
+from benchmark.speed.__main__ import speed
 from benchmark.speed.device import moved
+from benchmark.speed.figures import check_line
 from benchmark.speed.memory import peak_bytes
 from benchmark.speed.models import SpeedModel, make_model
 from benchmark.speed.notes import Notes, reason_of
-from benchmark.speed.report import check_line
 from benchmark.speed.rows import Form
-from benchmark.speed.run import SpeedOptions, run_speed
+from benchmark.speed.run_speed import SpeedOptions, run_speed
 from benchmark.speed.timing import Row, measure
 from typer.testing import CliRunner
 
@@ -148,9 +149,9 @@ def test_gates_stay_as_long_as_their_graph(pretended: Pretended, monkeypatch) ->
     monkeypatch.setattr(graphs, "capture", lambda *given: captured.append(capture(*given)) or captured[-1])
     graphs.graph_rows(small(), 4, (Form.parse("scale"),), ENCODER, Notes(), [])
     source = captured[1].kept[-1]
-    assert source.make().keys() == source.for_forward().gates.keys() != set()
+    assert source.make().keys() == source.for_call().masks.keys() != set()
     with torch.no_grad():
-        assert source.for_forward().gates is source.for_forward().gates  # the ones made before the capture
+        assert source.for_call().masks is source.for_call().masks  # the ones made before the capture
 
 
 def test_a_capture_that_fails_is_noted_and_undone(pretended: Pretended) -> None:
@@ -204,7 +205,8 @@ def test_the_command_names_the_device(pretended: Pretended, tmp_path: Path) -> N
     found = {row["row"]: row for row in result["rows"]}
     assert found["signed: CUDA graph, gates ready"]["peak_ratio"] == 1
     assert all(row["milliseconds"] > 0 for row in found.values())
-    arguments.append("--no-graphs")
+    (tmp_path / "config.json").write_text('{"graphs": false}')
+    arguments += ["--config", str(tmp_path / "config.json")]
     assert CliRunner().invoke(make_app(speed), ["--output", str(output), *arguments]).exit_code == 0
     assert "CUDA graph, frozen" not in {row["row"] for row in json.loads(output.read_text())["results"][0]["rows"]}
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark.console import make_app
-from benchmark.speed import models, rows, run, startup
-from benchmark.speed.command import speed
+from benchmark.speed import models, rows, startup
+from benchmark.speed import run_speed as run
+from benchmark.speed.__main__ import speed
+from benchmark.speed.figures import markdown, spread_of
 from benchmark.speed.memory import peak_bytes, weight_bytes
 from benchmark.speed.models import SpeedModel, make_model
-from benchmark.speed.report import markdown, spread_of
 from benchmark.speed.rows import Form, Texts
-from benchmark.speed.run import SpeedOptions, run_speed
+from benchmark.speed.run_speed import SpeedOptions, run_speed
 from benchmark.speed.timing import Row, measure
 from torch import nn
 from typer.testing import CliRunner
@@ -261,9 +262,11 @@ def test_a_frozen_model_that_cannot_be_run_is_an_error(monkeypatch) -> None:
         run_speed(SpeedOptions(("sasrec-64",), (2,), ("scale",), rounds=1, compiled=False, peft=False))
 
 
-def test_startup_is_measured() -> None:
-    found = startup.startup_figures(1, layers=3)
-    assert found["import"]["ratio"] > 0
+def test_startup_is_measured(monkeypatch) -> None:
+    assert startup._import_seconds("json") > 0
+    monkeypatch.setattr(startup, "_import_seconds", {"cramer_peft": 3.0, "peft": 2.0}.__getitem__)
+    found = startup.startup_figures(2, layers=3)
+    assert found["import"] == {"seconds": 3.0, "peft_seconds": 2.0, "ratio": 1.5, "low": 1.5, "high": 1.5}
     assert found["layers"] == 3
     assert found["injection_seconds"] > 0
 
@@ -271,13 +274,16 @@ def test_startup_is_measured() -> None:
 def test_the_command(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(run, "make_model", small)
     output = tmp_path / "out.json"
-    arguments = ["--model", "sasrec-64", "--batch", "2", "--gate", "scale", "--adapters", "2", "--rounds", "1"]
-    switches = ["--no-compiled", "--no-startup", "--no-memory"]
+    config = tmp_path / "speed.json"
+    config.write_text('{"adapters": [2], "memory": false, "batches": [3]}')
+    arguments = ["--model", "sasrec-64", "--batch", "2", "--gate", "scale", "--rounds", "1", "--config", str(config)]
+    switches = ["--no-compiled", "--no-startup"]
     ended = CliRunner().invoke(make_app(speed), ["--output", str(output), *arguments, *switches])
     assert ended.exit_code == 0, ended.output
     assert "PEFT IA3" in ended.output
     report = json.loads(output.read_text())
-    assert report["options"]["batches"] == [2]
+    assert (report["options"]["batches"], report["options"]["adapters"]) == ([2], [2])  # an option wins over the file
+    assert "peak_bytes" not in report["results"][0]["rows"][0]
     assert "startup" not in report
 
 

@@ -1,0 +1,1 @@
+"""What the benchmark measures of a ranker: its tracks, further metrics, checks, and summaries with intervals."""

@@ -1,0 +1,1 @@
+"""Real requests: people's own words in film dialogues (ReDial)."""

@@ -1,0 +1,1 @@
+"""The report of a benchmark: seeds pooled, tables, aims, pictures."""

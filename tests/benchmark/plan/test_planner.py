@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmark.cells import CellSettings, DataSource
+from benchmark.methods import METHODS
+from benchmark.plan.planner import PlanOptions, plan_cells
+from benchmark.variants import ABLATIONS, HOLD_OUTS
+
+from cramer_peft.errors import ConfigError
+
+
+def test_the_full_matrix_has_every_method_for_every_seed_and_every_change_once() -> None:
+    cells = plan_cells(PlanOptions())
+    assert {(cell.method, cell.seed) for cell in cells if cell.variant is None} == {
+        (method, seed) for method in METHODS if method != "ours, shuffled requests" for seed in (0, 1, 2)
+    }
+    assert sorted(cell.variant for cell in cells if cell.variant) == sorted([*ABLATIONS, *HOLD_OUTS])
+    assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_the_headline_has_both_splits() -> None:
+    assert {cell.protocol for cell in plan_cells(PlanOptions("headline"))} == {"temporal", "leave-one-out"}
+
+
+def test_what_is_given_replaces_what_the_matrix_has() -> None:
+    options = PlanOptions(
+        sources=(DataSource("films"),), methods=("frozen",), seeds=(7,), protocols=("temporal",), steps=3, epochs=2
+    )
+    (cell,) = plan_cells(options)
+    assert (cell.method, cell.seed, cell.protocol) == ("frozen", 7, "temporal")
+    assert cell.settings.generator.steps == 3
+    assert cell.settings.backbone is not None
+    assert cell.settings.backbone.epochs == 2
+
+
+def test_each_backbone_keeps_its_own_training() -> None:
+    cells = plan_cells(PlanOptions("quick", backbones=("sasrec", "bert4rec"), methods=("frozen",)))
+    patience = [cell.settings.backbone.patience for cell in cells if cell.settings.backbone]
+    assert len(patience) == 2
+    assert patience[1] > patience[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PlanOptions("whole"), "matrix: found 'whole'"),
+        (PlanOptions("others"), "give --data"),
+        (PlanOptions(methods=("magic",)), "method: found 'magic'"),
+        (PlanOptions(protocols=("random",)), "protocol: found 'random'"),
+        (PlanOptions(variants=("rank 99",)), "variant: found 'rank 99'"),
+        (PlanOptions(settings=CellSettings(config={"rnk": 2})), "rnk"),
+        (PlanOptions(sources=(DataSource("a"), DataSource("a"))), "repeat a name"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(options: PlanOptions, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_cells(options)
+
+
+def test_a_folder_is_known_by_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (cell,) = plan_cells(PlanOptions(sources=(DataSource(str(folder)),), methods=("frozen",), seeds=(0,)))
+    assert cell.identity["data"] == "films"

@@ -1,0 +1,139 @@
+"""Where models are while the benchmark trains and measures them; on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from benchmark.baselines import (
+    LLMESR,
+    ExpertFiLM,
+    FusionRanker,
+    ParsedFilter,
+    QuerySeqRec,
+    RankerTask,
+    RequestLoRA,
+    RequestRanker,
+    ShuffledRequests,
+    StaticMask,
+    our_masks,
+    paper_gate,
+)
+from benchmark.cells import Cell, CellSettings, DataSource
+from benchmark.measures.measure import Setting, measure
+from benchmark.methods import METHODS
+from benchmark.run.scheduler import plan_jobs, run_jobs
+from benchmark.transfer.alignment import align_items
+from benchmark.transfer.generators import TransferOptions, transfer_rankers
+from benchmark.transfer.target_backbone import adapt_backbone
+
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.encoders import HashingEncoder
+from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.devices import brought_to, device_of
+from cramer_peft.recsys.evaluation.results import mean_metrics
+from cramer_peft.recsys.evaluation.tracks import Track
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, mask_scorer
+from cramer_peft.recsys.training.backbone_training import BackboneOptions
+from cramer_peft.recsys.training.request_batches import GeneratorOptions
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
+GPU = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), id="cuda"
+)
+FEW = GeneratorOptions(steps=3, batch_size=8)
+EPOCH = BackboneOptions(epochs=1, batch_size=16, max_length=8)
+RANKERS: dict[str, Callable[[], RequestRanker]] = {
+    "parsed filter": ParsedFilter,
+    "text fusion": FusionRanker,
+    "token": lambda: QuerySeqRec("token"),
+    "state, tuned": lambda: QuerySeqRec("state", tuned=True),
+    "llm-esr": LLMESR,
+    "film": ExpertFiLM,
+    "lora": RequestLoRA,
+    "static mask": StaticMask,
+    "paper's gate": paper_gate,
+    "ours": our_masks,
+    "shuffled": lambda: ShuffledRequests(our_masks()),
+}
+
+
+@pytest.fixture(params=["cpu", GPU])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
+    model = make_sasrec()
+    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_rankers_work_where_the_backbone_is(
+    name: str, data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], users: EvaluationUsers, device: str
+) -> None:
+    backbone = make_sasrec().to(device)
+    ranker = RANKERS[name]()
+    ranker.fit(RankerTask(backbone, HashingEncoder(32), *data, FEW))
+    assert device_of(backbone).type == device
+    item_ids, texts = users.item_ids[:5], ["I want horror", None, "no drama", " ", "comedy please"]
+    with torch.no_grad():
+        frozen, scores = backbone(item_ids.to(device)), ranker.scores(item_ids, texts)
+    assert scores.device.type == device
+    for row in (1, 3):
+        assert torch.equal(scores[row], frozen[row])
+    assert torch.equal(ranker.scores(item_ids.to(device), texts), scores)
+
+
+def test_measures_are_taken_on_the_cpu(
+    masks: RequestMaskModel,
+    data: tuple[Catalogue, Split],
+    users: EvaluationUsers,
+    tracks: dict[str, Track],
+    device: str,
+) -> None:
+    masks.to(device)
+    catalogue, split = data
+    frozen = lambda item_ids, _: masks(brought_to(masks, item_ids), request=None)  # noqa: E731
+    setting = Setting(catalogue, split.history("test"), split.test_target, 8, 0, 5)
+    measured = measure(
+        setting, frozen, mask_scorer(masks), lambda ids, texts, alpha: mask_scorer(masks, alpha)(ids, texts)
+    )
+    assert {value.device.type for value in measured.values.values()} == {"cpu"}
+    (identity,) = [check for check in measured.figures["checks"] if "strength 0" in check["name"]]
+    assert identity["holds"], identity["detail"]
+    assert users.score(frozen, None).device.type == "cpu"
+    assert mean_metrics(mask_scorer(masks), frozen, users, tracks)["overlap_blank"] == 1
+
+
+def test_transfer_of_a_backbone_on_any_device(
+    data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], device: str
+) -> None:
+    source, encoder = make_sasrec(), HashingEncoder(32)
+    config = RequestMaskConfig(encoder="hashing", encoder_options={"dim": 32}, target_modules=["output.dense"])
+    masks = inject_request_masks(make_sasrec().to(device), config)
+    alignment = align_items(source.to(device), *data, data[0], encoder)
+    adapted = adapt_backbone(source, alignment, data[1], EPOCH)
+    rankers = transfer_rankers(masks, adapted, *data, TransferOptions(FEW, 0.5))
+    for ranker in rankers.values():
+        assert mask_scorer(ranker)(torch.tensor([[1, 2]]), ["more horror"]).isfinite().all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_benchmark(folder: Path, tmp_path: Path, workers: int) -> None:
+    settings = CellSettings(generator=GeneratorOptions(steps=2, batch_size=4), backbone=EPOCH, encoder="hashing")
+    names = (
+        [name for name in METHODS if name not in ("reranker", "oracle filter")] if workers == 1 else ["frozen", "ours"]
+    )
+    cells = [Cell(DataSource(str(folder)), "leave-one-out", "sasrec", name, 0, None, settings) for name in names]
+    kinds = ("gru4rec", "bert4rec") if workers == 1 else ()
+    cells += [Cell(DataSource(str(folder)), "leave-one-out", kind, "ours", 0, None, settings) for kind in kinds]
+    outcomes = list(run_jobs(plan_jobs(cells, tmp_path), tmp_path, workers=workers))
+    assert [(outcome.job.label, outcome.reason) for outcome in outcomes if outcome.status != "done"] == []
+    assert len(outcomes) == len(cells) + 1 + len(kinds)
