@@ -1,4 +1,4 @@
-"""What the pages need beside Markdown, while mkdocs builds them."""
+"""Hooks of mkdocs: the table of the configuration's fields, and cross-references as plain code."""
 
 import dataclasses
 import re
