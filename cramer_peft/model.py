@@ -189,8 +189,8 @@ class RequestMaskModel(RequestMaskTuner):
 
     def _default_masks_by_row(self, names: Sequence[str]) -> LazyMasks | None:
         check_row_names(self, names)
-        rows = [None if name == BASE else Adapter(self, name).generator.default_request for name in names]
-        return masks_by_row(self, names, rows, None)
+        stored = {name: Adapter(self, name).generator.default_request for name in set(names) - {BASE}}
+        return masks_by_row(self, names, [stored.get(name) for name in names], None)
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return two contexts that bring the request back for a checkpoint's recompute: its ``context_fn``.
