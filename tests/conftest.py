@@ -20,6 +20,8 @@ GATES = ("low_rank", "scale", "signed", "topk")
 settings.register_profile("no deadline", deadline=None)  # machines are shared: a time limit is no test
 settings.load_profile("no deadline")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+_DEVICES = ["cpu", pytest.param("cuda", marks=_GPU, id="cuda")]
 _HOOKS = [name for name in vars(nn.Linear(1, 1)) if "hooks" in name]
 
 
@@ -151,6 +153,16 @@ def snapshot() -> Callable[[nn.Module], Snapshot]:
 @pytest.fixture(params=GATES)
 def gate(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=_DEVICES)
+def other_device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

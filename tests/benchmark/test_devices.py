@@ -31,23 +31,17 @@ from benchmark.transfer.target_backbone import adapt_backbone
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import HashingEncoder
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import brought_to, device_of
 from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.tracks import Track
-from cramer_peft.recsys.evaluation.users import EvaluationUsers, mask_scorer
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, mask_scorer
 from cramer_peft.recsys.training.backbone_training import BackboneOptions
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-GPU = pytest.param(
-    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), id="cuda"
-)
-FEW = GeneratorOptions(steps=3, batch_size=8)
-EPOCH = BackboneOptions(epochs=1, batch_size=16, max_length=8)
 RANKERS: dict[str, Callable[[], RequestRanker]] = {
     "parsed filter": ParsedFilter,
     "text fusion": FusionRanker,
@@ -63,24 +57,18 @@ RANKERS: dict[str, Callable[[], RequestRanker]] = {
 }
 
 
-@pytest.fixture(params=["cpu", GPU])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
-    model = make_sasrec()
-    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
-
-
 @pytest.mark.parametrize("name", RANKERS)
 def test_rankers_work_where_the_backbone_is(
-    name: str, data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], users: EvaluationUsers, device: str
+    name: str,
+    data: tuple[Catalogue, Split],
+    make_sasrec: Callable[..., SASRec],
+    users: EvaluationUsers,
+    few_steps: GeneratorOptions,
+    device: str,
 ) -> None:
     backbone = make_sasrec().to(device)
     ranker = RANKERS[name]()
-    ranker.fit(RankerTask(backbone, HashingEncoder(32), *data, FEW))
+    ranker.fit(RankerTask(backbone, HashingEncoder(32), *data, few_steps))
     assert device_of(backbone).type == device
     item_ids, texts = users.item_ids[:5], ["I want horror", None, "no drama", " ", "comedy please"]
     with torch.no_grad():
@@ -92,13 +80,13 @@ def test_rankers_work_where_the_backbone_is(
 
 
 def test_measures_are_taken_on_the_cpu(
-    masks: RequestMaskModel,
+    untrained_masks: RequestMaskModel,
     data: tuple[Catalogue, Split],
     users: EvaluationUsers,
     tracks: dict[str, Track],
     device: str,
 ) -> None:
-    masks.to(device)
+    masks = untrained_masks.to(device)
     catalogue, split = data
     frozen = lambda item_ids, _: masks(brought_to(masks, item_ids), request=None)  # noqa: E731
     setting = Setting(catalogue, split.history("test"), split.test_target, 8, 0, 5)
@@ -108,26 +96,30 @@ def test_measures_are_taken_on_the_cpu(
     assert {value.device.type for value in measured.values.values()} == {"cpu"}
     (identity,) = [check for check in measured.figures["checks"] if "strength 0" in check["name"]]
     assert identity["holds"], identity["detail"]
-    assert users.score(frozen, None).device.type == "cpu"
+    assert batched_scores(frozen, users.item_ids, [None] * len(users)).device.type == "cpu"
     assert mean_metrics(mask_scorer(masks), frozen, users, tracks)["overlap_blank"] == 1
 
 
 def test_transfer_of_a_backbone_on_any_device(
-    data: tuple[Catalogue, Split], make_sasrec: Callable[..., SASRec], device: str
+    data: tuple[Catalogue, Split],
+    make_sasrec: Callable[..., SASRec],
+    one_epoch: BackboneOptions,
+    few_steps: GeneratorOptions,
+    device: str,
 ) -> None:
     source, encoder = make_sasrec(), HashingEncoder(32)
     config = RequestMaskConfig(encoder="hashing", encoder_options={"dim": 32}, target_modules=["output.dense"])
     masks = inject_request_masks(make_sasrec().to(device), config)
     alignment = align_items(source.to(device), *data, data[0], encoder)
-    adapted = adapt_backbone(source, alignment, data[1], EPOCH)
-    rankers = transfer_rankers(masks, adapted, *data, TransferOptions(FEW, 0.5))
+    adapted = adapt_backbone(source, alignment, data[1], one_epoch)
+    rankers = transfer_rankers(masks, adapted, *data, TransferOptions(few_steps, 0.5))
     for ranker in rankers.values():
         assert mask_scorer(ranker)(torch.tensor([[1, 2]]), ["more horror"]).isfinite().all()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_benchmark(folder: Path, tmp_path: Path, workers: int) -> None:
-    settings = CellSettings(generator=GeneratorOptions(steps=2, batch_size=4), backbone=EPOCH, encoder="hashing")
+def test_a_benchmark(folder: Path, tmp_path: Path, one_epoch: BackboneOptions, workers: int) -> None:
+    settings = CellSettings(generator=GeneratorOptions(steps=2, batch_size=4), backbone=one_epoch, encoder="hashing")
     names = (
         [name for name in METHODS if name not in ("reranker", "oracle filter")] if workers == 1 else ["frozen", "ours"]
     )

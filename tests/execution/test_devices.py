@@ -12,9 +12,6 @@ from torch import Tensor, nn
 
 from cramer_peft import MaskState, RequestMaskConfig, RequestMaskModel, inject_request_masks, load_request_masks
 
-GPU = pytest.param(
-    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), id="cuda"
-)
 ROWS, LENGTH, WIDTH, DIM = 4, 6, 24, 8
 NEAR = 5e-3  # cuDNN's recurrent layers round their inputs to 10 bits (TF32)
 
@@ -62,11 +59,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "encoder layer": (lambda: nn.TransformerEncoderLayer(WIDTH, 2, 40, batch_first=True), ["self_attn", "linear1"]),
     "recurrent": (Recurrent, ["rnn", "out"]),
 }
-
-
-@pytest.fixture(params=["cpu", GPU])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(params=MODELS)
@@ -225,16 +217,15 @@ def test_gates_of_a_mask_state_are_where_the_model_is(gate: str) -> None:
     assert masks(inputs("meta"), request=state).device.type == "meta"
 
 
-@pytest.mark.parametrize("other", ["cpu", GPU])
 @torch.no_grad()
-def test_requests_of_any_device(kind: str, device: str, other: str) -> None:
+def test_requests_of_any_device(kind: str, device: str, other_device: str) -> None:
     masks = made(kind).to(device)
     x, vectors = inputs(device), torch.randn(ROWS, DIM)
     expected = masks(x, request=vectors.to(device))
-    assert torch.equal(masks(x, request=vectors.to(other)), expected)
-    assert torch.equal(masks(x, request=list(vectors.to(other)), request_strength=[1.0] * ROWS), expected)
-    texts = ["more horror", vectors[1].to(other), None, "war"]
-    strength = torch.tensor([1.0, 0.5, 1.0, 0.0]).to(other)
+    assert torch.equal(masks(x, request=vectors.to(other_device)), expected)
+    assert torch.equal(masks(x, request=list(vectors.to(other_device)), request_strength=[1.0] * ROWS), expected)
+    texts = ["more horror", vectors[1].to(other_device), None, "war"]
+    strength = torch.tensor([1.0, 0.5, 1.0, 0.0]).to(other_device)
     output = masks(x, request=texts, request_strength=strength)
     assert torch.allclose(output[1], masks(x, request=vectors[1].to(device), request_strength=0.5)[1], atol=NEAR)
 

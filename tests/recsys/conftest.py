@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for, save_backbone
+from cramer_peft.recsys.backbones import SASRec, config_for, make_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.interactions import load_interactions
 from cramer_peft.recsys.data.splits import Split, leave_one_out
 from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
-from cramer_peft.recsys.evaluation.users import EvaluationUsers
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores
 from cramer_peft.recsys.recommender import RequestRecommender
-from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
+from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
@@ -113,6 +114,63 @@ def tracks(users: EvaluationUsers) -> dict[str, Track]:
 
 
 @pytest.fixture(scope="session")
+def score_users(users: EvaluationUsers) -> Callable[[Scorer, Sequence[AttributeRequest]], Tensor]:
+    """Scores all users of the test stage, each under their own request, (users, items)."""
+
+    @torch.no_grad()
+    def score(scorer: Scorer, requests: Sequence[AttributeRequest]) -> Tensor:
+        return batched_scores(scorer, users.item_ids, [request.text for request in requests])
+
+    return score
+
+
+@pytest.fixture(scope="session")
+def plain_scorers() -> Callable[[int], tuple[Scorer, Scorer]]:
+    """Makes a model and a method of whole numbers for so many items: every version of torch scores alike."""
+
+    def make(items: int) -> tuple[Scorer, Scorer]:
+        weights = ((torch.arange((items + 1) * items).double().reshape(items + 1, items) * 7919 + 13) % 1009) / 1009
+        wishes = ((torch.arange(items).double() * 31) % 17) / 17
+
+        def frozen(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
+            return weights[item_ids].sum(1).float()
+
+        def adapted(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
+            lengths = torch.tensor([float(len((text or "").strip())) for text in texts]).double()
+            return (weights[item_ids].sum(1) + wishes * lengths[:, None]).float()
+
+        return frozen, adapted
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_untrained() -> Callable[[str], Any]:
+    """Makes an untrained backbone by name, for 40 items, in eval mode; large weights keep its scores apart."""
+
+    def make(name: str) -> Any:
+        if name == "replay-sasrec":
+            pytest.importorskip("replay", reason="needs replay-rec[torch]")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, dropout=0.1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(3 if parameter.dim() > 1 else 1)
+        return model.eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture
+def item_ids() -> Tensor:
+    """Histories of 8, 3 and 1 items."""
+    rows = torch.randint(1, ITEMS + 1, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    rows[1, 3:] = rows[2, 1:] = 0
+    return rows
+
+
+@pytest.fixture(scope="session")
 def make_sasrec() -> Callable[..., SASRec]:
     """Makes an untrained SASRec in eval mode, with equal weights for equal arguments."""
 
@@ -130,18 +188,33 @@ def sasrec_options() -> BackboneOptions:
 
 
 @pytest.fixture(scope="session")
-def _sasrec_state(data: tuple[Catalogue, Split], sasrec_options: BackboneOptions) -> dict[str, torch.Tensor]:
+def one_epoch() -> BackboneOptions:
+    return BackboneOptions(epochs=1, batch_size=16, max_length=LENGTH)
+
+
+@pytest.fixture(scope="session")
+def two_epochs() -> BackboneOptions:
+    return BackboneOptions(epochs=2, batch_size=8, max_length=LENGTH, dropout=0.1)
+
+
+@pytest.fixture(scope="session")
+def few_steps() -> GeneratorOptions:
+    return GeneratorOptions(steps=3, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def _sasrec_state(data: tuple[Catalogue, Split], sasrec_options: BackboneOptions) -> dict[str, Tensor]:
     pytest.importorskip("accelerate")
     return train_backbone("sasrec", *data, sasrec_options, seed=0, progress=False).state_dict()
 
 
 @pytest.fixture
-def sasrec(make_sasrec: Callable[..., SASRec], _sasrec_state: dict[str, torch.Tensor]) -> SASRec:
+def sasrec(make_sasrec: Callable[..., SASRec], _sasrec_state: dict[str, Tensor]) -> SASRec:
     """A SASRec trained on the synthetic data, fresh for each test."""
     return _filled(make_sasrec, _sasrec_state)
 
 
-def _filled(make_sasrec: Callable[..., SASRec], state: dict[str, torch.Tensor]) -> SASRec:
+def _filled(make_sasrec: Callable[..., SASRec], state: dict[str, Tensor]) -> SASRec:
     model = make_sasrec(hidden_size=64)
     model.load_state_dict(state)
     return model
@@ -165,6 +238,13 @@ def masks(sasrec: SASRec, hashing: Callable[..., RequestMaskConfig]) -> RequestM
 
 
 @pytest.fixture
+def untrained_masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
+    """An untrained SASRec under random masks, in the layers that suit it."""
+    model = make_sasrec()
+    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
+
+
+@pytest.fixture
 def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
     """Masks with the encoder that knows the catalogue, as the commands make them."""
     pytest.importorskip("wordllama")
@@ -175,7 +255,7 @@ def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
 @pytest.fixture
 def bundle(
     make_sasrec: Callable[..., SASRec],
-    _sasrec_state: dict[str, torch.Tensor],
+    _sasrec_state: dict[str, Tensor],
     catalogue: Catalogue,
     hashing: Callable[..., RequestMaskConfig],
     tmp_path: Path,

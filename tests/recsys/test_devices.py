@@ -24,23 +24,6 @@ from cramer_peft.recsys.training.request_batches import GeneratorOptions
 from cramer_peft.training import Checkpoints
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-GPU = pytest.param(
-    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), id="cuda"
-)
-FEW = GeneratorOptions(steps=3, batch_size=8)
-EPOCH = BackboneOptions(epochs=1, batch_size=16, max_length=8)
-
-
-@pytest.fixture(params=["cpu", GPU])
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
-    model = make_sasrec()
-    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
 
 
 def test_a_model_is_where_its_parameters_are(device: str) -> None:
@@ -56,13 +39,15 @@ def test_the_fastest_device_is_the_trainers() -> None:
 
 
 @pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec"])
-def test_backbones_are_trained_and_come_back(name: str, data: tuple[Catalogue, Split], device: str) -> None:
-    backbone = train_backbone(name, *data, EPOCH, progress=False)
+def test_backbones_are_trained_and_come_back(
+    name: str, data: tuple[Catalogue, Split], one_epoch: BackboneOptions, few_steps: GeneratorOptions, device: str
+) -> None:
+    backbone = train_backbone(name, *data, one_epoch, progress=False)
     assert {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
     torch.manual_seed(0)
     options = {"request_dim": None, "encoder": "hashing", "encoder_options": {"dim": 32}}
     masks = inject_request_masks(backbone.to(device), config_for(backbone, RequestMaskConfig(**options)))
-    train_generator(masks, *data, FEW, progress=False)
+    train_generator(masks, *data, few_steps, progress=False)
     assert {tensor.device.type for tensor in masks.state_dict().values()} == {device}
     item_ids = torch.tensor([[1, 2, 3], [4, 5, 0]], device=device)
     with torch.no_grad():
@@ -72,10 +57,10 @@ def test_backbones_are_trained_and_come_back(name: str, data: tuple[Catalogue, S
         assert torch.equal(masks.unload()(item_ids), frozen)
 
 
-def test_recommending(masks: RequestMaskModel, catalogue: Catalogue, device: str) -> None:
-    recommender = RequestRecommender(masks, catalogue)
+def test_recommending(untrained_masks: RequestMaskModel, catalogue: Catalogue, device: str) -> None:
+    recommender = RequestRecommender(untrained_masks, catalogue)
     expected = recommender.recommend([1, 2, 3], "more horror", k=5)
-    masks.to(device)
+    untrained_masks.to(device)
     found = recommender.recommend([1, 2, 3], "more horror", k=5)
     assert found == expected
     assert recommender.recommend([1, 2, 3], None, k=5).items == found.frozen_items
@@ -115,9 +100,9 @@ def test_training_goes_on_with_the_devices_random_state(
     assert torch.allclose(resumed, whole, atol=1e-6)
 
 
-def test_training_and_evaluating_a_recommender(folder: Path, tmp_path: Path) -> None:
+def test_training_and_evaluating_a_recommender(folder: Path, tmp_path: Path, few_steps: GeneratorOptions) -> None:
     encoder = {"encoder": "hashing", "encoder_options": {"dim": 32}}
-    options = TrainOptions(str(folder), tmp_path, config=encoder, epochs=1, generator=FEW, progress=False)
+    options = TrainOptions(str(folder), tmp_path, config=encoder, epochs=1, generator=few_steps, progress=False)
     trained = train_recommender(options, say=lambda line: None)
     assert device_of(trained.recommender.masks).type == "cpu"
     assert trained.tracks["truthful"].users > 0

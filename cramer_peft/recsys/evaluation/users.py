@@ -14,7 +14,6 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.devices import brought_to
-from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
 
 BATCH = 256  # users scored together
 
@@ -49,12 +48,6 @@ class EvaluationUsers:
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.targets)
-
-    def score(self, scorer: Scorer, requests: Sequence[AttributeRequest] | None) -> Tensor:
-        """Return the scores of all users, each under their own request, (users, items) on the CPU."""
-        texts = [None] * len(self) if requests is None else [request.text for request in requests]
-        with torch.no_grad():
-            return batched_scores(scorer, self.item_ids, texts)
 
 
 def mask_scorer(masks: RequestMaskModel, strength: float | None = None) -> Scorer:

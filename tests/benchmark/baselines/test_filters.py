@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from benchmark.baselines import OracleFilter, ParsedFilter, RankerTask
+from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.evaluation.metrics import share, top_items
@@ -15,14 +16,17 @@ from cramer_peft.recsys.requests.matching import satisfies
 
 
 def test_the_oracle_is_the_most_that_can_be_had(
-    make_task: Callable[..., RankerTask], users: EvaluationUsers, tracks: dict[str, Track]
+    make_task: Callable[..., RankerTask],
+    users: EvaluationUsers,
+    tracks: dict[str, Track],
+    score_users: Callable[..., Tensor],
 ) -> None:
     asked = [tracks[name].requests for name in ("truthful", "for", "against favourite")]
     catalogue, oracle = users.catalogue, OracleFilter().know(*asked)
     oracle.fit(make_task())
     for requests in asked:
         fit = satisfies(requests, catalogue.attributes, catalogue.item_attributes)
-        top = top_items(users.score(oracle.scores, requests), users.seen, 5)
+        top = top_items(score_users(oracle.scores, requests), users.seen, 5)
         most = (fit & ~users.seen).sum(1).clamp(max=5) / 5
         torch.testing.assert_close(share(top, fit), most)
 

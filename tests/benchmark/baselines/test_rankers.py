@@ -91,13 +91,14 @@ def test_it_learns_to_give_what_is_asked(
     make_task: Callable[..., RankerTask],
     users: EvaluationUsers,
     wanted: tuple[AttributeRequest, ...],
+    score_users: Callable[..., Tensor],
 ) -> None:
     task, ranker = make_task(), CONDITIONED[name]()
     ranker.fit(task)
     with torch.no_grad():
         before = satisfaction(task.backbone(users.item_ids), users, wanted)
-    after = satisfaction(users.score(ranker.scores, wanted), users, wanted)
-    shuffled = satisfaction(users.score(ShuffledRequests(ranker).scores, wanted), users, wanted)
+    after = satisfaction(score_users(ranker.scores, wanted), users, wanted)
+    shuffled = satisfaction(score_users(ShuffledRequests(ranker).scores, wanted), users, wanted)
     assert after > before + 0.2
     assert shuffled < (before + after) / 2
 
@@ -275,6 +276,7 @@ def test_weak_forms_get_nearer_to_the_edit_that_is_asked(
     make_task: Callable[..., RankerTask],
     users: EvaluationUsers,
     wanted: tuple[AttributeRequest, ...],
+    score_users: Callable[..., Tensor],
 ) -> None:
     task, ranker = make_task(), CONDITIONED[name]()
     ranker.fit(task)
@@ -282,11 +284,14 @@ def test_weak_forms_get_nearer_to_the_edit_that_is_asked(
     with torch.no_grad():
         frozen = task.backbone(users.item_ids)
     before = minimal_edit_loss(frozen, frozen, match)
-    assert minimal_edit_loss(users.score(ranker.scores, wanted), frozen, match) < left * before
+    assert minimal_edit_loss(score_users(ranker.scores, wanted), frozen, match) < left * before
 
 
 def test_fusion_is_tuned_and_found(
-    make_task: Callable[..., RankerTask], users: EvaluationUsers, wanted: tuple[AttributeRequest, ...]
+    make_task: Callable[..., RankerTask],
+    users: EvaluationUsers,
+    wanted: tuple[AttributeRequest, ...],
+    score_users: Callable[..., Tensor],
 ) -> None:
     task, ranker = make_task(), FusionRanker()
     assert ranker.gamma is None
@@ -295,7 +300,7 @@ def test_fusion_is_tuned_and_found(
     assert 0 < ranker.gamma < 1
     with torch.no_grad():
         before = satisfaction(task.backbone(users.item_ids), users, wanted)
-    assert satisfaction(users.score(ranker.scores, wanted), users, wanted) > before + 0.1
+    assert satisfaction(score_users(ranker.scores, wanted), users, wanted) > before + 0.1
 
 
 def test_an_unknown_join_is_refused() -> None:

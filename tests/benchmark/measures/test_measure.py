@@ -147,19 +147,10 @@ def test_a_catalogue_with_nothing_left_to_recommend_is_refused(setting: Setting)
         replace(setting, k=39)
 
 
-def test_the_figures_are_those_of_before(catalogue: Catalogue, stated: Path) -> None:
+def test_the_figures_are_those_of_before(stated: Path, plain_scorers: Callable[[int], tuple[Scorer, Scorer]]) -> None:
     """What commit 9aae9b6 gave, with an evaluator of its own."""
     data = load_own_data(stated)
-    items = len(data.catalogue)
-    weights = ((torch.arange((items + 1) * items).double().reshape(items + 1, items) * 7919 + 13) % 1009) / 1009
-    wishes = ((torch.arange(items).double() * 31) % 17) / 17
-
-    def frozen(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
-        return weights[item_ids].sum(1).float()
-
-    def adapted(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
-        lengths = torch.tensor([float(len((text or "").strip())) for text in texts]).double()
-        return (weights[item_ids].sum(1) + wishes * lengths[:, None]).float()
+    frozen, adapted = plain_scorers(len(data.catalogue))
 
     def at(item_ids: Tensor, texts: Sequence[str | None], strength: float) -> Tensor:
         before = frozen(item_ids, texts)

@@ -27,36 +27,14 @@ from cramer_peft.recsys.training.backbone_training import (
     backbone_options,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-ITEMS, LENGTH = 40, 8
 POSITIONS = torch.tensor([[0, 7, 3], [2, 0, 1], [0, 0, 0]])
 REQUESTS = ["more horror", "no comedy", None]
 SIGNED: dict[str, Any] = {"gate": "signed", "rank": None}
 
 
-def made(name: str, seed: int = 0) -> Any:
-    if name == "replay-sasrec":
-        pytest.importorskip("replay", reason="needs replay-rec[torch]")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, dropout=0.1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.dim() > 1 else 1)
-    return model.eval().requires_grad_(False)
-
-
 @pytest.fixture(params=sorted(BACKBONES))
-def model(request: pytest.FixtureRequest) -> Any:
-    return made(request.param)
-
-
-@pytest.fixture
-def item_ids() -> Tensor:
-    """Histories of 8, 3 and 1 items."""
-    rows = torch.randint(1, ITEMS + 1, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-    rows[1, 3:] = rows[2, 1:] = 0
-    return rows
+def model(request: pytest.FixtureRequest, make_untrained: Callable[[str], Any]) -> Any:
+    return make_untrained(request.param)
 
 
 @pytest.fixture
@@ -67,9 +45,9 @@ def config(hashing: Callable[..., RequestMaskConfig]) -> RequestMaskConfig:
 def test_the_interface(model: Any, item_ids: Tensor) -> None:
     assert isinstance(model, Backbone)
     assert BACKBONES[model.name] is type(model)
-    assert (model.num_items, model.max_length, model.device.type) == (ITEMS, LENGTH, "cpu")
+    assert (model.num_items, model.max_length, model.device.type) == (40, 8, "cpu")
     scores = model(item_ids)
-    assert scores.shape == (3, ITEMS)
+    assert scores.shape == (3, 40)
     assert scores.std() > 0.01
 
 
@@ -82,7 +60,7 @@ def test_rows_do_not_depend_on_their_neighbours(model: Any, item_ids: Tensor) ->
 
 def test_positions_score_what_comes_after_truncated_histories(model: Any, item_ids: Tensor) -> None:
     found = model(item_ids, positions=POSITIONS)
-    assert found.shape == (3, 3, ITEMS)
+    assert found.shape == (3, 3, 40)
     for row in range(3):
         for column, position in enumerate(POSITIONS[row].tolist()):
             alone = model(item_ids[row : row + 1, : position + 1])[0]
@@ -160,8 +138,8 @@ def test_replay_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         make_backbone("replay-sasrec", 3)
 
 
-def test_bert4rec_sees_both_sides_and_hides_the_last() -> None:
-    model, sequence = made("bert4rec"), torch.tensor([[5, 6, 7, 8]])
+def test_bert4rec_sees_both_sides_and_hides_the_last(make_untrained: Callable[[str], Any]) -> None:
+    model, sequence = make_untrained("bert4rec"), torch.tensor([[5, 6, 7, 8]])
     labels = sequence.roll(-1) - 1
     labels[0, -1] = 8
     expected = -model(sequence).log_softmax(-1)[0, 8]
@@ -172,10 +150,10 @@ def test_bert4rec_sees_both_sides_and_hides_the_last() -> None:
     assert len(losses) > 2  # what is hidden differs
 
 
-def test_the_head_of_bert4rec_is_tied() -> None:
-    model = made("bert4rec")
+def test_the_head_of_bert4rec_is_tied(make_untrained: Callable[[str], Any]) -> None:
+    model = make_untrained("bert4rec")
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
-    assert model.mask_token == ITEMS + 1
+    assert model.mask_token == 41
 
 
 def test_bert4rec_refuses_a_causal_configuration() -> None:
@@ -183,19 +161,23 @@ def test_bert4rec_refuses_a_causal_configuration() -> None:
         BERT4Rec(SASRec.configure(5))
 
 
-def test_positions_of_bert4rec_need_folded_rows(item_ids: Tensor, hashing: Callable[..., RequestMaskConfig]) -> None:
-    suited = config_for(made("bert4rec"), hashing(**SIGNED))
+def test_positions_of_bert4rec_need_folded_rows(
+    make_untrained: Callable[[str], Any], hashing: Callable[..., RequestMaskConfig]
+) -> None:
+    suited = config_for(make_untrained("bert4rec"), hashing(**SIGNED))
     assert suited.batch_folding == "rows_first"
-    kept = config_for(made("bert4rec"), hashing(**SIGNED, batch_folding="rows_last", target_modules=["dense"]))
+    kept = config_for(
+        make_untrained("bert4rec"), hashing(**SIGNED, batch_folding="rows_last", target_modules=["dense"])
+    )
     assert (kept.batch_folding, kept.target_modules) == ("rows_last", ["dense"])
     inside = ["intermediate.dense", "output.dense"]
-    assert config_for(made("sasrec"), hashing(**SIGNED)).target_modules == ["head"]
+    assert config_for(make_untrained("sasrec"), hashing(**SIGNED)).target_modules == ["head"]
     paper = RequestMaskConfig.paper(encoder="hashing")
-    assert config_for(made("sasrec"), paper).target_modules == inside
-    assert config_for(made("gru4rec"), hashing(**SIGNED, target_modules=["gru"])).target_modules == ["gru"]
-    assert config_for(made("gru4rec"), hashing(**SIGNED)).target_modules == ["head"]
-    assert config_for(made("gru4rec"), paper).target_modules == ["gru", "dense"]
-    assert config_for(made("bert4rec"), hashing(**SIGNED)).target_modules == ["cls.predictions.decoder"]
+    assert config_for(make_untrained("sasrec"), paper).target_modules == inside
+    assert config_for(make_untrained("gru4rec"), hashing(**SIGNED, target_modules=["gru"])).target_modules == ["gru"]
+    assert config_for(make_untrained("gru4rec"), hashing(**SIGNED)).target_modules == ["head"]
+    assert config_for(make_untrained("gru4rec"), paper).target_modules == ["gru", "dense"]
+    assert config_for(make_untrained("bert4rec"), hashing(**SIGNED)).target_modules == ["cls.predictions.decoder"]
     plain = BERT4Rec(BERT4Rec.configure(5, head_bias=0.0))
     assert config_for(plain, hashing(**SIGNED)).target_modules == [*inside, "cls.predictions.decoder"]
     assert config_for(GRU4Rec(5, head_bias=0.0), hashing(**SIGNED)).target_modules == ["gru", "dense", "head"]
@@ -215,12 +197,14 @@ def test_masks_that_grow_with_the_items_give_way_where_training_samples_them(
     assert config_for(large, hashing(**SIGNED, target_modules=["head"])).target_modules == ["head"]
 
 
-def test_the_scoring_layer_of_gru4rec_is_its_items(hashing: Callable[..., RequestMaskConfig], tmp_path: Path) -> None:
-    model = made("gru4rec")
+def test_the_scoring_layer_of_gru4rec_is_its_items(
+    make_untrained: Callable[[str], Any], hashing: Callable[..., RequestMaskConfig], tmp_path: Path
+) -> None:
+    model = make_untrained("gru4rec")
     model.save_pretrained(tmp_path)
     assert "head.weight" not in model.state_dict()
     loaded = GRU4Rec.from_pretrained(tmp_path)
-    other = make_backbone("gru4rec", ITEMS, max_length=LENGTH, hidden_size=16)
+    other = make_backbone("gru4rec", 40, max_length=8, hidden_size=16)
     other.load_state_dict(model.state_dict())
     for one in (model, loaded, other, copy.deepcopy(model)):
         assert one.head.weight is one.items.weight

@@ -32,14 +32,6 @@ def model(make_sasrec: Callable[..., SASRec]) -> SASRec:
     return made
 
 
-@pytest.fixture
-def item_ids() -> Tensor:
-    """Histories of 8, 3 and 1 items."""
-    rows = torch.randint(1, 41, (3, LENGTH))
-    rows[1, 3:] = rows[2, 1:] = 0
-    return rows
-
-
 class RecBoleSASRec(nn.Module):
     """RecBole 1.2.1's SASRec as its model and layers modules describe it, written anew for comparison."""
 

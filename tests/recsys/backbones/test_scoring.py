@@ -1,6 +1,5 @@
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +24,12 @@ from cramer_peft.recsys.training.backbone_training import (
     fit_backbone,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-ITEMS, LENGTH = 40, 8
 BIASED = pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
-
-
-def made(name: str, seed: int = 0) -> Any:
-    if name == "replay-sasrec":
-        pytest.importorskip("replay", reason="needs replay-rec[torch]")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, dropout=0.1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.dim() > 1 else 1)
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(params=sorted(BACKBONES))
-def model(request: pytest.FixtureRequest) -> Any:
-    return made(request.param)
-
-
-@pytest.fixture
-def item_ids() -> Tensor:
-    """Histories of 8, 3 and 1 items."""
-    rows = torch.randint(1, ITEMS + 1, (3, LENGTH), generator=torch.Generator().manual_seed(0))
-    rows[1, 3:] = rows[2, 1:] = 0
-    return rows
-
-
-@pytest.fixture
-def config(hashing: Callable[..., RequestMaskConfig]) -> RequestMaskConfig:
-    return hashing(init_weights=False)
-
-
-@pytest.fixture
-def few() -> BackboneOptions:
-    return BackboneOptions(epochs=2, batch_size=8, max_length=LENGTH, dropout=0.1)
 
 
 def with_bias(name: str, value: float) -> Any:
     torch.manual_seed(0)
-    return make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, head_bias=value).eval()
+    return make_backbone(name, 40, max_length=8, hidden_size=16, head_bias=value).eval()
 
 
 @BIASED
@@ -134,7 +96,7 @@ def test_the_bias_of_all_items_is_left_out_of_bert4recs_training(split: Split) -
     pytest.importorskip("accelerate")
     plain, biased = with_bias("bert4rec", 0.0), with_bias("bert4rec", HEAD_BIAS)
     for model in (plain, biased):
-        fit_backbone(model, split, BackboneOptions(epochs=2, max_length=LENGTH), seed=0)
+        fit_backbone(model, split, BackboneOptions(epochs=2, max_length=8), seed=0)
     learned = {name: weight for name, weight in plain.named_parameters() if "bias" not in name or "bert" in name}
     for name, weight in biased.named_parameters():
         if name in learned:
@@ -161,12 +123,12 @@ def test_a_bias_of_its_own_is_not_lost() -> None:
 
 @BIASED
 def test_a_backbone_is_trained_without_the_bias_of_all_items(
-    name: str, catalogue: Catalogue, split: Split, few: BackboneOptions
+    name: str, catalogue: Catalogue, split: Split, two_epochs: BackboneOptions
 ) -> None:
     pytest.importorskip("accelerate")
     biased, plain = with_bias(name, HEAD_BIAS), with_bias(name, 0.0)
     for model in (biased, plain):
-        fit_backbone(model, split, few, progress=False)
+        fit_backbone(model, split, two_epochs, progress=False)
     assert torch.equal(biased.head.weight, plain.head.weight)
-    assert torch.equal(biased.head.bias, torch.full((ITEMS + 1,), HEAD_BIAS))
+    assert torch.equal(biased.head.bias, torch.full((41,), HEAD_BIAS))
     assert plain.head.bias is None

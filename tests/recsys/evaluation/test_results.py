@@ -17,7 +17,7 @@ from cramer_peft.recsys.data.own_data import OwnData, load_own_data
 from cramer_peft.recsys.evaluation.metrics import ndcg, overlap, share, target_ranks, top_items
 from cramer_peft.recsys.evaluation.results import evaluate_stage, mean_metrics
 from cramer_peft.recsys.evaluation.tracks import OWN, Track, mixed_tracks
-from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores, mask_scorer
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
 from cramer_peft.recsys.requests.matching import match_scores
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
@@ -135,11 +135,12 @@ def test_metrics_do_not_depend_on_the_batch(
         scores: Tensor = model(item_ids)
         return scores + torch.tensor([float(len(text or "") % 3) for text in texts])[:, None]
 
-    frozen = users.score(scorer, None)
+    texts = [None] * len(users)
+    frozen = batched_scores(scorer, users.item_ids, texts)
     whole = mean_metrics(scorer, scorer, users, tracks)
     assert set(sizes) == {30}  # in one piece
     monkeypatch.setattr("cramer_peft.recsys.evaluation.users.BATCH", 7)
-    assert torch.allclose(users.score(scorer, None), frozen, atol=1e-6)
+    assert torch.allclose(batched_scores(scorer, users.item_ids, texts), frozen, atol=1e-6)
     assert mean_metrics(scorer, scorer, users, tracks) == whole
     assert max(sizes[-20:]) == 7
 
@@ -223,21 +224,6 @@ def test_fewer_users(loaded: OwnData) -> None:
 # --- the figures that commit 9aae9b6 gave, from three evaluators
 
 
-def plain_scorers(items: int) -> tuple[Scorer, Scorer]:
-    """A model and a method made of whole numbers, so that every version of torch scores alike."""
-    weights = ((torch.arange((items + 1) * items).double().reshape(items + 1, items) * 7919 + 13) % 1009) / 1009
-    wishes = ((torch.arange(items).double() * 31) % 17) / 17
-
-    def frozen(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
-        return weights[item_ids].sum(1).float()
-
-    def adapted(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
-        lengths = torch.tensor([float(len((text or "").strip())) for text in texts]).double()
-        return (weights[item_ids].sum(1) + wishes * lengths[:, None]).float()
-
-    return frozen, adapted
-
-
 def assert_same(found: Any, expected: Any, place: str = "") -> None:
     if isinstance(expected, dict):
         assert set(found) == set(expected), place
@@ -247,7 +233,9 @@ def assert_same(found: Any, expected: Any, place: str = "") -> None:
         assert found == (expected if expected is None else pytest.approx(expected, abs=1e-7)), place
 
 
-def test_the_figures_are_those_of_before(loaded: OwnData) -> None:
+def test_the_figures_are_those_of_before(
+    loaded: OwnData, plain_scorers: Callable[[int], tuple[Scorer, Scorer]]
+) -> None:
     expected = json.loads(Path(__file__).with_name("figures_9aae9b6.json").read_text())
     frozen, adapted = plain_scorers(len(loaded.catalogue))
     for stage, templates, most in (("test", TEST_TEMPLATES, None), ("validation", TRAIN_TEMPLATES, 11)):

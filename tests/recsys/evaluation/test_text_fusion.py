@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -41,10 +41,17 @@ def test_scores_are_the_models_plus_weighted_similarity(catalogue: Catalogue, sa
             torch.testing.assert_close(scores[row, item], expected, atol=1e-5, rtol=0)
 
 
-def next_item_ndcg(scorer: TextFusion, users: EvaluationUsers, tracks: dict[str, Track]) -> float:
+@pytest.fixture
+def next_item_ndcg(
+    users: EvaluationUsers, tracks: dict[str, Track], score_users: Callable[..., Tensor]
+) -> Callable[[TextFusion], float]:
     """NDCG@10 of the next item under truthful requests, all users at once."""
-    scores = users.score(scorer, tracks["truthful"].requests).masked_fill(users.seen, -torch.inf)
-    return float(ndcg(target_ranks(scores, users.targets)).mean())
+
+    def quality(scorer: TextFusion) -> float:
+        scores = score_users(scorer, tracks["truthful"].requests).masked_fill(users.seen, -torch.inf)
+        return float(ndcg(target_ranks(scores, users.targets)).mean())
+
+    return quality
 
 
 @torch.no_grad()
@@ -59,19 +66,29 @@ def test_nothing_asked_is_the_model_exactly(catalogue: Catalogue, masks: Request
     assert not torch.equal(mixed[1], frozen[1])
 
 
-def test_similarity_finds_what_is_asked(users: EvaluationUsers, tracks: dict[str, Track], sasrec: SASRec) -> None:
+def test_similarity_finds_what_is_asked(
+    users: EvaluationUsers,
+    tracks: dict[str, Track],
+    sasrec: SASRec,
+    score_users: Callable[..., Tensor],
+    next_item_ndcg: Callable[[TextFusion], float],
+) -> None:
     fusion = TextFusion(sasrec, OneHot(), users.catalogue, weight=0.0)
-    plain = next_item_ndcg(fusion, users, tracks)
+    plain = next_item_ndcg(fusion)
     wanted = tracks["for"].requests
-    top = users.score(TextFusion(sasrec, OneHot(), users.catalogue, weight=1e3), wanted).argmax(1)
+    top = score_users(TextFusion(sasrec, OneHot(), users.catalogue, weight=1e3), wanted).argmax(1)
     for user, request in enumerate(wanted):
         assert request.wanted[0] in users.catalogue.attribute_names(int(top[user]))
     fusion.tune(users, tracks["truthful"].requests)
-    assert next_item_ndcg(fusion, users, tracks) > plain
+    assert next_item_ndcg(fusion) > plain
 
 
 def test_tuning_picks_the_best_weight(
-    users: EvaluationUsers, tracks: dict[str, Track], sasrec: SASRec, monkeypatch: pytest.MonkeyPatch
+    users: EvaluationUsers,
+    tracks: dict[str, Track],
+    sasrec: SASRec,
+    next_item_ndcg: Callable[[TextFusion], float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = (0.5, 8.0, 50.0)
     monkeypatch.setattr(module, "WEIGHTS", weights)
@@ -79,7 +96,7 @@ def test_tuning_picks_the_best_weight(
     qualities = {}
     for weight in weights:
         fusion.weight = weight
-        qualities[weight] = next_item_ndcg(fusion, users, tracks)
+        qualities[weight] = next_item_ndcg(fusion)
     assert len(set(qualities.values())) > 1
     fusion.tune(users, tracks["truthful"].requests)
     assert qualities[fusion.weight] == max(qualities.values())

@@ -7,8 +7,7 @@ from torch import Tensor
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
-from cramer_peft.recsys.evaluation.users import EvaluationUsers, score_histories
-from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, score_histories
 
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
@@ -25,7 +24,6 @@ def test_users_of_a_stage(catalogue: Catalogue, split: Split) -> None:
 
 def test_scores_are_those_of_one_batch(users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cramer_peft.recsys.evaluation.users.BATCH", 7)
-    requests = [AttributeRequest(f"text {index}", (), (), "none") for index in range(30)]
     seen: list[str | None] = []
 
     def scorer(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
@@ -33,11 +31,10 @@ def test_scores_are_those_of_one_batch(users: EvaluationUsers, monkeypatch: pyte
         seen.extend(texts)
         return item_ids.float()
 
-    assert torch.equal(users.score(scorer, requests), users.item_ids.float())
-    assert seen == [request.text for request in requests]
-    seen.clear()
-    users.score(scorer, None)
-    assert seen == [None] * 30
+    for texts in ([f"text {index}" for index in range(30)], [None] * 30):
+        seen.clear()
+        assert torch.equal(batched_scores(scorer, users.item_ids, texts), users.item_ids.float())
+        assert seen == texts
 
 
 def test_score_histories_keeps_the_mode(

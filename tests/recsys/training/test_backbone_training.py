@@ -30,8 +30,6 @@ from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-ITEMS, LENGTH = 40, 8
 
 
 def validation_ndcg(model: SASRec, catalogue: Catalogue, split: Split) -> float:
@@ -111,37 +109,20 @@ def test_validation_in_training_does_not_depend_on_the_batch(
         assert trainer.evaluate()["eval_ndcg@10"] == expected
 
 
-def made(name: str, seed: int = 0) -> Any:
-    if name == "replay-sasrec":
-        pytest.importorskip("replay", reason="needs replay-rec[torch]")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = make_backbone(name, ITEMS, max_length=LENGTH, hidden_size=16, dropout=0.1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3 if parameter.dim() > 1 else 1)
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(params=sorted(BACKBONES))
-def model(request: pytest.FixtureRequest) -> Any:
-    return made(request.param)
-
-
-@pytest.fixture
-def few() -> BackboneOptions:
-    return BackboneOptions(epochs=2, batch_size=8, max_length=LENGTH, dropout=0.1)
-
-
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_training(
-    name: str, catalogue: Catalogue, split: Split, few: BackboneOptions, hashing: Callable[..., RequestMaskConfig]
+    name: str,
+    catalogue: Catalogue,
+    split: Split,
+    two_epochs: BackboneOptions,
+    hashing: Callable[..., RequestMaskConfig],
+    make_untrained: Callable[[str], Any],
 ) -> None:
     pytest.importorskip("accelerate")
-    made(name)  # skips
-    model = train_backbone(name, catalogue, split, few, seed=1, progress=False)
-    again = train_backbone(name, catalogue, split, few, seed=1, progress=False)
-    histories = pad_histories(split.history("test"), LENGTH)
+    make_untrained(name)  # skips
+    model = train_backbone(name, catalogue, split, two_epochs, seed=1, progress=False)
+    again = train_backbone(name, catalogue, split, two_epochs, seed=1, progress=False)
+    histories = pad_histories(split.history("test"), two_epochs.max_length)
     scores = score_histories(model, histories)
     assert torch.equal(scores, score_histories(again, histories))
     assert not model.training
@@ -153,12 +134,12 @@ def test_training(
         assert not torch.equal(masks(histories, request="more horror"), scores)
 
 
-def test_a_backbone_is_made_seeded_and_fitted(catalogue: Catalogue, split: Split, few: BackboneOptions) -> None:
+def test_a_backbone_is_made_seeded_and_fitted(catalogue: Catalogue, split: Split, two_epochs: BackboneOptions) -> None:
     pytest.importorskip("accelerate")
-    one = train_backbone("sasrec", catalogue, split, few, progress=False).state_dict()
+    one = train_backbone("sasrec", catalogue, split, two_epochs, progress=False).state_dict()
     torch.manual_seed(0)
-    model = SASRec(SASRec.configure(len(catalogue), few.max_length, few.dropout))
-    fit_backbone(model, split, few, progress=False)
+    model = SASRec(SASRec.configure(len(catalogue), two_epochs.max_length, two_epochs.dropout))
+    fit_backbone(model, split, two_epochs, progress=False)
     other = model.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -166,12 +147,12 @@ def test_a_backbone_is_made_seeded_and_fitted(catalogue: Catalogue, split: Split
 @pytest.mark.parametrize("name", ["bert4rec", "gru4rec"])
 def test_training_learns(name: str, catalogue: Catalogue, split: Split) -> None:
     pytest.importorskip("accelerate")
-    windows = HistoryWindows(split.train, LENGTH)
-    options = BackboneOptions(epochs=25, learning_rate=5e-3, batch_size=8, patience=25, max_length=LENGTH)
+    windows = HistoryWindows(split.train, 8)
+    options = BackboneOptions(epochs=25, learning_rate=5e-3, batch_size=8, patience=25, max_length=8)
 
     def loss(model: Any) -> float:
         with torch.no_grad():
             return float(model(windows.item_ids, labels=windows.labels)["loss"])
 
-    untrained = make_backbone(name, ITEMS, max_length=LENGTH).eval()
+    untrained = make_backbone(name, len(catalogue), max_length=8).eval()
     assert loss(train_backbone(name, catalogue, split, options, progress=False)) < 0.9 * loss(untrained)
