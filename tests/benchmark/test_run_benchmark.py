@@ -18,8 +18,6 @@ from cramer_peft.recsys.training.request_batches import GeneratorOptions
 pytest.importorskip("accelerate")
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-
 SETTINGS = CellSettings(
     generator=GeneratorOptions(steps=2, batch_size=4),
     backbone=BackboneOptions(epochs=1, batch_size=16, max_length=8),

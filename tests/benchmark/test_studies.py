@@ -24,7 +24,6 @@ from cramer_peft.recsys.training.backbone_training import BackboneOptions
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 SETTINGS = CellSettings(
     generator=GeneratorOptions(batch_size=4),

@@ -23,7 +23,6 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
 HISTORY = [3, 7, 11]
 REQUESTS = ("more horror please", "no comedy", None)
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def truncate(path: Path) -> None:

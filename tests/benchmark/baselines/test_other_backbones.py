@@ -22,7 +22,6 @@ from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.evaluation.users import EvaluationUsers
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 @pytest.fixture(params=["bert4rec", "gru4rec"])

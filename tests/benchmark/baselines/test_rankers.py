@@ -39,7 +39,6 @@ from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.training import minimal_edit_loss
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 Make = Callable[[], RequestRanker]
 HORROR, NO_HORROR = "I want horror", "No horror, please"

@@ -21,7 +21,6 @@ pytest.importorskip("accelerate")
 
 
 Run = Callable[..., list[tuple[str, str]]]
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def test_a_result_with_other_masks_by_default_is_out_of_date(

@@ -18,7 +18,6 @@ pytest.importorskip("accelerate")
 
 
 Run = Callable[..., list[tuple[str, str]]]
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def test_cells_are_run_once(cells: list[Cell], tmp_path: Path, run: Run) -> None:

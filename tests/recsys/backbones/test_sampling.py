@@ -19,7 +19,6 @@ from cramer_peft.recsys.training.backbone_training import BackboneOptions, fit_b
 
 OPTIONS = BackboneOptions(epochs=2, batch_size=8, max_length=8)
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def _problem(items: int = 300) -> tuple[Tensor, Tensor, Tensor]:

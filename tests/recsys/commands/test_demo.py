@@ -9,8 +9,6 @@ import pytest
 from cramer_peft.errors import DownloadError, MissingExtraError
 from cramer_peft.recsys.backbones import SASRec, save_backbone
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
-
 
 @pytest.fixture
 def demo(run: Callable[..., Any], shop: Path, tmp_path: Path) -> Callable[..., Any]:

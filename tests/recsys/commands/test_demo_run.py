@@ -31,7 +31,6 @@ from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 for module in ("wordllama", "accelerate", "pandas"):
     pytest.importorskip(module)
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 METRICS = {"ndcg", "hr", "mrr", "satisfaction", "violation", "favourite", "overlap_empty", "overlap_blank", "seconds"}
 

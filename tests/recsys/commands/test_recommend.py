@@ -6,7 +6,6 @@ import pytest
 
 from cramer_peft.recsys.recommender import RequestRecommender
 
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 HISTORY = "[REC] 0; Tale 4 of war; tale 8"
 
 

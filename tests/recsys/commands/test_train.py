@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 HASHING: dict[str, Any] = {"encoder": "hashing", "encoder_options": {"dim": 16}}
 Run = Callable[..., Any]
 

@@ -12,7 +12,6 @@ from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, see
 items = st.integers(0, 20)
 histories = st.integers(1, 3)
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 histories_of_items = st.lists(st.lists(st.integers(0, 30), max_size=13), min_size=1, max_size=4)
 
 

@@ -6,7 +6,6 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def test_own_requests_belong_to_their_targets(stated: Path, folder: Path) -> None:

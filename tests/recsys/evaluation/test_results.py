@@ -24,7 +24,6 @@ from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
 K = 5
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, score_histories
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 
 
 def test_users_of_a_stage(catalogue: Catalogue, split: Split) -> None:

@@ -20,7 +20,6 @@ from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 FEW = GeneratorOptions(steps=3, batch_size=8)
 Configure = Callable[..., RequestMaskConfig]
 

@@ -15,7 +15,6 @@ from cramer_peft.recsys.training.recommender_training import TrainOptions, mask_
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 FEW = GeneratorOptions(steps=2, batch_size=4)
 HASHING: dict[str, Any] = {"encoder": "hashing", "encoder_options": {"dim": 16}}
 

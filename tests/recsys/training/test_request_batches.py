@@ -22,7 +22,6 @@ from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 FEW = GeneratorOptions(steps=3, batch_size=8)
 SEED = 3
 

@@ -23,7 +23,6 @@ from cramer_peft.recsys.training.request_batches import GeneratorOptions, Reques
 from cramer_peft.training import minimal_edit_loss
 
 pytest.importorskip("accelerate")
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")
 OPTIONS = GeneratorOptions(steps=3, batch_size=8, positions=4, next_item_weight=0.5)
 INSIDE = {"sasrec": ["intermediate.dense", "output.dense"], "gru4rec": ["gru", "dense"], "bert4rec": ["output.dense"]}
 
