@@ -1,10 +1,13 @@
 """Safe reading and atomic writing of files."""
 
 from cramer_peft.storage.files import (
+    TensorInfo,
     atomic_file,
+    check_inside,
     open_regular,
     parse_json,
     read_json,
+    read_layout,
     read_safetensors,
     write_bytes,
     write_json,
@@ -12,10 +15,13 @@ from cramer_peft.storage.files import (
 )
 
 __all__ = [
+    "TensorInfo",
     "atomic_file",
+    "check_inside",
     "open_regular",
     "parse_json",
     "read_json",
+    "read_layout",
     "read_safetensors",
     "write_bytes",
     "write_json",

@@ -29,6 +29,7 @@ from cramer_peft.storage.files import (
     WEIGHTS_NAME,
     TensorInfo,
     check_finite,
+    check_inside,
     open_regular,
     read_json,
     read_layout,
@@ -38,7 +39,6 @@ from cramer_peft.storage.files import (
 )
 from cramer_peft.storage.stored_config import (
     check_encoder_options,
-    check_inside,
     config_digest,
     match_by_list,
     parse_config,

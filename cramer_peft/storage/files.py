@@ -150,6 +150,24 @@ def open_regular(path: Path, expected: str, max_bytes: int | None = None) -> Ite
         os.close(handle)
 
 
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuse a link that leads out of the folder of an adapter or a backbone.
+
+    The Hugging Face cache is allowed: its snapshots are links into a folder ``blobs`` beside them.
+    """
+    try:
+        target, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise AdapterFileError(f"{path} cannot be found: {error}.") from error
+    allowed = [home]
+    allowed += [parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"][:1]
+    if not any(root in target.parents for root in allowed):
+        raise AdapterFileError(
+            f"{path} is a link that leads out of its folder, to {target}. Copy the file into the folder, or give the "
+            "folder where it is."
+        )
+
+
 def parse_json(data: bytes) -> Any:
     """Parse UTF-8 JSON, or raise ``ValueError``, more strictly than ``json.loads``.
 
