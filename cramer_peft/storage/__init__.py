@@ -12,12 +12,15 @@ from cramer_peft.storage.files import (
     write_bytes,
     write_json,
     write_safetensors,
+    write_together,
 )
+from cramer_peft.storage.folders import new_version, write_problem
 
 __all__ = [
     "TensorInfo",
     "atomic_file",
     "check_inside",
+    "new_version",
     "open_regular",
     "parse_json",
     "read_json",
@@ -25,5 +28,7 @@ __all__ = [
     "read_safetensors",
     "write_bytes",
     "write_json",
+    "write_problem",
     "write_safetensors",
+    "write_together",
 ]

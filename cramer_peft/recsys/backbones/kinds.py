@@ -18,6 +18,8 @@ from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
+from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
+from cramer_peft.storage import new_version
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
@@ -32,19 +34,28 @@ def make_backbone(name: str, num_items: int, **sizes: Any) -> nn.Module:
         ConfigError: If there is no such backbone.
         MissingExtraError: If its package is not installed.
     """
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
+    check_backbone_name(name)
     kind = BACKBONES[name]
     configure = getattr(kind, "configure", None)
     model: nn.Module = kind(configure(num_items, **sizes)) if configure else kind(num_items, **sizes)
     return model
 
 
+def check_backbone_name(name: str) -> None:
+    """Raise a ConfigError if no backbone has a name."""
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
+
+
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected."""
-    backbone.save_pretrained(folder / BACKBONE_FOLDER)
+    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected.
+
+    An error leaves a backbone that is there as it was.
+    """
+    with new_version(Path(folder), rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}") as new:
+        backbone.save_pretrained(new / BACKBONE_FOLDER)
 
 
 def load_backbone(folder: Path, catalogue: Sized) -> Any:

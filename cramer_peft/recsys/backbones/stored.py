@@ -14,7 +14,7 @@ from typing_extensions import Self
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.weights import WEIGHTS_FILE, check_shapes, read_shapes, refuse_link_out, weight_files
 from cramer_peft.recsys.reading import read_file, read_object
-from cramer_peft.storage import write_json, write_safetensors
+from cramer_peft.storage import new_version, write_json, write_safetensors
 
 CONFIG_FILE = "config.json"
 MAX_SIZE = 1 << 27  # largest number in a configuration
@@ -64,10 +64,10 @@ class StoredBackbone(nn.Module):
         """Set the buffers that no file holds, after the weights were loaded."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each atomically."""
-        folder = Path(folder)
-        write_safetensors(folder / WEIGHTS_FILE, self.state_dict(), {})
-        write_json(folder / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
+        """Write ``config.json`` and ``model.safetensors``, both or none."""
+        with new_version(Path(folder)) as new:
+            write_safetensors(new / WEIGHTS_FILE, self.state_dict(), {})
+            write_json(new / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:

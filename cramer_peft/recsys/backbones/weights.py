@@ -13,6 +13,7 @@ from cramer_peft.storage import TensorInfo, check_inside, read_layout, read_safe
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # transformers writes it beside the parts of very large weights
+WEIGHT_NAMES = r"model(-\d{1,9}-of-\d{1,9})?\.safetensors(\.index\.json)?"  # of all files that may hold weights
 _MAX_INDEX_BYTES = 16 << 20
 _PART = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors")
 
