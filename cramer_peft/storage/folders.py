@@ -22,13 +22,13 @@ _STALE_SECONDS = 7 * 24 * 3600  # a long training builds for days
 def new_version(folder: Path, replaced: str | None = None) -> Iterator[Path]:
     """Yield an empty folder for new files, which move into ``folder`` when the block ends without an error.
 
-    They take the place of files of the same names; all other files in ``folder`` stay. After an error, Ctrl-C included,
-    ``folder`` is as it was before. It may be a link, a mount or the current folder: the new files are built inside it, in
+    They take the place of files of the same names; all other files in ``folder`` stay. After an error, Ctrl-C
+    included, ``folder`` is as it was before. It may be a link, a mount or the current folder: the new files are built inside it, in
     a folder with a hidden name. One that a killed process left behind is removed by the next call, after a week.
 
     Args:
         folder: The folder; made if it does not exist.
-        replaced: A regular expression; old files whose path in ``folder`` it matches go, too, if no new one replaces them.
+        replaced: A regular expression; old files whose path in ``folder`` it matches go, too.
     """
     folder = Path(folder)
     made = _make(folder)
@@ -78,6 +78,7 @@ def _swap(new: Path, folder: Path, replaced: str | None) -> None:
     old = folder / f".old.{secrets.token_hex(8)}.tmp"
     undo: list[tuple[Path, Path]] = []
     made: list[Path] = []
+    safe = True  # every old file is either in its place or replaced
 
     def move(source: Path, target: Path) -> None:
         undo.append((target, source))  # noted first: an interrupt may come after any step
@@ -93,14 +94,18 @@ def _swap(new: Path, folder: Path, replaced: str | None) -> None:
             move(new / name, folder / name)
     except BaseException:
         for source, target in reversed(undo):
-            with suppress(FileNotFoundError):  # it was not moved
-                _move(source, target)
+            if os.path.lexists(source):  # else it was not moved
+                try:
+                    _move(source, target)
+                except OSError:
+                    safe = False
         for path in reversed(made):
             with suppress(OSError):
                 path.rmdir()
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if safe:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _matching(folder: Path, pattern: str | None) -> list[Path]:

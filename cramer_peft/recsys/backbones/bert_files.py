@@ -1,7 +1,7 @@
 """Reading of backbones that are built on the BERT of transformers, safe for folders from strangers.
 
-transformers follows what a configuration says: to code and kernels on the hub, to quantisers, to files elsewhere. So the
-configuration is made here, of known fields with known values, and transformers gets it with the tensors, and no folder.
+transformers follows what a configuration says: to code and kernels on the hub, to quantisers, to files elsewhere. So
+the configuration is made here, of known fields with known values, and transformers gets it with the tensors alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _UNUSED = (
 # Values of fields that other versions of transformers write.
 _PADDING = {"pad_token_id": PADDING}
 _USUAL = {"position_embedding_type": "absolute", "model_type": "bert", **_PADDING}
-_NOTHING = (None, False, 0, "", [], {})
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
 def read_bert(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
@@ -92,8 +92,9 @@ def read_bert(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
     layers, there = config.num_hidden_layers, sum(name.startswith(_LAYER) for name in found)
     if there < layers * _LAYER_WEIGHTS:  # counted, because each layer takes time to make
         raise DataError(
-            f"{folder} holds no {kind.__name__}: weights missing of {_LAYER}{layers - 1}: num_hidden_layers is {layers}, "
-            f"and there are the weights of {there // _LAYER_WEIGHTS} layers."
+            f"{folder} holds no {kind.__name__}: weights missing of {_LAYER}{layers - 1}: "
+            f"num_hidden_layers is {layers}, "
+            f"there are the weights of {there // _LAYER_WEIGHTS} layers."
         )
     with torch.device("meta"):  # allocates nothing, whatever sizes the file names
         check_shapes(folder, kind(config), found)
@@ -144,6 +145,6 @@ def _check_others(path: Path, values: dict[str, Any]) -> None:
         allowed = (None, usual[name]) if name in usual else _NOTHING
         if not any(type(value) is type(one) and value == one for one in allowed):
             raise DataError(
-                f"{path}: found the field {name[:100]!r} with the value {value!r:.100}, which no backbone of this library "
+                f"{path}: found the field {name[:100]!r} with the value {value!r:.100}, which no backbone here "
                 "has: it would change the model, or run or fetch something. Remove it if the backbone works without."
             )

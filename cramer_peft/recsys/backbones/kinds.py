@@ -12,8 +12,8 @@ from torch import nn
 
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbones.backbone import Backbone
-from cramer_peft.recsys.backbones.bert_files import read_bert
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
+from cramer_peft.recsys.backbones.bert_files import read_bert
 from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec

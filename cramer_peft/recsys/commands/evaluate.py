@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from cramer_peft.errors import DataError
+from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.commands import options as given
 
 
@@ -33,6 +33,7 @@ def evaluate(
     from cramer_peft.recsys.data.own_data import Protocol
     from cramer_peft.recsys.data.splits import Stage
     from cramer_peft.recsys.recommender import evaluate_recommender, tracks_as_dict
+    from cramer_peft.recsys.training.trial import check_output
     from cramer_peft.recsys.versions import versions
     from cramer_peft.storage import write_json
 
@@ -41,10 +42,13 @@ def evaluate(
     if stage not in ("test", "validation"):
         raise DataError(f"stage: found {stage!r}, expected 'test' or 'validation'.")
     chosen, columns = cast(Stage, stage), None if config is None else read_settings(config).columns
+    target = output or adapter / "evaluation.json"
+    if target.is_dir():
+        raise ConfigError(f"output: {target} is a folder, expected a JSON file.")
+    check_output(target.parent)  # fail before the evaluation
     say = given.step_printer(console)
     tracks = evaluate_recommender(adapter, data, chosen, cast(Protocol, protocol), columns, seed, users, say)
     console.print(tracks_table(tracks, chosen))
-    target = output or adapter / "evaluation.json"
     settings = {"data": Path(data).name, "stage": stage, "seed": seed, "users": users}
     write_json(target, {"options": settings, "versions": versions(), "tracks": tracks_as_dict(tracks)})
     given.plain_printer(console)(f"Written to {target}")

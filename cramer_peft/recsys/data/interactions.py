@@ -168,8 +168,8 @@ def _refuse_wordless(path: Path, column: str, attributes: Sequence[str], pieces:
     if wordless:
         line = next(number for number, row in enumerate(pieces, start=2) if wordless[0] in row)
         raise DataError(
-            f"{path}, line {line}: field {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a word "
-            "that requests can name. Remove it from the field, or name another field by attribute_column."
+            f"{path}, line {line}: field {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a "
+            "word that requests can name. Remove it from the field, or name another field by attribute_column."
         )
 
 

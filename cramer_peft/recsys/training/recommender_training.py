@@ -91,8 +91,8 @@ class Trained:
 def train_recommender(options: TrainOptions, say: Callable[[str], None] = print) -> Trained:
     """Train a backbone, unless one is given, and a generator of masks for it; save both with the catalogue.
 
-    What can be known first is checked first, on an untrained backbone. The new files take the place of older ones at the
-    end: after an error, Ctrl-C included, the output is as it was.
+    What can be known first is checked first, on an untrained backbone. The new files take the place of older ones
+    at the end: after an error, Ctrl-C included, the output is as it was.
 
     Under ``accelerate launch`` all processes train both; only the first one evaluates, writes and calls ``say``.
 

@@ -1,4 +1,4 @@
-"""Folders of transformers' backbones from strangers: known fields with known values, and nothing followed from there."""
+"""Folders of transformers' backbones from strangers: known fields with known values, and nothing followed."""
 
 import json
 import socket

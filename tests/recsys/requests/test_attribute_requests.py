@@ -2,6 +2,7 @@ import random
 import re
 import timeit
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_phrase(attribute: str, expected: str) -> None:
 def test_only_hyphens_between_long_parts_become_spaces(text: str) -> None:
     parts = text.replace("_", " ").split("-")
     expected = parts[0]
-    for left, right in zip(parts, parts[1:], strict=False):
+    for left, right in pairwise(parts):
         long = re.search(r"\w{4}$", left) and re.match(r"\w{4}", right)
         expected += (" " if long else "-") + right
     if expected.strip():

@@ -311,5 +311,5 @@ def test_names_longer_than_what_is_read_of_a_request_are_not_looked_for(reader: 
 def test_a_title_of_too_many_words_beside_many_items(reader: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cramer_peft.recsys.requests.catalogue_encoder.MAX_CATALOGUE_CELLS", 10 * ITEMS)
     longest = " ".join("abcdefghijklm"[place] * 5 for place in range(13))
-    with pytest.raises(DataError, match="titles: 'aaaaa bbbbb.* too many beside 30 items: expected at most 10 words"):
+    with pytest.raises(DataError, match=r"titles: 'aaaaa bbbbb.* too many beside 30 items: expected at most 10 words"):
         CatalogueEncoder(make_catalogue([longest] + ["Tale"] * (ITEMS - 1)), None, reader)
