@@ -23,8 +23,9 @@ def new_version(folder: Path, replaced: str | None = None) -> Iterator[Path]:
     """Yield an empty folder for new files, which move into ``folder`` when the block ends without an error.
 
     They take the place of files of the same names; all other files in ``folder`` stay. After an error, Ctrl-C
-    included, ``folder`` is as it was before. It may be a link, a mount or the current folder: the new files are built inside it, in
-    a folder with a hidden name. One that a killed process left behind is removed by the next call, after a week.
+    included, ``folder`` is as it was before. It may be a link, a mount or the current folder: the new files are built
+    inside it, in a folder with a hidden name. One that a killed process left behind is removed by the next call, after a
+    week.
 
     Args:
         folder: The folder; made if it does not exist.
