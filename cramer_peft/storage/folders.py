@@ -24,8 +24,8 @@ def new_version(folder: Path, replaced: str | None = None) -> Iterator[Path]:
 
     They take the place of files of the same names; all other files in ``folder`` stay. After an error, Ctrl-C
     included, ``folder`` is as it was before. It may be a link, a mount or the current folder: the new files are built
-    inside it, in a folder with a hidden name. One that a killed process left behind is removed by the next call, after a
-    week.
+    inside it, in a folder with a hidden name. One that a killed process left behind is removed by the next call, after
+    a week.
 
     Args:
         folder: The folder; made if it does not exist.
@@ -76,6 +76,9 @@ def _make(folder: Path) -> list[Path]:
 def _swap(new: Path, folder: Path, replaced: str | None) -> None:
     """Move the files of ``new`` to their places in ``folder``; undo it all if a move fails."""
     files = [path.relative_to(new) for path in sorted(new.rglob("*")) if not path.is_dir()]
+    for name in files:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in the place of a file", str(folder / name))
     old = folder / f".old.{secrets.token_hex(8)}.tmp"
     undo: list[tuple[Path, Path]] = []
     made: list[Path] = []

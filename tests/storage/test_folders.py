@@ -77,6 +77,15 @@ def test_a_folder_in_the_place_of_a_file(folder: Path) -> None:
     assert content(folder) == {**{name: text for name, text in OLD.items() if name != "two"}, "two/inside": "mine"}
 
 
+def test_a_folder_is_not_replaced_by_a_file(folder: Path) -> None:
+    (folder / "two").unlink()
+    write(folder, {"two/inside": "mine"})
+    before = content(folder)
+    with pytest.raises(IsADirectoryError, match="two"), new_version(folder) as new:
+        write(new, NEW)
+    assert content(folder) == before
+
+
 def test_old_files_that_cannot_be_put_back_are_not_deleted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moves, replace = iter(range(100)), os.replace
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import BertConfig, PreTrainedModel
-from transformers.activations import ACT2FN
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import PADDING
@@ -23,6 +22,7 @@ from cramer_peft.recsys.backbones.weights import check_shapes, read_shapes, read
 _LAYER = "bert.encoder.layer."
 _LAYER_WEIGHTS = 16  # number of weights and biases in each
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "leaky_relu", "silu", "swish", "tanh")
 _ATTENTION = ("eager", "sdpa")  # what torch computes itself; any other name can be a kernel on the hub
 
 _Check = tuple[str, Callable[[Any], bool]]
@@ -39,11 +39,11 @@ def _is_size(value: Any) -> bool:
 _SIZE: _Check = (f"a whole number from 1 to {MAX_SIZE}", _is_size)
 _LENGTH: _Check = (f"a whole number from 1 to {MAX_LENGTH}", lambda value: _is_size(value) and value <= MAX_LENGTH)
 _SHARE: _Check = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-_NUMBER: _Check = ("a finite number", _is_number)
+_NUMBER: _Check = (f"a number of at most {MAX_SIZE}", lambda value: _is_number(value) and abs(value) <= MAX_SIZE)
 _FLAG: _Check = ("true or false", lambda value: isinstance(value, bool))
 _ACTIVATION: _Check = (
     "the name of an activation, such as 'gelu'",
-    lambda value: isinstance(value, str) and value in ACT2FN,
+    lambda value: isinstance(value, str) and value in _ACTIVATIONS,
 )
 _FIELDS: dict[str, _Check] = {
     "vocab_size": _SIZE,
@@ -55,7 +55,7 @@ _FIELDS: dict[str, _Check] = {
     "max_position_embeddings": _LENGTH,
     "hidden_dropout_prob": _SHARE,
     "attention_probs_dropout_prob": _SHARE,
-    "layer_norm_eps": _NUMBER,
+    "layer_norm_eps": _SHARE,
     "initializer_range": _NUMBER,
     "head_bias": _NUMBER,
     "hidden_act": _ACTIVATION,

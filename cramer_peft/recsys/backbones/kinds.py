@@ -65,6 +65,7 @@ def load_backbone(folder: Path, catalogue: Sized) -> Any:
         DataError: If the folder holds no complete backbone, or one for another number of items.
         MissingExtraError: If the backbone's package is not installed.
     """
+    folder = Path(folder)
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")

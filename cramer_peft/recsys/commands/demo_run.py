@@ -15,6 +15,7 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.metrics import share, top_items
@@ -22,7 +23,7 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
-from cramer_peft.recsys.recommender import RequestRecommender, keep_card
+from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
@@ -35,6 +36,7 @@ from cramer_peft.recsys.versions import versions
 from cramer_peft.storage import new_version, write_json
 
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
+RESULTS_FILE = "results.json"
 _SHOWN_USERS = 200  # in the picture of attribute shares
 
 
@@ -84,7 +86,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
     The new files take the place of older ones at the end: after an error the output is as it was.
     """
     check_seed(options.seed)
-    check_output(options.output)
+    check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, RESULTS_FILE))
     with new_version(options.output, STALE_WEIGHTS) as folder:
         return _run_into(folder, options, say)
 
@@ -226,7 +228,7 @@ def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> No
     for name in ("output", "data", "backbone"):  # names only: a file to share tells no paths of this machine
         settings[name] = None if settings[name] is None else Path(settings[name]).name
     write_json(
-        folder / "results.json",
+        folder / RESULTS_FILE,
         {
             "options": settings,
             "versions": versions(),

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from cramer_peft.errors import ConfigError, DataError
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.commands import options as given
 
 
@@ -43,9 +43,7 @@ def evaluate(
         raise DataError(f"stage: found {stage!r}, expected 'test' or 'validation'.")
     chosen, columns = cast(Stage, stage), None if config is None else read_settings(config).columns
     target = output or adapter / "evaluation.json"
-    if target.is_dir():
-        raise ConfigError(f"output: {target} is a folder, expected a JSON file.")
-    check_output(target.parent)  # fail before the evaluation
+    check_output(target.parent, files=[target.name])  # fail before the evaluation
     say = given.step_printer(console)
     tracks = evaluate_recommender(adapter, data, chosen, cast(Protocol, protocol), columns, seed, users, say)
     console.print(tracks_table(tracks, chosen))

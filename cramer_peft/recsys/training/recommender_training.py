@@ -20,6 +20,7 @@ from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.evaluation.results import TrackResult
 from cramer_peft.recsys.recommender import (
+    ADAPTER_FOLDER,
     CATALOGUE_FILE,
     TRAINING_FILE,
     RequestRecommender,
@@ -133,7 +134,7 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     """Return the configuration of the masks, after all checks that need no data."""
     config = mask_config(options.config)
     check_seed(options.seed)
-    check_output(options.output)
+    check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
     if options.backbone is not None:
         check_backbone_name(options.backbone)
     if config.encoder not in (None, DEFAULT_ENCODER):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +20,16 @@ from cramer_peft.storage import write_problem
 _SEEDS = 2**32
 
 
-def check_output(folder: Path) -> None:
-    """Raise a ConfigError if a folder for results cannot be written; nothing is made."""
-    problem = write_problem(folder)
-    if problem is not None:
-        raise ConfigError(f"output: {folder} cannot be written, since {problem}. Give another folder.")
+def check_output(folder: Path, folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+    """Raise a ConfigError if a folder for results cannot be written, or one of the names in it; nothing is made."""
+    folder = Path(folder)
+    for place in (folder, *(folder / name for name in folders)):
+        problem = write_problem(place)
+        if problem is not None:
+            raise ConfigError(f"output: {place} cannot be written, since {problem}. Give another folder.")
+    for name in files:
+        if (folder / name).is_dir():
+            raise ConfigError(f"output: {folder / name} is a folder, but a file is written there. Give another folder.")
 
 
 def check_seed(seed: int) -> None:

@@ -106,6 +106,20 @@ def test_an_output_that_cannot_be_written(options: TrainOptions, tmp_path: Path)
             train_recommender(replace(options, output=output), say=lambda _: None)
 
 
+@pytest.mark.parametrize("name", ["backbone", "adapter", "catalogue.json", "training.json"])
+def test_something_else_in_the_place_of_a_part(name: str, options: TrainOptions) -> None:
+    place = options.output / name
+    if place.suffix:
+        place.mkdir(parents=True)
+        (place / "mine").write_text("mine")
+    else:
+        options.output.mkdir()
+        place.write_text("mine")
+    with pytest.raises(ConfigError, match=rf"output: .*{name}"):
+        train_recommender(options, say=lambda _: None)
+    assert (place / "mine" if place.suffix else place).read_text() == "mine"
+
+
 def test_checkpoints_that_are_there_already(options: TrainOptions, tmp_path: Path) -> None:
     (tmp_path / "kept" / "generator" / "checkpoint-7").mkdir(parents=True)
     assert "--resume" in str(refusal(replace(options, checkpoints=Checkpoints(tmp_path / "kept"))))
