@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cramer_peft.encoders.model_folder import check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
 
@@ -59,10 +60,10 @@ class SentenceTransformersEncoder(ModuleEncoder):
                 str(folder),
                 device=device,
                 trust_remote_code=False,
-                local_files_only=local_files_only,
+                local_files_only=True,  # what may be downloaded is there by now
                 model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # transformers raises anything over files that it does not expect
             raise EncoderError(f"cannot load the request encoder {model_name_or_path!r}: {error}.") from error
         self.module: nn.Module = self._model.eval().requires_grad_(False)
         self._prompt = _prompt(self._model, prompt, prompt_name)
@@ -82,17 +83,14 @@ class SentenceTransformersEncoder(ModuleEncoder):
 
 
 def _folder(name: str, revision: str | None, local_files_only: bool) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
+    if local_files_only or Path(name).is_dir():
+        return local_folder(name, revision, "modules.json")
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(name, revision=revision, local_files_only=local_files_only, allow_patterns=_FILES)
+        found = snapshot_download(name, revision=revision, allow_patterns=_FILES)
     except (OSError, ValueError) as error:
-        raise EncoderError(
-            f"cannot load the request encoder {name!r}: {error}. Give a folder, or a hub name with "
-            "encoder_options={'local_files_only': False}."
-        ) from error
+        raise EncoderError(f"cannot load the request encoder {name!r}: {error}. Give a folder.") from error
     return Path(found)
 
 
@@ -114,6 +112,7 @@ def _check_files(folder: Path, name: str) -> None:
             )
         if ".." in Path(path).parts or Path(path).is_absolute():
             raise EncoderError(f"{name!r}: the path {path!r} in its modules.json lies outside its folder.")
+        check_model_folder(folder / path, name)
         if parts[-1] == "Dense":
             _check_dense(folder / path, name)
 

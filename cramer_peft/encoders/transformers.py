@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
+from cramer_peft.encoders.model_folder import check_model_config, check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
 
@@ -47,11 +48,20 @@ class TransformersEncoder(ModuleEncoder):
         device: str = "cpu",
     ) -> None:
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
+        place = model_name_or_path
+        if local_files_only or Path(place).is_dir():
+            folder = local_folder(place, revision)
+            check_model_folder(folder, model_name_or_path)
+            place = str(folder)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **source)
+            if not Path(place).is_dir():
+                check_model_config(PretrainedConfig.get_config_dict(place, **source)[0], repr(place))
+            self._tokenizer = AutoTokenizer.from_pretrained(place, **source)
             # Only safetensors: a pickled checkpoint is never opened.
-            self.module: nn.Module = AutoModel.from_pretrained(model_name_or_path, use_safetensors=True, **source)
-        except (OSError, ValueError) as error:
+            self.module: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, **source)
+        except EncoderError:
+            raise
+        except Exception as error:  # transformers raises anything over files that it does not expect
             raise EncoderError(
                 f"cannot load the request encoder {model_name_or_path!r}: {error}. Give a folder, or a hub name with "
                 "encoder_options={'local_files_only': False}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,10 @@ from cramer_peft.recsys.evaluation.users import mask_scorer
 from cramer_peft.recsys.reading import read_object
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.storage import new_version
 
 ADAPTER_FOLDER, CATALOGUE_FILE, TRAINING_FILE = "adapter", "catalogue.json", "training.json"
+CARD_FILE = "README.md"
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -57,9 +60,15 @@ class RequestRecommender:
     catalogue: Catalogue
 
     def save(self, folder: Path) -> None:
-        """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone."""
-        self.masks.save_pretrained(folder / ADAPTER_FOLDER)
-        self.catalogue.save(folder / CATALOGUE_FILE)
+        """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone.
+
+        Both or none: an error leaves the folder as it was.
+        """
+        folder = Path(folder)
+        with new_version(folder) as new:
+            keep_card(folder, new)
+            self.masks.save_pretrained(new / ADAPTER_FOLDER)
+            self.catalogue.save(new / CATALOGUE_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> RequestRecommender:
@@ -116,6 +125,14 @@ class RequestRecommender:
             self.catalogue.attributes, flags[before].mean(0).tolist(), flags[after].mean(0).tolist(), strict=True
         )
         return {name: (old, new) for name, old, new in pairs if old or new}
+
+
+def keep_card(folder: Path, new: Path) -> None:
+    """Copy the README.md beside an adapter to a folder for a new version, so that a text of the user's stays."""
+    card = folder / ADAPTER_FOLDER / CARD_FILE
+    if card.is_file():
+        (new / ADAPTER_FOLDER).mkdir(parents=True)
+        shutil.copyfile(card, new / ADAPTER_FOLDER / CARD_FILE)
 
 
 def evaluate_recommender(

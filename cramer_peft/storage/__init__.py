@@ -1,23 +1,34 @@
 """Safe reading and atomic writing of files."""
 
 from cramer_peft.storage.files import (
+    TensorInfo,
     atomic_file,
+    check_inside,
     open_regular,
     parse_json,
     read_json,
+    read_layout,
     read_safetensors,
     write_bytes,
     write_json,
     write_safetensors,
+    write_together,
 )
+from cramer_peft.storage.folders import new_version, write_problem
 
 __all__ = [
+    "TensorInfo",
     "atomic_file",
+    "check_inside",
+    "new_version",
     "open_regular",
     "parse_json",
     "read_json",
+    "read_layout",
     "read_safetensors",
     "write_bytes",
     "write_json",
+    "write_problem",
     "write_safetensors",
+    "write_together",
 ]

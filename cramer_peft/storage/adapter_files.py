@@ -29,16 +29,17 @@ from cramer_peft.storage.files import (
     WEIGHTS_NAME,
     TensorInfo,
     check_finite,
+    check_inside,
+    json_bytes,
     open_regular,
     read_json,
     read_layout,
     read_safetensors,
-    write_json,
-    write_safetensors,
+    safetensors_bytes,
+    write_together,
 )
 from cramer_peft.storage.stored_config import (
     check_encoder_options,
-    check_inside,
     config_digest,
     match_by_list,
     parse_config,
@@ -116,7 +117,7 @@ def without_adapter_name(key: str, adapter_name: str) -> str:
 
 
 def save_adapter(holder: object, folder: Path, adapter_name: str, config: RequestMaskConfig) -> None:
-    """Write one adapter's files, each atomically; ``holder`` is the handle, which PEFT reads the tensors from."""
+    """Write one adapter's files, both or none; ``holder`` is the handle, which PEFT reads the tensors from."""
     values = {**config.to_dict(), "inference_mode": True}
     tensors = get_peft_model_state_dict(holder, adapter_name=adapter_name, save_embedding_layers=False)
     metadata = {
@@ -124,8 +125,8 @@ def save_adapter(holder: object, folder: Path, adapter_name: str, config: Reques
         "base_fingerprint": config.base_fingerprint or "",
         "config_digest": config_digest(values),
     }
-    write_safetensors(folder / WEIGHTS_NAME, {_ROOT + key: value for key, value in tensors.items()}, metadata)
-    write_json(folder / CONFIG_NAME, values)
+    weights = safetensors_bytes({_ROOT + key: value for key, value in tensors.items()}, metadata)
+    write_together({folder / CONFIG_NAME: json_bytes(values), folder / WEIGHTS_NAME: weights})
 
 
 def read_adapter(folder: Path, check_base: bool, is_trainable: bool) -> StoredAdapter:

@@ -9,8 +9,8 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
@@ -85,15 +85,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write several files; all of them are complete on the disk before the first takes its place."""
+    with ExitStack() as stack:
+        for path, data in files.items():
+            with stack.enter_context(atomic_file(path)).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON with sorted keys, atomically."""
-    write_bytes(path, (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(values))
+
+
+def json_bytes(values: Any) -> bytes:
+    """Return JSON with sorted keys."""
+    return (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors and text metadata, atomically."""
+    write_bytes(path, safetensors_bytes(tensors, metadata))
+
+
+def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file of tensors and text metadata."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, save(plain, metadata={"format": "pt", **metadata}))
+    return save(plain, metadata={"format": "pt", **metadata})
 
 
 def _remove_stale(folder: Path, start: str) -> None:
@@ -148,6 +168,24 @@ def open_regular(path: Path, expected: str, max_bytes: int | None = None) -> Ite
         raise AdapterFileError(f"{path} cannot be read: {error}.") from error
     finally:
         os.close(handle)
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Refuse a link that leads out of the folder of an adapter or a backbone.
+
+    The Hugging Face cache is allowed: its snapshots are links into a folder ``blobs`` beside them.
+    """
+    try:
+        target, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise AdapterFileError(f"{path} cannot be found: {error}.") from error
+    allowed = [home]
+    allowed += [parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"][:1]
+    if not any(root in target.parents for root in allowed):
+        raise AdapterFileError(
+            f"{path} is a link that leads out of its folder, to {target}. Copy the file into the folder, or give the "
+            "folder where it is."
+        )
 
 
 def parse_json(data: bytes) -> Any:

@@ -96,24 +96,6 @@ def config_digest(values: dict[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def check_inside(folder: Path, path: Path) -> None:
-    """Refuse a link that leads out of an adapter's folder.
-
-    The Hugging Face cache is allowed: its snapshots are links into a folder ``blobs`` beside them.
-    """
-    try:
-        target, home = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise AdapterFileError(f"{path} cannot be found: {error}.") from error
-    allowed = [home]
-    allowed += [parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"][:1]
-    if not any(root in target.parents for root in allowed):
-        raise AdapterFileError(
-            f"{path} is a link that leads out of its folder, to {target}. Copy the file into the folder, or give the "
-            "folder where it is."
-        )
-
-
 # ---------------------------------------------------------------- matching
 
 

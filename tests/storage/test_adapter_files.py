@@ -329,3 +329,25 @@ def test_ready_vectors_need_no_encoder(make_model, make_config, x, tmp_path) -> 
     assert torch.equal(again(x, request=vectors), masks(x, request=vectors))
     with pytest.raises(EncoderError, match=r"no request encoder \(request_dim=5\)"):
         again(x, request="a text")
+
+
+@pytest.mark.parametrize("file", [0, 1])
+def test_an_error_while_saving_leaves_the_old_adapter(
+    file: int, saved: Path, model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    masks, before = load_request_masks(model, saved), files()
+    masks.peft_config["default"].strength = 0.5
+    syncs, sync = iter(range(100)), os.fsync
+
+    def full(handle: int) -> None:
+        if next(syncs) == file:
+            raise OSError("no space left on the device")
+        sync(handle)
+
+    monkeypatch.setattr("cramer_peft.storage.files.os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        masks.save_pretrained(saved)
+    assert files() == before

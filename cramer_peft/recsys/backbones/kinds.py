@@ -7,16 +7,19 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from torch import nn
 
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbones.backbone import Backbone
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
+from cramer_peft.recsys.backbones.bert_files import read_bert
 from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
+from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
+from cramer_peft.storage import new_version
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
@@ -31,19 +34,28 @@ def make_backbone(name: str, num_items: int, **sizes: Any) -> nn.Module:
         ConfigError: If there is no such backbone.
         MissingExtraError: If its package is not installed.
     """
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
+    check_backbone_name(name)
     kind = BACKBONES[name]
     configure = getattr(kind, "configure", None)
     model: nn.Module = kind(configure(num_items, **sizes)) if configure else kind(num_items, **sizes)
     return model
 
 
+def check_backbone_name(name: str) -> None:
+    """Raise a ConfigError if no backbone has a name."""
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
+
+
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected."""
-    backbone.save_pretrained(folder / BACKBONE_FOLDER)
+    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected.
+
+    An error leaves a backbone that is there as it was.
+    """
+    with new_version(Path(folder), rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}") as new:
+        backbone.save_pretrained(new / BACKBONE_FOLDER)
 
 
 def load_backbone(folder: Path, catalogue: Sized) -> Any:
@@ -53,32 +65,28 @@ def load_backbone(folder: Path, catalogue: Sized) -> Any:
         DataError: If the folder holds no complete backbone, or one for another number of items.
         MissingExtraError: If the backbone's package is not installed.
     """
+    folder = Path(folder)
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")
         kind = _kind(folder)
-        if issubclass(kind, StoredBackbone):
-            backbone, report = kind.from_pretrained(folder), {}
-        else:
-            backbone, report = kind.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+        backbone = kind.from_pretrained(folder) if issubclass(kind, StoredBackbone) else read_bert(kind, folder)
     except MissingExtraError:
         raise
-    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # torch and transformers raise anything over values that they do not expect
         raise DataError(
             f"{folder} holds no readable backbone: {error} Give the folder {BACKBONE_FOLDER!r} that "
             "`cramer-peft train` or `cramer-peft demo` wrote."
         ) from error
-    differing = sorted({*report.get("missing_keys", ()), *report.get("unexpected_keys", ())})
-    if differing:
-        raise DataError(
-            f"{folder} holds no {kind.__name__}: weights missing or not expected: {', '.join(differing[:5])}."
-        )
     if backbone.num_items != len(catalogue):
         raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
-    for parameter in backbone.parameters():  # mapped weights lie unaligned, and kernels then differ in the last bit
+    for (
+        name,
+        parameter,
+    ) in backbone.named_parameters():  # mapped weights lie unaligned, and kernels then differ in the last bit
         parameter.data = parameter.data.clone()
+        if not bool(torch.isfinite(parameter).all()):
+            raise DataError(f"{folder}: the weight {name!r} holds NaN or infinity. Train the backbone again.")
     return backbone.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, bert_config
 from cramer_peft.recsys.backbones.scoring import ScoredStates, set_constant_bias
 
@@ -29,6 +30,8 @@ class SASRec(ScoredStates, BertPreTrainedModel):
     expands_positions: ClassVar[bool] = False
 
     def __init__(self, config: BertConfig) -> None:
+        if not config.is_decoder:
+            raise DataError("is_decoder is False, expected a configuration of SASRec: it looks at earlier items alone.")
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         # a module of its own, tied to the embeddings, so that masks can gate the scores of items too

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.backbones.weights import WEIGHTS_FILE, check_shapes, read_shapes, refuse_link_out, weight_files
 from cramer_peft.recsys.reading import read_file, read_object
-from cramer_peft.storage import write_json, write_safetensors
+from cramer_peft.storage import new_version, write_json, write_safetensors
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE = "config.json"
+MAX_SIZE = 1 << 27  # largest number in a configuration
+MAX_LENGTH = 1 << 16  # longest history, to which all are padded
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_SIZE = 1 << 27  # largest number in a configuration
 
 
 class StoredBackbone(nn.Module):
@@ -62,10 +64,10 @@ class StoredBackbone(nn.Module):
         """Set the buffers that no file holds, after the weights were loaded."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``, each atomically."""
-        folder = Path(folder)
-        write_safetensors(folder / WEIGHTS_FILE, self.state_dict(), {})
-        write_json(folder / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
+        """Write ``config.json`` and ``model.safetensors``, both or none."""
+        with new_version(Path(folder)) as new:
+            write_safetensors(new / WEIGHTS_FILE, self.state_dict(), {})
+            write_json(new / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> Self:
@@ -74,12 +76,18 @@ class StoredBackbone(nn.Module):
         settings = {**cls.old_defaults, **read_config(folder)}
         settings.pop("architectures")
         for key, value in settings.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_SIZE:
-                raise DataError(f"{folder / CONFIG_FILE}: {key} is {value!r}, expected a number from 0 to {_MAX_SIZE}.")
+            most = MAX_LENGTH if key == "max_length" else MAX_SIZE
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+                raise DataError(f"{folder / CONFIG_FILE}: {key} is {value!r:.100}, expected a number from 0 to {most}.")
+        files = weight_files(folder)
         try:
             with torch.device("meta"):  # allocates nothing, whatever sizes a stranger's file names
                 model = cls(**settings)
-            model.load_state_dict(load(read_file(folder / WEIGHTS_FILE, "a backbone's weights")), assign=True)
+            check_shapes(folder, model, read_shapes(files))
+            tensors: dict[str, Tensor] = {}
+            for path in files:
+                tensors.update(load(read_file(path, "a backbone's weights")))
+            model.load_state_dict(tensors, assign=True)
             model.tie()
             model.fill_buffers()
         except (SafetensorError, TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
@@ -102,6 +110,7 @@ def _with_tied(module: StoredBackbone, state: dict[str, Tensor], prefix: str, *_
 def read_config(folder: Path) -> dict[str, Any]:
     """Return a backbone's ``config.json``, whose ``architectures`` is a list with one name."""
     path = folder / CONFIG_FILE
+    refuse_link_out(folder, path)
     values = read_object(path, "a backbone's configuration", _MAX_CONFIG_BYTES)
     names = values.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):

@@ -97,7 +97,7 @@ def _made(path: Path, section: str, values: dict[str, Any]) -> Any:
         return kind(
             **{name: tuple(value) if name == "attributes" and value else value for name, value in values.items()}
         )
-    except (ConfigError, TypeError) as error:
+    except (TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise ConfigError(f"{path}: {section}: {error} Correct the file.") from error
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cramer_peft.errors import require
 from cramer_peft.recsys.commands import options as given
 
 
@@ -49,6 +50,7 @@ def demo(
         )
     if epochs is not None:
         options = replace(options, backbone_options=replace(options.backbone_options, epochs=epochs))
+    require("matplotlib", extra="demo")  # for the picture at the end
     result = run_demo(options, say=given.step_printer(console))
     plot_shares(result.shares, output / "attribute_shares.png")
     console.print(metrics_table(result.rows))

@@ -15,6 +15,7 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.metrics import share, top_items
@@ -22,17 +23,20 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
-from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
+from cramer_peft.recsys.training.recommender_training import STALE_WEIGHTS
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
+from cramer_peft.recsys.training.trial import check_masks, check_output, check_seed
 from cramer_peft.recsys.versions import versions
-from cramer_peft.storage import write_json
+from cramer_peft.storage import new_version, write_json
 
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
+RESULTS_FILE = "results.json"
 _SHOWN_USERS = 200  # in the picture of attribute shares
 
 
@@ -77,9 +81,18 @@ class DemoResult:
 
 
 def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoResult:
-    """Run the demo, and call ``say`` with a line for each step; ``docs/demo.md`` describes them."""
-    options.output.mkdir(parents=True, exist_ok=True)  # fail before the training
-    run = _Run(options, say)
+    """Run the demo, and call ``say`` with a line for each step; ``docs/demo.md`` describes them.
+
+    The new files take the place of older ones at the end: after an error the output is as it was.
+    """
+    check_seed(options.seed)
+    check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, RESULTS_FILE))
+    with new_version(options.output, STALE_WEIGHTS) as folder:
+        return _run_into(folder, options, say)
+
+
+def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) -> DemoResult:
+    run = _Run(options, folder, say)
     model, users, split = run.model, run.users, run.data.split
     before = score_histories(model, users.item_ids)
     run.measure(FROZEN, None, lambda item_ids, _: model(item_ids), run.backbone_seconds)
@@ -91,7 +104,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
     fusion, seconds = run.tuned_fusion(masks)
     run.measure(FUSION, fusion, mask_scorer(masks), seconds)
     recommender = RequestRecommender(masks, run.data.catalogue)
-    recommender.save(options.output)
+    keep_card(options.output, folder)
+    recommender.save(folder)
     shares = attribute_shares(masks, users)
     user = int(users.seen.sum(1).sort().indices[len(users) // 2])  # the user with the median length of history
     examples = _examples(recommender, split.history("test")[user].tolist())
@@ -101,15 +115,15 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
     result = DemoResult(
         options.output, run.rows, [*examples, Example(None, titles)], torch.equal(after, before), shares
     )
-    _write_results(result, options)
+    _write_results(folder, result, options)
     return result
 
 
 class _Run:
     """The data, the backbone and the users of a run, and the steps that every method shares."""
 
-    def __init__(self, options: DemoOptions, say: Callable[[str], None]) -> None:
-        self.options, self.say = options, say
+    def __init__(self, options: DemoOptions, folder: Path, say: Callable[[str], None]) -> None:
+        self.options, self.folder, self.say = options, folder, say
         self.rows: dict[str, dict[str, float]] = {}
         self.say("reading the data" if options.data else "fetching MovieLens-100k")
         columns = Columns(options.title_column, options.attribute_column, options.attribute_separator)
@@ -128,11 +142,14 @@ class _Run:
             self.say(f"loading the backbone from {options.backbone}")
             model = load_backbone(options.backbone, catalogue)
         else:
+            both = (RequestMaskConfig.paper(), options.paper_generator), (RequestMaskConfig(), options.generator)
+            for config, generator in both:  # fail before the training
+                check_masks("sasrec", self.data, config, options.encoder, options.backbone_options, generator)
             self.say("training the backbone, SASRec")
             model = train_backbone(
                 "sasrec", catalogue, self.data.split, options.backbone_options, options.seed, options.progress
             )
-        save_backbone(model, options.output)
+        save_backbone(model, self.folder)
         found: SASRec = model
         return found
 
@@ -206,12 +223,12 @@ def _title(catalogue: Catalogue, item: int) -> str:
     return f"{catalogue.titles[item]} ({', '.join(catalogue.attribute_names(item))})"
 
 
-def _write_results(result: DemoResult, options: DemoOptions) -> None:
+def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> None:
     settings: dict[str, Any] = dataclasses.asdict(options)
     for name in ("output", "data", "backbone"):  # names only: a file to share tells no paths of this machine
         settings[name] = None if settings[name] is None else Path(settings[name]).name
     write_json(
-        result.output / "results.json",
+        folder / RESULTS_FILE,
         {
             "options": settings,
             "versions": versions(),

@@ -33,6 +33,7 @@ def evaluate(
     from cramer_peft.recsys.data.own_data import Protocol
     from cramer_peft.recsys.data.splits import Stage
     from cramer_peft.recsys.recommender import evaluate_recommender, tracks_as_dict
+    from cramer_peft.recsys.training.trial import check_output
     from cramer_peft.recsys.versions import versions
     from cramer_peft.storage import write_json
 
@@ -41,10 +42,11 @@ def evaluate(
     if stage not in ("test", "validation"):
         raise DataError(f"stage: found {stage!r}, expected 'test' or 'validation'.")
     chosen, columns = cast(Stage, stage), None if config is None else read_settings(config).columns
+    target = output or adapter / "evaluation.json"
+    check_output(target.parent, files=[target.name])  # fail before the evaluation
     say = given.step_printer(console)
     tracks = evaluate_recommender(adapter, data, chosen, cast(Protocol, protocol), columns, seed, users, say)
     console.print(tracks_table(tracks, chosen))
-    target = output or adapter / "evaluation.json"
     settings = {"data": Path(data).name, "stage": stage, "seed": seed, "users": users}
     write_json(target, {"options": settings, "versions": versions(), "tracks": tracks_as_dict(tracks)})
     given.plain_printer(console)(f"Written to {target}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import html
 import json
 import os
 import reprlib
@@ -24,6 +25,7 @@ from cramer_peft.storage import write_bytes
 
 MAX_CATALOGUE_BYTES = 64 * 2**20
 MAX_CATALOGUE_CELLS = 2**28
+_COMPARED = 200  # characters of a text that the search for near ones looks at, since it takes quadratic time
 
 _ROMANCE_ARTICLES = ("la", "le", "les", "l'", "il", "lo", "gli", "el", "los", "las", "un", "une")
 _ARTICLES = frozenset({"the", "a", "an", "der", "die", "das", "ein", "eine", *_ROMANCE_ARTICLES})
@@ -197,10 +199,15 @@ def _title_forms(title: str) -> tuple[str, str]:
 
 
 def nearest(text: str, among: Sequence[str]) -> str:
-    """Return the three texts that are nearest to ``text`` in any case, quoted, for a message."""
-    by_folded = {candidate.casefold(): candidate for candidate in among if candidate}
-    near = difflib.get_close_matches(text.casefold(), by_folded, n=3, cutoff=0.0)
+    """Return the three texts that are nearest to ``text`` in any case, by their beginnings, quoted, for a message."""
+    by_folded = {candidate[:_COMPARED].casefold(): candidate for candidate in among if candidate}
+    near = difflib.get_close_matches(text[:_COMPARED].casefold(), by_folded, n=3, cutoff=0.0)
     return ", ".join(repr(by_folded[name]) for name in near) or "none"
+
+
+def plain_text(attribute: str) -> str:
+    """Return an attribute in lower case, with HTML's names for characters resolved and spaces for underscores."""
+    return html.unescape(attribute).lower().replace("_", " ")
 
 
 def _check_keys(path: Path, document: dict[str, Any]) -> None:

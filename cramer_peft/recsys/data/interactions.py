@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import listed, read_atomic
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -83,6 +84,7 @@ def load_interactions(
     _refuse(item_path, twice, "{n} values of item_id are there more than once: {ids}. Keep one line per item.")
     pieces = [_pieces(cell, separator) for cell in items[attribute_column]]
     catalogue = _build_catalogue(items, title_column, pieces, min_attribute_items)
+    _refuse_wordless(item_path, attribute_column, catalogue.attributes, pieces)
     return catalogue, _load_sequences(inter_path, item_path.name, catalogue, min_interactions)
 
 
@@ -158,6 +160,17 @@ def _build_catalogue(items: pd.DataFrame, title_column: str, pieces: list[list[s
     titles = (str(title).strip() for title in items[title_column])
     named = tuple(title or item_id for title, item_id in zip(titles, item_ids, strict=True))
     return Catalogue(item_ids, named, attributes, matrix)
+
+
+def _refuse_wordless(path: Path, column: str, attributes: Sequence[str], pieces: list[list[str]]) -> None:
+    """Raise a DataError if an attribute, such as "&nbsp;", has no word that a request could name it by."""
+    wordless = [attribute for attribute in attributes if not plain_text(attribute).strip()]
+    if wordless:
+        line = next(number for number, row in enumerate(pieces, start=2) if wordless[0] in row)
+        raise DataError(
+            f"{path}, line {line}: field {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a "
+            "word that requests can name. Remove it from the field, or name another field by attribute_column."
+        )
 
 
 def _load_sequences(path: Path, item_file: str, catalogue: Catalogue, min_interactions: int) -> Interactions:

@@ -6,17 +6,17 @@ sentence templates, so that a test shows whether a model follows the meaning rat
 
 from __future__ import annotations
 
-import html
 import math
 import random
 import re
 import string
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.catalogue import Catalogue, nearest
+from cramer_peft.recsys.data.catalogue import Catalogue, nearest, plain_text
 
 FAMILIES = ("for", "against", "for_pair", "against_pair", "mixed", "none")
 
@@ -31,6 +31,7 @@ _COUNTS = {
 }
 # how often a truthful request is of each family, where all are possible
 _TRUTHFUL_WEIGHTS = {"for": 3, "for_pair": 3, "mixed": 2, "against": 2, "against_pair": 1}
+_HYPHEN = re.compile(r"(?<=\w{4})-(?=\w{4})")  # looks at eight characters, however long the words are
 _WANTED_FIELDS = ("wanted", "wanted2")
 _UNWANTED_FIELDS = ("unwanted", "unwanted2")
 
@@ -53,8 +54,7 @@ def phrase(attribute: str) -> str:
 
     A hyphen becomes a space unless a part beside it has three letters or fewer.
     """
-    plain = html.unescape(attribute).lower().replace("_", " ")
-    words = re.sub(r"(\w{4,})-(?=\w{4,})", r"\1 ", plain).split()
+    words = _HYPHEN.sub(" ", plain_text(attribute)).split()
     if not words:
         raise DataError(f"The attribute {attribute!r} is blank, expected a word.")
     return " ".join(words)
@@ -192,7 +192,7 @@ def columns_of(catalogue_attributes: Sequence[str]) -> dict[str, int]:
     """Return attribute → column; raise a DataError if an attribute repeats."""
     columns = {attribute: column for column, attribute in enumerate(catalogue_attributes)}
     if len(columns) != len(catalogue_attributes):
-        repeated = sorted(a for a in columns if list(catalogue_attributes).count(a) > 1)
+        repeated = sorted(attribute for attribute, count in Counter(catalogue_attributes).items() if count > 1)
         raise DataError(f"catalogue_attributes: {repeated} more than once; each must be there once.")
     return columns
 

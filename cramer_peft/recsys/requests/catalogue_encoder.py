@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cramer_peft.encoders import (
+    LONGEST,
     WORD,
     CachedEncoder,
     Reading,
@@ -24,7 +25,7 @@ from cramer_peft.encoders import (
     runs,
 )
 from cramer_peft.errors import DataError, EncoderError
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_CELLS, Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase
 
 DEFAULT_ENCODER = "catalogue"
@@ -172,6 +173,12 @@ class CatalogueEncoder:
         blank = numbers.setdefault("", len(numbers))  # for an item without a word
         places = [row or [blank] for row in places]
         longest = max(map(len, places))
+        if longest * len(places) > MAX_CATALOGUE_CELLS:
+            title = catalogue.titles[max(range(len(places)), key=lambda item: len(places[item]))]
+            raise DataError(
+                f"titles: {title[:60]!r} … has {longest} words, too many beside {len(places)} items: expected at most "
+                f"{MAX_CATALOGUE_CELLS // len(places)} words. Shorten the title."
+            )
         # padding by repetition changes no maximum over an item's words
         padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in places])
         vectors = torch.stack(
@@ -189,10 +196,14 @@ class CatalogueEncoder:
 
 
 def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
-    """Return first word → the numbers of words of the names that begin with it, descending."""
+    """Return first word → the numbers of words of the names that begin with it, descending.
+
+    Names longer than what is read of a request are left out: none can be found there.
+    """
     found: dict[str, set[int]] = {}
-    for words in filter(None, names):
-        found.setdefault(words[0], set()).add(len(words))
+    for words in names:
+        if 1 <= len(words) <= LONGEST:
+            found.setdefault(words[0], set()).add(len(words))
     return {word: sorted(lengths, reverse=True) for word, lengths in found.items()}
 
 

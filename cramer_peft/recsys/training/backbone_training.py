@@ -113,7 +113,7 @@ def fit_backbone(
     Arguments and errors are as for :func:`train_backbone`. ``{"loss": …}`` is the model's mean over the known labels,
     or over other terms, whose number is then ``"terms"``.
     """
-    _set_loss(model, options, negatives)
+    set_loss(model, options, negatives)
     windows = HistoryWindows(split.train, options.max_length)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -148,7 +148,7 @@ def fit_backbone(
     model.cpu().eval()
 
 
-def _set_loss(model: Any, options: BackboneOptions, negatives: int | None) -> None:
+def set_loss(model: Any, options: BackboneOptions, negatives: int | None) -> None:
     """Set the model's loss, and the sample of items that it is over."""
     calibrated = options.loss == "gbce"
     if options.loss not in ("softmax", "gbce") or not 0 <= options.calibration <= 1:

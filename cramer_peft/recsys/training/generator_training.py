@@ -134,7 +134,7 @@ def train_generator(
     """
     options = options or GeneratorOptions()
     check_options(options, masks.peft_config[masks.active_adapters[0]], catalogue)
-    sampled = _generator_negatives(masks, negatives)
+    sampled = generator_negatives(masks, negatives)
     device = device_of(masks.generator)
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def train_generator(
     masks.to(device).eval()  # the Trainer moves it to an accelerator, if there is one
 
 
-def _generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int | None:
+def generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int | None:
     """Return the number of negatives of a generator's training; None: all items."""
     model = masks.model
     obstacle = None

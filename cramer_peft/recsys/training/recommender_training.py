@@ -11,24 +11,34 @@ from typing import Any
 
 import torch
 
-from cramer_peft import FindingKind, HashingEncoder, RequestMaskConfig, inject_request_masks, validate
-from cramer_peft.encoders import make_encoder
+from cramer_peft import RequestMaskConfig, inject_request_masks
+from cramer_peft.encoders import CachedEncoder, encoder_of_width, make_encoder
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import BACKBONES, config_for, load_backbone, make_backbone, save_backbone
-from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
+from cramer_peft.recsys.backbones import config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER, check_backbone_name
+from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.evaluation.results import TrackResult
-from cramer_peft.recsys.recommender import TRAINING_FILE, RequestRecommender, evaluate_masks, tracks_as_dict
+from cramer_peft.recsys.recommender import (
+    ADAPTER_FOLDER,
+    CATALOGUE_FILE,
+    TRAINING_FILE,
+    RequestRecommender,
+    evaluate_masks,
+    keep_card,
+    tracks_as_dict,
+)
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
-from cramer_peft.recsys.training.backbone_training import backbone_options, train_backbone
+from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
+from cramer_peft.recsys.training.trial import check_data, check_masks, check_output, check_seed
 from cramer_peft.recsys.versions import versions
-from cramer_peft.storage import write_json
+from cramer_peft.storage import new_version, write_json
 from cramer_peft.training import Checkpoints, Processes
 
 DEFAULT_BACKBONE = "sasrec"
-_TARGET_FIELDS = ("target_modules", "exclude_modules", "layers_to_transform", "module_parts", "modules_to_save")
+STALE_WEIGHTS = rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}"  # of a backbone that was there before
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,9 @@ class Trained:
 def train_recommender(options: TrainOptions, say: Callable[[str], None] = print) -> Trained:
     """Train a backbone, unless one is given, and a generator of masks for it; save both with the catalogue.
 
+    What can be known first is checked first, on an untrained backbone. The new files take the place of older ones
+    at the end: after an error, Ctrl-C included, the output is as it was.
+
     Under ``accelerate launch`` all processes train both; only the first one evaluates, writes and calls ``say``.
 
     Args:
@@ -93,32 +106,65 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
         ConfigError: If the backbone or a field of ``config`` is unknown or impossible, or the checkpoints do not fit.
         DataError: If the data or the checkpoint cannot be used.
         DownloadError: If a named data set cannot be fetched.
-        EncoderError: If the request encoder is unknown.
+        EncoderError: If the request encoder is unknown, or not as wide as ``request_dim``.
+        MissingExtraError: If a package is not installed.
+        TargetModuleError: If the backbone has no such modules.
     """
     first = Processes.launched().writes
     say = say if first else lambda line: None
-    config = mask_config(options.config)
-    if config.encoder not in (None, DEFAULT_ENCODER):
-        make_encoder(config.encoder, config.encoder_options)  # fail before the training
-    options.output.mkdir(parents=True, exist_ok=True)
+    config = _checked_config(options)
     say(f"reading {Path(options.data).name}")
     data = load_own_data(options.data, options.protocol, options.columns)
     say(data.describe())
+    check_data(data)
     if options.generator is not None:
         check_options(options.generator, config, data.catalogue)
+    if options.checkpoint is None:
+        settings = _backbone_settings(options)
+        check_masks(
+            _name(options), data, config, options.config.get("encoder"), settings, options.generator, options.negatives
+        )
+    if not first:
+        return _trained(options, config, data, None, say)
+    with new_version(options.output, STALE_WEIGHTS) as folder:
+        return _trained(options, config, data, folder, say)
+
+
+def _checked_config(options: TrainOptions) -> RequestMaskConfig:
+    """Return the configuration of the masks, after all checks that need no data."""
+    config = mask_config(options.config)
+    check_seed(options.seed)
+    check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
+    if options.backbone is not None:
+        check_backbone_name(options.backbone)
+    if config.encoder not in (None, DEFAULT_ENCODER):
+        encoder_of_width(CachedEncoder(make_encoder(config.encoder, config.encoder_options)), config.request_dim)
+    if options.checkpoints is not None:
+        for name in ("backbone", "generator"):
+            options.checkpoints.below(name).last()
+    return config
+
+
+def _trained(
+    options: TrainOptions, config: RequestMaskConfig, data: OwnData, folder: Path | None, say: Callable[[str], None]
+) -> Trained:
+    """Train both, and evaluate; write everything into a folder, unless it is None."""
+    if folder is not None:
+        data.catalogue.save(folder / CATALOGUE_FILE)  # first, because it may be too large
     start = time.perf_counter()
-    backbone = _backbone(options, config, data, say)
-    if first:
-        save_backbone(backbone, options.output)
+    backbone = _backbone(options, data, say)
+    if folder is not None:
+        save_backbone(backbone, folder)
     trained = time.perf_counter()
     recommender, generator = _adapted(options, config, backbone, data, say)
     seconds = {"backbone": trained - start, "generator": time.perf_counter() - trained}
-    if not first:
+    if folder is None:
         return Trained(recommender, data, {})
-    recommender.save(options.output)
+    keep_card(options.output, folder)
+    recommender.save(folder)
     say("evaluating on the validation users")
     tracks = evaluate_masks(recommender.masks, data, "validation", options.seed, options.users)
-    _write_training(options, backbone, generator, seconds, tracks)
+    _write_training(folder, options, backbone, generator, seconds, tracks)
     return Trained(recommender, data, tracks)
 
 
@@ -128,16 +174,28 @@ def mask_config(values: dict[str, Any]) -> RequestMaskConfig:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"config: unknown fields {', '.join(unknown)}. There are: {', '.join(sorted(known))}.")
-    return RequestMaskConfig(**values)
+    try:
+        return RequestMaskConfig(**values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # PEFT's own, of its fields
+        raise ConfigError(f"config: {error}") from error
 
 
-def _backbone(options: TrainOptions, config: RequestMaskConfig, data: OwnData, say: Callable[[str], None]) -> Any:
+def _name(options: TrainOptions) -> str:
+    return options.backbone or DEFAULT_BACKBONE
+
+
+def _backbone_settings(options: TrainOptions) -> BackboneOptions:
+    """Return the options of the backbone's training."""
+    changes = {"epochs": options.epochs, "batch_size": options.batch_size}
+    given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
+    return dataclasses.replace(backbone_options(_name(options)), **given)
+
+
+def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) -> Any:
     if options.checkpoint is None:
-        name = options.backbone or DEFAULT_BACKBONE
-        changes = {"epochs": options.epochs, "batch_size": options.batch_size}
-        given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
-        settings = dataclasses.replace(backbone_options(name), **given)
-        _check_targets(name, config, data)
+        name, settings = _name(options), _backbone_settings(options)
         say(f"training the backbone, {name}")
         kept = None if options.checkpoints is None else options.checkpoints.below("backbone")
         return train_backbone(
@@ -150,18 +208,6 @@ def _backbone(options: TrainOptions, config: RequestMaskConfig, data: OwnData, s
     if options.backbone not in (None, backbone.name):
         raise ConfigError(f"backbone: found {options.backbone!r}, but {folder} holds {backbone.name!r}. Leave one out.")
     return backbone
-
-
-def _check_targets(name: str, config: RequestMaskConfig, data: OwnData) -> None:
-    """Try the named targets on an untrained backbone, so that a wrong one fails before the training."""
-    if name not in BACKBONES or all(getattr(config, item) is None for item in _TARGET_FIELDS):
-        return
-    with torch.random.fork_rng(devices=[]):
-        model = make_backbone(name, len(data.catalogue))
-    findings = validate(model, config_for(model, config), HashingEncoder(8))  # the encoder was checked before
-    fatal = [finding for finding in findings if finding.fatal and finding.kind != FindingKind.ENCODER]
-    if fatal:
-        raise ConfigError(f"{name}: {fatal[0].message}")
 
 
 def _adapted(
@@ -184,6 +230,7 @@ def _adapted(
 
 
 def _write_training(
+    folder: Path,
     options: TrainOptions,
     backbone: Any,
     generator: GeneratorOptions,
@@ -200,4 +247,4 @@ def _write_training(
         generator=dataclasses.asdict(generator),
     )
     values = {"options": settings, "versions": versions(), "seconds": seconds, "validation": tracks_as_dict(tracks)}
-    write_json(options.output / TRAINING_FILE, values)
+    write_json(folder / TRAINING_FILE, values)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cramer_peft.errors import DataError
+from cramer_peft.errors import ConfigError, DataError, EncoderError
 from cramer_peft.recsys.backbones import SASRec, save_backbone
 from cramer_peft.recsys.commands.demo_run import (
     FROZEN,
@@ -199,8 +199,18 @@ def test_too_few_items_to_recommend(options: DemoOptions, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("untrained")
 def test_an_output_folder_that_cannot_be_made(options: DemoOptions, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ConfigError, match=r"output: .*file is not a folder"):
         run_demo(replace(options, output=tmp_path / "file" / "out"), say=lambda _: None)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_what_the_demo_can_know_first(options: DemoOptions, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(EncoderError, match="telepathy"):
+        run_demo(replace(options, output=tmp_path, encoder="telepathy"), say=lambda _: None)
+    with pytest.raises(ConfigError, match="seed: found -1"):
+        run_demo(replace(options, output=tmp_path, seed=-1), say=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 # --- shares

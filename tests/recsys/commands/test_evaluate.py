@@ -26,3 +26,12 @@ def test_the_columns_are_those_of_the_file(trained: Path, stated: Path, tmp_path
     assert "the same columns" in run(*given).message
     settings.write_text(json.dumps({"columns": {"attribute": "genres"}}))
     assert "columns: unknown field 'attribute'" in run(*given).message
+
+
+def test_an_output_that_cannot_be_written_is_found_first(trained: Path, stated: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "file").write_text("")
+    given = ("evaluate", "--adapter", trained, "--data", stated, "--output")
+    for output, message in ((tmp_path / "file" / "x.json", "is not a folder"), (tmp_path, "is a folder")):
+        ended = run(*given, output)
+        assert message in " ".join(ended.message.split())
+        assert "reading" not in ended.out

@@ -1,5 +1,8 @@
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -236,3 +239,21 @@ def test_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Catalogue.load(path)
     with pytest.raises(DataError, match="more than the 20"):
         small().save(path)
+
+
+def test_near_titles_are_sought_by_their_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    search = difflib.get_close_matches
+
+    def counted(word: str, possibilities: Sequence[str], **options: Any) -> list[str]:
+        compared.extend([word, *possibilities])
+        return search(word, possibilities, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    titles = ("a" * 50_000, "Alien " + "b" * 50_000, "Solaris")
+    catalogue = Catalogue(("1", "2", "3"), titles, ("x",), torch.ones(3, 1, dtype=torch.bool))
+    with pytest.raises(DataError, match="Nearest: 'Solaris'"):
+        catalogue.find_title("Solaria")
+    with pytest.raises(DataError, match="No title matches"):
+        catalogue.find_title("c" * 50_000)
+    assert max(map(len, compared)) <= 200

@@ -231,6 +231,16 @@ def test_blank_ids(tmp_path: Path) -> None:
         load_interactions(folder)
 
 
+@pytest.mark.parametrize("attribute", ["&nbsp;", "_", "&#32;_&emsp;"])
+def test_an_attribute_without_a_word(tmp_path: Path, attribute: str) -> None:
+    items = f"item_id:token\ttitle:token_seq\tmood:str\na\tA\tcalm\nb\tB\tcalm|{attribute}\nc\tC\t{attribute}\n"
+    folder = write_pair(tmp_path, three_items(), items)
+    with pytest.raises(DataError, match=r"data.item, line 3: field 'mood' holds the attribute .* blank"):
+        load_interactions(folder, attribute_column="mood", min_attribute_items=2)
+    catalogue, _ = load_interactions(folder, attribute_column="mood", min_attribute_items=3)
+    assert catalogue.attributes == ()  # one that is left out anyway does no harm
+
+
 @pytest.mark.parametrize("rows", [[], [("u", "a", 1), ("v", "b", 2)]])
 def test_nobody_remains(tmp_path: Path, rows: list[tuple[str, str, float | str]]) -> None:
     with pytest.raises(DataError, match=rf"none of {len(rows)} users has 3 or more"):

@@ -1,5 +1,8 @@
 import random
+import re
+import timeit
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,6 +60,26 @@ def check_shape(made: AttributeRequest) -> None:
 )
 def test_phrase(attribute: str, expected: str) -> None:
     assert phrase(attribute) == expected
+
+
+@given(st.text("abcdefé_1-– ", max_size=40))
+def test_only_hyphens_between_long_parts_become_spaces(text: str) -> None:
+    parts = text.replace("_", " ").split("-")
+    expected = parts[0]
+    for left, right in pairwise(parts):
+        long = re.search(r"\w{4}$", left) and re.match(r"\w{4}", right)
+        expected += (" " if long else "-") + right
+    if expected.strip():
+        assert phrase(text) == " ".join(expected.split())
+
+
+@pytest.mark.parametrize("part", ["x", "word-", "-", "abc-", "&amp", "_", "é"])
+def test_the_time_of_a_phrase_grows_with_its_length_alone(part: str) -> None:
+    def seconds(length: int) -> float:
+        text = "y" + part * (length // len(part))
+        return min(timeit.repeat(lambda: phrase(text), number=1, repeat=3))
+
+    assert seconds(60_000) < 40 * max(seconds(6_000), 1e-4)  # squares would need 100 times as long
 
 
 def test_phrase_of_nothing() -> None:

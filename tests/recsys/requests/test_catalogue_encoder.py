@@ -269,3 +269,18 @@ def test_a_table_called_items_is_found(make_sasrec: Callable[..., SASRec]) -> No
     found = item_embeddings(Shapeless(table))
     assert found is not None
     assert torch.equal(found, table.weight[1:5])
+
+
+def test_names_longer_than_what_is_read_of_a_request_are_not_looked_for(reader: RequestReader) -> None:
+    names = tuple(sorted(" ".join(["slow"] * length) for length in (1, 2, 256, 257, 3000)))
+    catalogue = Catalogue(("1",), ("One",), names, torch.ones(1, len(names), dtype=torch.bool))
+    encoder = CatalogueEncoder(catalogue, None, reader)
+    assert encoder._lengths == {"slow": [256, 2, 1]}
+    assert torch.isfinite(encoder.encode(["slow " * 300])).all()
+
+
+def test_a_title_of_too_many_words_beside_many_items(reader: RequestReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cramer_peft.recsys.requests.catalogue_encoder.MAX_CATALOGUE_CELLS", 10 * ITEMS)
+    longest = " ".join("abcdefghijklm"[place] * 5 for place in range(13))
+    with pytest.raises(DataError, match=r"titles: 'aaaaa bbbbb.* too many beside 30 items: expected at most 10 words"):
+        CatalogueEncoder(make_catalogue([longest] + ["Tale"] * (ITEMS - 1)), None, reader)

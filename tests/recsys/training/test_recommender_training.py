@@ -1,6 +1,7 @@
 """Training of a whole recommender on own data."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,65 @@ def test_settings_of_the_masks() -> None:
         mask_config({"gate": "wide"})
     assert generator_options(make_backbone("bert4rec", 3)).positions == 2
     assert generator_options(make_backbone("sasrec", 3)) == GeneratorOptions()
+
+
+# --- a folder that holds a recommender already
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if not path.is_dir()}
+
+
+@pytest.fixture
+def working(trained: Path, tmp_path: Path) -> Path:
+    """A recommender that works, with files of the user's own."""
+    folder = Path(shutil.copytree(trained, tmp_path / "working"))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "adapter" / "README.md").write_text("my own words on this adapter")
+    return folder
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError])
+@pytest.mark.parametrize(
+    "place",
+    ["train_backbone", "save_backbone", "train_generator", "RequestRecommender.save", "evaluate_masks", "write_json"],
+)
+def test_training_again_without_success_changes_nothing(
+    place: str, error: type[BaseException], working: Path, stated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("in the middle")
+
+    before = files(working)
+    monkeypatch.setattr(f"cramer_peft.recsys.training.recommender_training.{place}", fail)
+    options = TrainOptions(str(stated), working, "gru4rec", config=HASHING, epochs=1, generator=FEW, progress=False)
+    with pytest.raises(error, match="in the middle"):
+        train_recommender(options, say=lambda _: None)
+    assert files(working) == before
+    RequestRecommender.load(working)
+
+
+def test_training_again_replaces_what_was_trained_and_nothing_else(working: Path, stated: Path) -> None:
+    parts = ("model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    for name in parts:  # of an earlier backbone that was very large
+        (working / "backbone" / name).write_text("stale")
+    options = TrainOptions(str(stated), working, "gru4rec", config=HASHING, epochs=1, generator=FEW, progress=False)
+    train_recommender(options, say=lambda _: None)
+    assert RequestRecommender.load(working).masks.model.name == "gru4rec"
+    assert (working / "notes.txt").read_text() == "mine"
+    assert (working / "adapter" / "README.md").read_text() == "my own words on this adapter"
+    assert sorted(path.name for path in (working / "backbone").iterdir()) == ["config.json", "model.safetensors"]
+    assert not list(working.glob(".*"))
+
+
+def test_a_failed_training_into_a_new_folder_leaves_none(
+    stated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cramer_peft.recsys.training.recommender_training.train_generator", fail)
+    options = TrainOptions(str(stated), tmp_path / "a" / "b", config=HASHING, epochs=1, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train_recommender(options, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
