@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,14 @@ def evaluate_recommender(
         data: The same data set as in training, by name or folder.
         stage: "test", or "validation".
         protocol: The kind of split; None: as in training.
-        columns: The fields to read of the items; None: as in training.
+        columns: What to read of the files; None: as in training. ``min_rating`` is always that of training.
         seed: Seed of the requests.
         users: Evaluate at most so many, drawn at random; None: all.
         say: Called with a line for each step.
 
     Raises:
-        DataError: If the folder or the data cannot be used, the data has another catalogue, or ``protocol`` is not
-            that of training: the training may have seen the test's future.
+        DataError: If the folder or the data cannot be used, the data has another catalogue, or ``protocol`` or
+            ``columns.min_rating`` is not that of training: the training may have seen what it would be tested on.
     """
     if protocol is not None:
         check_protocol(protocol)
@@ -157,8 +157,9 @@ def evaluate_recommender(
             f"{root} was trained with the protocol {used!r}, found {protocol!r}: the training may have seen what it "
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
+    columns = _columns(columns, trained, root)
     say(f"reading {Path(data).name}")
-    loaded = load_own_data(data, protocol or used or "leave-one-out", columns or _columns(trained, root))
+    loaded = load_own_data(data, protocol or used or "leave-one-out", columns)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
     say(f"evaluating on the {stage} users")
@@ -200,12 +201,18 @@ def _read_training(root: Path) -> dict[str, Any]:
     return options
 
 
-def _columns(trained: dict[str, Any], root: Path) -> Columns:
-    given = trained.get("columns", {})
+def _columns(given: Columns | None, trained: dict[str, Any], root: Path) -> Columns:
+    """Return what to read: as given, or else as in training, and in any case by the training's ``min_rating``."""
     try:
-        return Columns(**given)
+        used = Columns(**trained.get("columns", {}))
     except TypeError as error:
         raise DataError(f"{root / TRAINING_FILE}: columns: {error}. Train again, or remove the file.") from error
+    if given is not None and given.min_rating not in (None, used.min_rating):
+        raise DataError(
+            f"{root} was trained with min_rating={used.min_rating}, found {given.min_rating}: other interactions would "
+            "be the targets, and the training may have seen them. Leave min_rating out, or train with it."
+        )
+    return used if given is None else replace(given, min_rating=used.min_rating)
 
 
 def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:

@@ -157,6 +157,7 @@ def load_dataset(
     attribute_separator: str | None = None,
     min_interactions: int = 3,
     min_attribute_items: int = 5,
+    min_rating: float | None = None,
 ) -> tuple[Catalogue, Interactions]:
     """Read a data set by name, or any folder of RecBole atomic files.
 
@@ -168,6 +169,7 @@ def load_dataset(
         min_interactions: Users with fewer (repeats not counted) are dropped. ``leave_one_out`` needs 3,
             ``temporal_split`` 1.
         min_attribute_items: Attributes on fewer items are dropped.
+        min_rating: Interactions with a lower ``rating`` are left out, as history and as target; None: all count.
 
     Returns:
         The catalogue, and the interactions that point into it. Ties, repeats and rare attributes are treated as by
@@ -179,7 +181,7 @@ def load_dataset(
         MissingExtraError: If pandas is not installed.
     """
     columns = title_column, attribute_column, attribute_separator
-    return load_interactions(dataset_folder(data), *columns, min_interactions, min_attribute_items)
+    return load_interactions(dataset_folder(data), *columns, min_interactions, min_attribute_items, min_rating)
 
 
 def _is_cached(path: Path, digest: str) -> bool:
