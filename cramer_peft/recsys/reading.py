@@ -18,6 +18,11 @@ def read_file(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
         raise DataError(str(error)) from error
 
 
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: names of files may hold other bytes, as half surrogates."""
+    return text.encode(errors="replace").decode()
+
+
 def read_object(path: Path, expected: str, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in a file; arguments as for :func:`read_file`."""
     data = read_file(path, expected, max_bytes)

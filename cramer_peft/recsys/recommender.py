@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,23 @@ import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskModel, load_request_masks
-from cramer_peft.errors import DataError
+from cramer_peft.errors import DataError, RequestError
 from cramer_peft.recsys.backbones import load_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
-from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.histories import pad_histories, seen_mask
+from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
+from cramer_peft.recsys.data.catalogue_digest import check_digest, write_digest
+from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
-from cramer_peft.recsys.evaluation.metrics import top_items
+from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
 from cramer_peft.recsys.reading import read_object
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
-ADAPTER_FOLDER, CATALOGUE_FILE, TRAINING_FILE = "adapter", "catalogue.json", "training.json"
+ADAPTER_FOLDER, TRAINING_FILE = "adapter", "training.json"
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -56,20 +58,39 @@ class RequestRecommender:
     masks: RequestMaskModel
     catalogue: Catalogue
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone."""
-        self.masks.save_pretrained(folder / ADAPTER_FOLDER)
-        self.catalogue.save(folder / CATALOGUE_FILE)
+    def __post_init__(self) -> None:
+        known = getattr(self.masks.model, "num_items", len(self.catalogue))
+        if known != len(self.catalogue):
+            raise DataError(
+                f"catalogue: found {len(self.catalogue)} items, but the backbone scores {known}. Give the catalogue "
+                "that it was trained on."
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone.
+
+        A digest of the catalogue goes beside the weights of both, so that :meth:`load` refuses another catalogue.
+
+        Raises:
+            DataError: If the backbone there was trained on another catalogue.
+        """
+        adapter, backbone = Path(folder) / ADAPTER_FOLDER, Path(folder) / BACKBONE_FOLDER
+        check_digest(backbone, self.catalogue)
+        self.masks.save_pretrained(adapter)
+        self.catalogue.save(Path(folder) / CATALOGUE_FILE)
+        write_digest(adapter, self.catalogue, content=True)
+        if backbone.is_dir():
+            write_digest(backbone, self.catalogue, content=False)
 
     @classmethod
-    def load(cls, folder: Path) -> RequestRecommender:
+    def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
         """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
 
         Args:
             folder: The folder itself, or the adapter's folder in it.
 
         Raises:
-            DataError: If a part is missing or unreadable.
+            DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
         """
         root = _root(folder)
@@ -82,11 +103,12 @@ class RequestRecommender:
         catalogue = Catalogue.load(root / CATALOGUE_FILE)
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
+        check_digest(root / ADAPTER_FOLDER, catalogue)
         if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # it describes requests by both
             masks.set_encoder(request_encoder(DEFAULT_ENCODER, catalogue, backbone))
         return cls(masks, catalogue)
 
-    def recommend(self, history: list[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
+    def recommend(self, history: Sequence[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
         """Recommend the k best unseen items under a request, beside those without it.
 
         Args:
@@ -96,9 +118,11 @@ class RequestRecommender:
             k: Length of the list; it is shorter if fewer items are unseen.
 
         Raises:
-            DataError: If the history is empty, holds unknown items or every item, or k is below 1.
+            DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
+                finite, as with a huge strength.
+            RequestError: If the request or its strength is of another kind.
         """
-        items = torch.tensor(history, dtype=torch.long)
+        items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
         seen = seen_mask([items], len(self.catalogue))
         if k < 1 or bool(seen.all()):
             raise DataError(f"found k={k} and {int((~seen).sum())} unseen items, expected 1 or more of both.")
@@ -106,8 +130,11 @@ class RequestRecommender:
         model = self.masks.model
         with torch.no_grad():
             inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
-            frozen = top_items(self.masks(inputs, request=None).cpu(), seen, k)[0]
-            asked = top_items(self.masks(inputs, request=request, request_strength=strength).cpu(), seen, k)[0]
+            frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
+            scores = finite_scores(self.masks(inputs, request=request, request_strength=strength)).cpu()
+        if len(scores) != 1:
+            raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
+        asked = top_items(scores, seen, k)[0]
         return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked))
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
@@ -119,8 +146,8 @@ class RequestRecommender:
 
 
 def evaluate_recommender(
-    folder: Path,
-    data: str,
+    folder: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     stage: Stage = "test",
     protocol: Protocol | None = None,
     columns: Columns | None = None,
@@ -185,8 +212,9 @@ def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     return {name: result.as_dict() for name, result in tracks.items()}
 
 
-def _root(folder: Path) -> Path:
+def _root(folder: str | os.PathLike[str]) -> Path:
     """Return a recommender's folder, given it or the adapter's folder in it."""
+    folder = Path(folder)
     return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sized
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
+from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
+from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
@@ -41,18 +43,32 @@ def make_backbone(name: str, num_items: int, **sizes: Any) -> nn.Module:
     return model
 
 
-def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected."""
-    backbone.save_pretrained(folder / BACKBONE_FOLDER)
+def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue: Catalogue | None = None) -> None:
+    """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected.
+
+    With the ``catalogue`` that it was trained on, loading it for another one is refused.
+    """
+    inner = Path(folder) / BACKBONE_FOLDER
+    (inner / DIGEST_FILE).unlink(missing_ok=True)  # that of another backbone
+    backbone.save_pretrained(inner)
+    if catalogue is not None:
+        write_digest(inner, catalogue, content=False)
 
 
-def load_backbone(folder: Path, catalogue: Sized) -> Any:
+def load_checkpoint(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
+    """Load a backbone as :func:`load_backbone`, from its folder or from a recommender's folder around it."""
+    inner = Path(folder) / BACKBONE_FOLDER
+    return load_backbone(inner if inner.is_dir() else folder, catalogue)
+
+
+def load_backbone(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
     """Load a frozen :class:`Backbone` of any kind, in eval mode, from the folder ``backbone`` of a recommender.
 
     Raises:
-        DataError: If the folder holds no complete backbone, or one for another number of items.
+        DataError: If the folder holds no complete backbone, or one that was trained on another catalogue.
         MissingExtraError: If the backbone's package is not installed.
     """
+    folder = Path(folder)
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")
@@ -77,6 +93,8 @@ def load_backbone(folder: Path, catalogue: Sized) -> Any:
         )
     if backbone.num_items != len(catalogue):
         raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
+    inside = folder.absolute().name == BACKBONE_FOLDER
+    check_digest(folder, catalogue, folder.absolute().parent / CATALOGUE_FILE if inside else None)
     for parameter in backbone.parameters():  # mapped weights lie unaligned, and kernels then differ in the last bit
         parameter.data = parameter.data.clone()
     return backbone.eval().requires_grad_(False)

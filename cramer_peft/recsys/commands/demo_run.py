@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
-from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones import SASRec, config_for, load_checkpoint, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.metrics import share, top_items
@@ -55,6 +55,9 @@ class DemoOptions:
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,13 @@ class _Run:
         options, catalogue = self.options, self.data.catalogue
         if options.backbone is not None:
             self.say(f"loading the backbone from {options.backbone}")
-            model = load_backbone(options.backbone, catalogue)
+            model = load_checkpoint(options.backbone, catalogue)
         else:
             self.say("training the backbone, SASRec")
             model = train_backbone(
                 "sasrec", catalogue, self.data.split, options.backbone_options, options.seed, options.progress
             )
-        save_backbone(model, options.output)
+        save_backbone(model, options.output, catalogue)
         found: SASRec = model
         return found
 

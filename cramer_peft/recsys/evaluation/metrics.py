@@ -42,6 +42,19 @@ def mrr(ranks: Tensor, k: int = 10) -> Tensor:
 RANK_METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {"ndcg": ndcg, "hr": hit_rate, "mrr": mrr}
 
 
+def finite_scores(scores: Tensor) -> Tensor:
+    """Return a model's scores, (rows, items); raise a DataError if one is NaN or infinite: they cannot be ranked."""
+    bad = ~scores.isfinite()
+    if bool(bad.any()):
+        row, item = bad.nonzero()[0].tolist()
+        raise DataError(
+            f"row {row} of the scores: found {float(scores[row, item])} for item {item} ({int(bad.sum())} scores of "
+            f"{scores.numel()} are not finite), expected finite numbers. Lower the strength of the request, or look at "
+            "the weights of the model."
+        )
+    return scores
+
+
 def top_items(scores: Tensor, seen: Tensor, k: int = 10) -> Tensor:
     """Return the k best unseen items of each row, (rows, k) int64, best first; raise a DataError if there are fewer."""
     _check_room(seen, k)

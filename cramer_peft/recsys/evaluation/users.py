@@ -14,6 +14,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.devices import brought_to
+from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
 
 BATCH = 256  # users scored together
@@ -63,7 +64,7 @@ def mask_scorer(masks: RequestMaskModel, strength: float | None = None) -> Score
     def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
         request = None if all(text is None for text in requests) else list(requests)
         scores: Tensor = masks(brought_to(masks, item_ids), request=request, request_strength=strength)
-        return scores
+        return finite_scores(scores)
 
     return score
 
