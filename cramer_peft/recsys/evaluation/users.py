@@ -14,7 +14,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.devices import brought_to
-from cramer_peft.recsys.evaluation.metrics import finite_scores
+from cramer_peft.recsys.evaluation.metrics import finite_scores, without_nan
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
 
 BATCH = 256  # users scored together
@@ -84,7 +84,7 @@ def batched_scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]
     """Return a scorer's scores, computed in batches, (rows, items) float32 on the CPU."""
     starts = range(0, len(item_ids), BATCH)
     parts = [scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts]
-    return torch.cat([part.float().cpu() for part in parts])
+    return torch.cat([without_nan(part.float().cpu()) for part in parts])
 
 
 def drawn_rows(count: int, most: int | None, seed: int) -> Tensor:

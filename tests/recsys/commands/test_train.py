@@ -1,6 +1,8 @@
 """The command train, and the way from it to recommend and evaluate."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,18 @@ def test_a_least_rating_holds_from_training_to_evaluation(folder: Path, tmp_path
         assert "30 interactions rated below 2.5 left out" in " ".join(ended.out.split())
     settings.write_text(json.dumps({"columns": {"min_rating": 3}}))
     assert "trained with min_rating=2.5, found 3" in run(*again, "--config", settings).message
+
+
+def test_folders_whose_names_are_not_utf8(folder: Path, tmp_path: Path, run: Run) -> None:
+    data = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(folder, data)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    settings, output = tmp_path / "settings.json", tmp_path / "out"
+    settings.write_text(json.dumps(HASHING))
+    ended = run("train", "--data", data, "--epochs", 1, "--steps", 2, "--config", settings, "--output", output)
+    assert ended.code == 0, ended.error
+    assert "reading caf?" in ended.out
+    ended = run("evaluate", "--adapter", output, "--data", data)
+    assert ended.code == 0, ended.error
