@@ -136,6 +136,10 @@ class CachedEncoder:
         Raises:
             EncoderError: If the encoder returns NaN, infinity or another shape; it names the text.
         """
+        if isinstance(texts, str):
+            raise RequestError(
+                "texts: found one text, expected a list of texts: each letter would be a text of its own."
+            )
         found: dict[str, Tensor] = {}
         with self._lock:
             for text in texts:

@@ -24,7 +24,7 @@ from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
-from cramer_peft.recsys.reading import read_object
+from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
@@ -74,10 +74,11 @@ class RequestRecommender:
         Raises:
             DataError: If the backbone there was trained on another catalogue.
         """
-        adapter, backbone = Path(folder) / ADAPTER_FOLDER, Path(folder) / BACKBONE_FOLDER
+        root = as_path(folder)
+        adapter, backbone = root / ADAPTER_FOLDER, root / BACKBONE_FOLDER
         check_digest(backbone, self.catalogue)
         self.masks.save_pretrained(adapter)
-        self.catalogue.save(Path(folder) / CATALOGUE_FILE)
+        self.catalogue.save(root / CATALOGUE_FILE)
         write_digest(adapter, self.catalogue, content=True)
         if backbone.is_dir():
             write_digest(backbone, self.catalogue, content=False)
@@ -185,7 +186,7 @@ def evaluate_recommender(
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
     columns = _columns(columns, trained, root)
-    say(f"reading {Path(data).name}")
+    say(f"reading {as_path(data).name}")
     loaded = load_own_data(data, protocol or used or "leave-one-out", columns)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
@@ -214,7 +215,7 @@ def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
 
 def _root(folder: str | os.PathLike[str]) -> Path:
     """Return a recommender's folder, given it or the adapter's folder in it."""
-    folder = Path(folder)
+    folder = as_path(folder)
     return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
 
 

@@ -141,3 +141,5 @@ def test_a_text_that_no_encoder_can_read(text: Any) -> None:
     with pytest.raises(RequestError, match="expected a text that can be written as UTF-8"):
         encoder.encode(["fine", text])
     assert encoder.encode(["fine", "\U0001f600"]).shape == (2, 8)
+    with pytest.raises(RequestError, match="found one text, expected a list"):
+        encoder.encode("fine")

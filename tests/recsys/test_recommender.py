@@ -12,6 +12,7 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_mask
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, DataError, RequestError
 from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import Columns
 from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
 from cramer_peft.recsys.requests.catalogue_encoder import (
@@ -285,6 +286,15 @@ def test_folders_may_be_texts(bundle: Path, catalogue: Catalogue, sasrec: SASRec
     load_backbone(str(tmp_path / "again" / "backbone"), catalogue)
     loaded.save(str(tmp_path / "again"))
     assert (tmp_path / "again" / "adapter" / "adapter_config.json").exists()
+    for place in (None, 5, b"folder", ["folder"]):
+        uses = (RequestRecommender.load, loaded.save, load_dataset, catalogue.save, Catalogue.load)
+        for use in (
+            *uses,
+            lambda folder: save_backbone(sasrec, folder),
+            lambda folder: load_backbone(folder, catalogue),
+        ):
+            with pytest.raises(DataError, match="in place of a path, expected a str or a Path"):
+                use(place)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
+from cramer_peft.recsys.reading import as_path
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
@@ -48,7 +49,7 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue:
 
     With the ``catalogue`` that it was trained on, loading it for another one is refused.
     """
-    inner = Path(folder) / BACKBONE_FOLDER
+    inner = as_path(folder) / BACKBONE_FOLDER
     (inner / DIGEST_FILE).unlink(missing_ok=True)  # that of another backbone
     backbone.save_pretrained(inner)
     if catalogue is not None:
@@ -57,7 +58,7 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue:
 
 def load_checkpoint(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
     """Load a backbone as :func:`load_backbone`, from its folder or from a recommender's folder around it."""
-    inner = Path(folder) / BACKBONE_FOLDER
+    inner = as_path(folder) / BACKBONE_FOLDER
     return load_backbone(inner if inner.is_dir() else folder, catalogue)
 
 
@@ -68,7 +69,7 @@ def load_backbone(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
         DataError: If the folder holds no complete backbone, or one that was trained on another catalogue.
         MissingExtraError: If the backbone's package is not installed.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")

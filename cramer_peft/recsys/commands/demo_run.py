@@ -22,6 +22,7 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
@@ -57,7 +58,7 @@ class DemoOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "output", as_path(self.output))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cramer_peft.errors import DataError, require
-from cramer_peft.recsys.reading import read_file
+from cramer_peft.recsys.reading import as_path, read_file
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -31,7 +31,7 @@ def read_atomic(path: str | os.PathLike[str], as_text: bool = False) -> tuple[pd
     ``float`` fields are float64, NaN where empty, all others unsplit ``str``. With ``as_text`` all are ``str`` and may
     have any type: for callers who check the fields that they use, so that the others may hold anything.
     """
-    path = Path(path)
+    path = as_path(path)
     pd = require("pandas", extra="demo")
     lines = _read_lines(path)
     types = _parse_header(path, lines[0], as_text)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import listed
-from cramer_peft.recsys.reading import read_object
+from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
 CATALOGUE_FILE = "catalogue.json"  # inside a recommender's folder
@@ -157,7 +157,7 @@ class Catalogue:
                 f"{path}: the catalogue takes {len(data)} bytes, more than the "
                 f"{MAX_CATALOGUE_BYTES} that load accepts. Leave out items or shorten titles."
             )
-        write_bytes(Path(path), data)
+        write_bytes(as_path(path), data)
 
     def _fields(self) -> tuple[Any, ...]:
         """Return the values of ``_KEYS[2:]``."""
@@ -179,7 +179,7 @@ class Catalogue:
         Raises:
             DataError: If something in it is not as :meth:`save` writes it.
         """
-        source = Path(path)
+        source = as_path(path)
         document = read_object(source, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES)
         _check_keys(source, document)
         item_ids, titles, attributes = (_text_tuple(source, document, name) for name in _KEYS[2:5])

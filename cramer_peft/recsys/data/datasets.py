@@ -18,6 +18,7 @@ from pathlib import Path
 from cramer_peft.errors import DataError, DownloadError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.storage import write_bytes
 
 _TIMEOUT_SECONDS = 300
@@ -137,9 +138,9 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def dataset_folder(data: str | os.PathLike[str]) -> Path:
     """Return the folder of a data set, fetched if its name is in ``DATASETS``; such a name never means a folder."""
+    folder = as_path(data)
     if data in _SOURCES:
         return fetch_dataset(str(data))
-    folder = Path(data)
     if not folder.is_dir():
         near = difflib.get_close_matches(str(data), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

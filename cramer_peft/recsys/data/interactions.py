@@ -16,6 +16,7 @@ from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.times import has_dates, parse_times
+from cramer_peft.recsys.reading import as_path
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -80,7 +81,7 @@ def load_interactions(
         if value < 1:
             raise DataError(f"{name}: found {value}, expected 1 or more.")
     _check_rating(min_rating)
-    inter_path, item_path = (_the_one_file(Path(folder), suffix) for suffix in (".inter", ".item"))
+    inter_path, item_path = (_the_one_file(as_path(folder), suffix) for suffix in (".inter", ".item"))
     items, types = read_atomic(item_path, as_text=True)
     title_column = title_column or next((name for name in TITLE_COLUMNS if name in types), "title")
     attribute_column = attribute_column or next((name for name in ATTRIBUTE_COLUMNS if name in types), "genres")

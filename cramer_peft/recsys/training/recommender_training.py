@@ -17,7 +17,7 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import BACKBONES, config_for, load_checkpoint, make_backbone, save_backbone
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.evaluation.results import TrackResult
-from cramer_peft.recsys.reading import printable
+from cramer_peft.recsys.reading import as_path, printable
 from cramer_peft.recsys.recommender import TRAINING_FILE, RequestRecommender, evaluate_masks, tracks_as_dict
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.training.backbone_training import backbone_options, train_backbone
@@ -70,9 +70,9 @@ class TrainOptions:
     checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "output", as_path(self.output))
         if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+            object.__setattr__(self, "checkpoint", as_path(self.checkpoint))
 
 
 @dataclass(frozen=True)
