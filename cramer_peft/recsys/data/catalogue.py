@@ -96,7 +96,7 @@ class Catalogue:
 
     def index_of(self, item_id: str) -> int:
         """Return the index of the item with this id; raise a DataError with the nearest ids if there is none."""
-        _check_text("item_id", item_id)
+        check_text("item_id", item_id)
         try:
             return self._positions[item_id]
         except KeyError:
@@ -115,7 +115,7 @@ class Catalogue:
             DataError: If no title or several match. The message lists the three nearest titles, or the ids of the
                 items that share the title.
         """
-        _check_text("title", text)
+        check_text("title", text)
         plain, moved = _title_forms(text)
         if not plain:
             raise DataError("The title to look for is blank. Give a title or a part of one.")
@@ -221,7 +221,8 @@ def _check_distinct(name: str, values: Sequence[str]) -> None:
         raise DataError(f"{name}: {listed(repeated)} more than once; each must be there once.")
 
 
-def _check_text(name: str, value: object) -> None:
+def check_text(name: str, value: object) -> None:
+    """Raise a DataError unless a value is a text."""
     if not isinstance(value, str):
         raise DataError(f"{name}: found {reprlib.repr(value)} ({type(value).__name__}), expected a text.")
 

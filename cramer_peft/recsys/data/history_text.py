@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.catalogue import Catalogue, title_form, without_entities
+from cramer_peft.recsys.data.catalogue import Catalogue, check_text, title_form, without_entities
 
 _ID = "item_id="
 
@@ -19,6 +19,7 @@ def read_history(text: str, catalogue: Catalogue) -> list[int]:
     Raises:
         DataError: If the text is blank, can be read in several ways, or names an item that is not found or not unique.
     """
+    check_text("history", text)
     pieces = [piece.strip() for piece in without_entities(text).split(";") if piece.strip()]
     if not pieces:
         raise DataError('the history is empty. Give at least one title: --history "Alien; Blade Runner".')

@@ -15,6 +15,7 @@ from torch import Tensor
 from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.times import has_dates, parse_times
 from cramer_peft.recsys.reading import as_path
 
@@ -78,7 +79,7 @@ def load_interactions(
     for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
     """
     for name, value in (("min_interactions", min_interactions), ("min_attribute_items", min_attribute_items)):
-        if value < 1:
+        if whole_number(name, value) < 1:
             raise DataError(f"{name}: found {value}, expected 1 or more.")
     _check_rating(min_rating)
     inter_path, item_path = (_the_one_file(as_path(folder), suffix) for suffix in (".inter", ".item"))

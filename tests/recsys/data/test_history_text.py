@@ -91,3 +91,5 @@ def test_names_that_are_no_texts(value: object) -> None:
         CATALOGUE.find_title(value)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"item_id: found .*expected a text"):
         CATALOGUE.index_of(value)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"history: found .*expected a text"):
+        read_history(value, CATALOGUE)  # type: ignore[arg-type]

@@ -241,6 +241,9 @@ def test_arguments_are_checked_before_the_files(tmp_path: Path) -> None:
     for name in ("min_interactions", "min_attribute_items"):
         with pytest.raises(DataError, match=f"{name}: found 0"):
             load_interactions(tmp_path / "absent", **{name: 0})  # type: ignore[arg-type]
+        for value in ("3", 3.0, True):
+            with pytest.raises(DataError, match=rf"{name}: found .*, expected a whole number"):
+                load_interactions(tmp_path / "absent", **{name: value})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="attribute_separator: found an empty string"):
         load_interactions(write_pair(tmp_path, three_items()), attribute_separator="")
 
