@@ -16,7 +16,7 @@ from cramer_peft.errors import DataError, RequestError
 from cramer_peft.recsys.backbones import load_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
-from cramer_peft.recsys.data.catalogue_digest import check_digest, write_digest
+from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, write_digest
 from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
@@ -59,12 +59,7 @@ class RequestRecommender:
     catalogue: Catalogue
 
     def __post_init__(self) -> None:
-        known = getattr(self.masks.model, "num_items", len(self.catalogue))
-        if known != len(self.catalogue):
-            raise DataError(
-                f"catalogue: found {len(self.catalogue)} items, but the backbone scores {known}. Give the catalogue "
-                "that it was trained on."
-            )
+        check_count(self.masks.model, self.catalogue)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone.

@@ -7,7 +7,11 @@ other fields. That of an adapter also covers these, because its requests are des
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -20,6 +24,22 @@ _MEANINGS = {
     "content": "other titles or attributes, which describe requests to the adapter",
 }
 _MAX_BYTES = 1 << 16
+
+
+def check_count(model: Any, catalogue: Catalogue, histories: Iterable[Tensor] = ()) -> None:
+    """Raise a DataError if a backbone scores another number of items, or histories an item beyond the catalogue."""
+    known = getattr(model, "num_items", len(catalogue))
+    if known != len(catalogue):
+        raise DataError(
+            f"catalogue: found {len(catalogue)} items, but the backbone scores {known}. Give the catalogue that it was "
+            "trained on."
+        )
+    highest = max((int(history.max()) for history in histories if len(history)), default=-1)
+    if highest >= len(catalogue):
+        raise DataError(
+            f"split: found the item index {highest}, but the catalogue has {len(catalogue)} items. Give the catalogue "
+            "and the split of one data set."
+        )
 
 
 def write_digest(folder: Path, catalogue: Catalogue, content: bool) -> None:

@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from cramer_peft import RequestMaskModel
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
+from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_count, check_digest, write_digest
+from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.training.backbone_training import train_backbone
+from cramer_peft.recsys.training.generator_training import train_generator
 
 FLAGS = torch.tensor([[True, False], [False, True], [True, True]])
 SHOP = Catalogue(("a", "b", "c"), ("Ann", "Bob", "Cyd"), ("new", "old"), FLAGS)
@@ -67,3 +71,25 @@ def test_a_digest_that_is_none(stored: dict[str, object], tmp_path: Path) -> Non
     (tmp_path / DIGEST_FILE).write_text("{")
     with pytest.raises(DataError, match="not a JSON file"):
         check_digest(tmp_path, SHOP)
+
+
+class Scores:
+    """A backbone of three items."""
+
+    num_items = 3
+
+
+def test_numbers_of_items_that_differ() -> None:
+    check_count(Scores(), SHOP, [torch.tensor([0, 2]), torch.tensor([], dtype=torch.long)])
+    check_count(object(), SHOP)  # a model that does not say
+    with pytest.raises(DataError, match="found 2 items, but the backbone scores 3"):
+        check_count(Scores(), JOINED)
+    with pytest.raises(DataError, match="the item index 3, but the catalogue has 3 items"):
+        check_count(Scores(), SHOP, [torch.tensor([0]), torch.tensor([1, 3])])
+
+
+def test_training_refuses_a_catalogue_of_another_size(masks: RequestMaskModel, split: Split) -> None:
+    with pytest.raises(DataError, match="found 3 items, but the backbone scores 40"):
+        train_generator(masks, SHOP, split)
+    with pytest.raises(DataError, match="the catalogue has 3 items"):
+        train_backbone("sasrec", SHOP, split)
