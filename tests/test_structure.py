@@ -56,7 +56,7 @@ def test_docstrings_state_and_do_not_ask(folder: Path) -> None:
 
 def test_the_package_has_few_files_in_its_root_and_few_lines_in_all() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 14
-    assert sum(len(text.splitlines()) for text in _sources(PACKAGE).values()) <= 15_000
+    assert sum(len(text.splitlines()) for text in _sources(PACKAGE).values()) <= 17_000
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, EXAMPLES], ids=lambda folder: folder.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, RequestError
 
 
 @runtime_checkable
@@ -63,6 +64,18 @@ def make_encoder(name: str, options: dict[str, Any] | None) -> RequestEncoder:
     except TypeError as error:
         raise EncoderError(f"request encoder {name!r} does not take the options {options!r}: {error}.") from error
     return encoder
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise a RequestError if a request's text is no valid Unicode, which encoders cannot read."""
+    for text in texts:
+        try:
+            text.encode()
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise RequestError(
+                f"request: found {reprlib.repr(text)}, expected a text that can be written as UTF-8. Decode bytes that "
+                "are not UTF-8 by their own encoding first; half a surrogate pair, such as \\udcff, is no character."
+            ) from error
 
 
 def check_vectors(encoder: RequestEncoder, texts: Sequence[str], vectors: Tensor) -> None:
@@ -123,6 +136,10 @@ class CachedEncoder:
         Raises:
             EncoderError: If the encoder returns NaN, infinity or another shape; it names the text.
         """
+        if isinstance(texts, str):
+            raise RequestError(
+                "texts: found one text, expected a list of texts: each letter would be a text of its own."
+            )
         found: dict[str, Tensor] = {}
         with self._lock:
             for text in texts:
@@ -138,6 +155,7 @@ class CachedEncoder:
         return torch.stack([found[text] for text in texts]) if texts else torch.empty(0, self.dim)
 
     def _encode_new(self, texts: list[str]) -> Tensor:
+        check_texts(texts)
         with torch.no_grad():
             vectors = torch.as_tensor(self.encoder.encode(texts))
         vectors = vectors.detach().float().cpu()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cramer_peft.encoders.encoder import CachedEncoder, RequestEncoder, check_vectors
+from cramer_peft.encoders.encoder import CachedEncoder, RequestEncoder, check_texts, check_vectors
 from cramer_peft.errors import EncoderError
 
 REGIMES = ("none", "last", "all")
@@ -173,6 +173,7 @@ class TunedEncoder(nn.Module):
         if not texts:
             return torch.empty(0, self.dim, device=next(self.parameters()).device)
         distinct = list(dict.fromkeys(texts))
+        check_texts(distinct)
         vectors = self.encoder.encode_with(distinct, self._run).float()
         check_vectors(self.encoder, distinct, vectors)
         if len(distinct) == len(texts):

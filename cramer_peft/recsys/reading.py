@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,19 @@ def read_file(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
             return file.read(size)
     except AdapterFileError as error:
         raise DataError(str(error)) from error
+
+
+def as_path(value: str | os.PathLike[str]) -> Path:
+    """Return a path, given as text or as an object of ``os.PathLike``; raise a DataError for anything else."""
+    try:
+        return Path(value)
+    except TypeError as error:
+        raise DataError(f"found {reprlib.repr(value)} in place of a path, expected a str or a Path.") from error
+
+
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: names of files may hold other bytes, as half surrogates."""
+    return text.encode(errors="replace").decode()
 
 
 def read_object(path: Path, expected: str, max_bytes: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,24 @@ import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskModel, load_request_masks
-from cramer_peft.errors import DataError
+from cramer_peft.errors import DataError, RequestError
 from cramer_peft.recsys.backbones import load_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
-from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.histories import pad_histories, seen_mask
+from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
+from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, write_digest
+from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
-from cramer_peft.recsys.evaluation.metrics import top_items
+from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
-from cramer_peft.recsys.reading import read_object
+from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.storage import new_version
 
-ADAPTER_FOLDER, CATALOGUE_FILE, TRAINING_FILE = "adapter", "catalogue.json", "training.json"
+ADAPTER_FOLDER, TRAINING_FILE = "adapter", "training.json"
 CARD_FILE = "README.md"
 _MAX_JSON_BYTES = 1 << 20
 
@@ -59,26 +61,38 @@ class RequestRecommender:
     masks: RequestMaskModel
     catalogue: Catalogue
 
-    def save(self, folder: Path) -> None:
+    def __post_init__(self) -> None:
+        check_count(self.masks.model, self.catalogue)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone.
 
-        Both or none: an error leaves the folder as it was.
+        A digest of the catalogue goes beside the weights of both, so that :meth:`load` refuses another catalogue. All
+        or nothing: an error leaves the folder as it was.
+
+        Raises:
+            DataError: If the backbone there was trained on another catalogue.
         """
-        folder = Path(folder)
-        with new_version(folder) as new:
-            keep_card(folder, new)
+        root = as_path(folder)
+        check_digest(root / BACKBONE_FOLDER, self.catalogue)
+        with new_version(root) as new:
+            keep_card(root, new)
             self.masks.save_pretrained(new / ADAPTER_FOLDER)
             self.catalogue.save(new / CATALOGUE_FILE)
+            write_digest(new / ADAPTER_FOLDER, self.catalogue, content=True)
+            if (root / BACKBONE_FOLDER).is_dir():
+                (new / BACKBONE_FOLDER).mkdir()
+                write_digest(new / BACKBONE_FOLDER, self.catalogue, content=False)
 
     @classmethod
-    def load(cls, folder: Path) -> RequestRecommender:
+    def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
         """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
 
         Args:
             folder: The folder itself, or the adapter's folder in it.
 
         Raises:
-            DataError: If a part is missing or unreadable.
+            DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
         """
         root = _root(folder)
@@ -91,11 +105,12 @@ class RequestRecommender:
         catalogue = Catalogue.load(root / CATALOGUE_FILE)
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
+        check_digest(root / ADAPTER_FOLDER, catalogue)
         if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # it describes requests by both
             masks.set_encoder(request_encoder(DEFAULT_ENCODER, catalogue, backbone))
         return cls(masks, catalogue)
 
-    def recommend(self, history: list[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
+    def recommend(self, history: Sequence[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
         """Recommend the k best unseen items under a request, beside those without it.
 
         Args:
@@ -105,9 +120,11 @@ class RequestRecommender:
             k: Length of the list; it is shorter if fewer items are unseen.
 
         Raises:
-            DataError: If the history is empty, holds unknown items or every item, or k is below 1.
+            DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
+                finite, as with a huge strength.
+            RequestError: If the request or its strength is of another kind.
         """
-        items = torch.tensor(history, dtype=torch.long)
+        items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
         seen = seen_mask([items], len(self.catalogue))
         if k < 1 or bool(seen.all()):
             raise DataError(f"found k={k} and {int((~seen).sum())} unseen items, expected 1 or more of both.")
@@ -115,8 +132,11 @@ class RequestRecommender:
         model = self.masks.model
         with torch.no_grad():
             inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
-            frozen = top_items(self.masks(inputs, request=None).cpu(), seen, k)[0]
-            asked = top_items(self.masks(inputs, request=request, request_strength=strength).cpu(), seen, k)[0]
+            frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
+            scores = finite_scores(self.masks(inputs, request=request, request_strength=strength)).cpu()
+        if len(scores) != 1:
+            raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
+        asked = top_items(scores, seen, k)[0]
         return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked))
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
@@ -136,8 +156,8 @@ def keep_card(folder: Path, new: Path) -> None:
 
 
 def evaluate_recommender(
-    folder: Path,
-    data: str,
+    folder: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     stage: Stage = "test",
     protocol: Protocol | None = None,
     columns: Columns | None = None,
@@ -154,14 +174,14 @@ def evaluate_recommender(
         data: The same data set as in training, by name or folder.
         stage: "test", or "validation".
         protocol: The kind of split; None: as in training.
-        columns: The fields to read of the items; None: as in training.
+        columns: What to read of the files; None: as in training. ``min_rating`` is always that of training.
         seed: Seed of the requests.
         users: Evaluate at most so many, drawn at random; None: all.
         say: Called with a line for each step.
 
     Raises:
-        DataError: If the folder or the data cannot be used, the data has another catalogue, or ``protocol`` is not
-            that of training: the training may have seen the test's future.
+        DataError: If the folder or the data cannot be used, the data has another catalogue, or ``protocol`` or
+            ``columns.min_rating`` is not that of training: the training may have seen what it would be tested on.
     """
     if protocol is not None:
         check_protocol(protocol)
@@ -174,8 +194,9 @@ def evaluate_recommender(
             f"{root} was trained with the protocol {used!r}, found {protocol!r}: the training may have seen what it "
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
-    say(f"reading {Path(data).name}")
-    loaded = load_own_data(data, protocol or used or "leave-one-out", columns or _columns(trained, root))
+    columns = _columns(columns, trained, root)
+    say(f"reading {as_path(data).name}")
+    loaded = load_own_data(data, protocol or used or "leave-one-out", columns)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
     say(f"evaluating on the {stage} users")
@@ -201,8 +222,9 @@ def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     return {name: result.as_dict() for name, result in tracks.items()}
 
 
-def _root(folder: Path) -> Path:
+def _root(folder: str | os.PathLike[str]) -> Path:
     """Return a recommender's folder, given it or the adapter's folder in it."""
+    folder = as_path(folder)
     return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
 
 
@@ -217,12 +239,18 @@ def _read_training(root: Path) -> dict[str, Any]:
     return options
 
 
-def _columns(trained: dict[str, Any], root: Path) -> Columns:
-    given = trained.get("columns", {})
+def _columns(given: Columns | None, trained: dict[str, Any], root: Path) -> Columns:
+    """Return what to read: as given, or else as in training, and in any case by the training's ``min_rating``."""
     try:
-        return Columns(**given)
+        used = Columns(**trained.get("columns", {}))
     except TypeError as error:
         raise DataError(f"{root / TRAINING_FILE}: columns: {error}. Train again, or remove the file.") from error
+    if given is not None and given.min_rating not in (None, used.min_rating):
+        raise DataError(
+            f"{root} was trained with min_rating={used.min_rating}, found {given.min_rating}: other interactions would "
+            "be the targets, and the training may have seen them. Leave min_rating out, or train with it."
+        )
+    return used if given is None else replace(given, min_rating=used.min_rating)
 
 
 def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:

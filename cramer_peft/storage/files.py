@@ -64,6 +64,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Files that a killed process left behind are removed by the next write of ``path``, after an hour.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".{path.name[:50]}."  # cut, because a file name has at most 255 bytes
     _remove_stale(path.parent, start)

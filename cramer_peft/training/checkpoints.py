@@ -41,6 +41,7 @@ class Checkpoints:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
         if self.every < 1:
             raise ConfigError(f"every: found {self.every}, expected 1 or more steps between two checkpoints.")
 

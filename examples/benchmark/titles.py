@@ -105,15 +105,15 @@ def read_years(item_path: str | os.PathLike[str], column: str = "release_year") 
         DataError: If the file is not an atomic file, has no such field, or a year is no whole number.
         MissingExtraError: If pandas is not installed.
     """
-    frame, _ = read_atomic(item_path)
+    frame, _ = read_atomic(item_path, as_text=True)
     if column not in frame:
         raise DataError(f"{item_path}: fields missing: {column}; fields there: {', '.join(frame)}. Name another one.")
     return tuple(_year(item_path, line, value) for line, value in enumerate(frame[column], start=2))
 
 
-def _year(path: str | os.PathLike[str], line: int, value: str | float) -> int | None:
-    text = str(value).strip()
-    if text in ("", "nan"):
+def _year(path: str | os.PathLike[str], line: int, value: str) -> int | None:
+    text = value.strip()
+    if text.lower() in ("", "nan"):
         return None
     found = re.fullmatch(r"([0-9]{1,4})(\.0)?", text)
     if not found:

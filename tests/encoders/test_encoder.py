@@ -2,6 +2,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from cramer_peft import HashingEncoder, RequestEncoder, register_request_encoder
 from cramer_peft.encoders import CachedEncoder, make_encoder
 from cramer_peft.encoders import encoder as encoders
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, RequestError
 
 
 class Counting:
@@ -132,3 +133,13 @@ def test_an_unknown_encoder_lists_the_known() -> None:
 def test_an_encoder_is_never_imported_by_its_name() -> None:
     with pytest.raises(EncoderError, match="unknown"):
         make_encoder("cramer_peft.encoders.hashing.HashingEncoder", {"dim": 4})
+
+
+@pytest.mark.parametrize("text", ["half \udcff", "\ud800", 7, None])
+def test_a_text_that_no_encoder_can_read(text: Any) -> None:
+    encoder = CachedEncoder(HashingEncoder(8))
+    with pytest.raises(RequestError, match="expected a text that can be written as UTF-8"):
+        encoder.encode(["fine", text])
+    assert encoder.encode(["fine", "\U0001f600"]).shape == (2, 8)
+    with pytest.raises(RequestError, match="found one text, expected a list"):
+        encoder.encode("fine")

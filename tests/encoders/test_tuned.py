@@ -16,7 +16,7 @@ from cramer_peft import HashingEncoder, PrecomputedEncoder
 from cramer_peft.encoders import CachedEncoder, TunableEncoder, TunedEncoder, tunable_names
 from cramer_peft.encoders.transformers import TransformersEncoder
 from cramer_peft.encoders.tuned import tuned_shapes
-from cramer_peft.errors import EncoderError
+from cramer_peft.errors import EncoderError, RequestError
 
 TEXTS = ["more horror please", "drama", "less drama"]
 
@@ -365,3 +365,8 @@ def test_it_runs_where_its_parameters_are(encoder: TransformersEncoder) -> None:
     vectors.sum().backward()
     assert all(p.grad is not None for p in tuned.parameters())
     assert {p.device.type for p in encoder.module.parameters()} == {"cpu"}
+
+
+def test_a_text_that_is_no_unicode(encoder: TransformersEncoder) -> None:
+    with pytest.raises(RequestError, match="can be written as UTF-8"):
+        TunedEncoder(encoder, "last")(["fine", "half \udcff"])

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_mask
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, DataError, RequestError
 from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import Columns
 from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
 from cramer_peft.recsys.requests.catalogue_encoder import (
@@ -227,3 +229,150 @@ def test_what_evaluation_refuses(trained: Path, stated: Path, folder: Path, tmp_
         evaluate_recommender(trained, str(stated), columns=Columns(min_attribute_items=20), say=lambda _: None)
     with pytest.raises(DataError, match="is not a recommender folder"):
         evaluate_recommender(tmp_path, str(stated), say=lambda _: None)
+
+
+def turned(catalogue: Catalogue) -> Catalogue:
+    """The same items in the other direction."""
+    ids, titles = catalogue.item_ids[::-1], catalogue.titles[::-1]
+    return Catalogue(ids, titles, catalogue.attributes, catalogue.item_attributes.flip(0))
+
+
+def digests(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("catalogue_digest.json"))
+
+
+def test_a_catalogue_in_another_order_is_refused(bundle: Path, catalogue: Catalogue) -> None:
+    assert digests(bundle) == ["adapter/catalogue_digest.json", "backbone/catalogue_digest.json"]
+    turned(catalogue).save(bundle / "catalogue.json")
+    for part in ("backbone", "adapter"):
+        with pytest.raises(DataError, match=rf"{part}/catalogue_digest\.json: item_ids: .*in another order"):
+            RequestRecommender.load(bundle)
+        (bundle / part / "catalogue_digest.json").unlink()
+    RequestRecommender.load(bundle)  # as a folder of an earlier version, where nothing tells
+
+
+def test_titles_of_other_items_are_refused(bundle: Path, catalogue: Catalogue) -> None:
+    Catalogue(catalogue.item_ids, catalogue.titles[::-1], catalogue.attributes, catalogue.item_attributes).save(
+        bundle / "catalogue.json"
+    )
+    with pytest.raises(DataError, match=r"adapter/catalogue_digest\.json: content: .*other titles"):
+        RequestRecommender.load(bundle)
+
+
+def test_saving_beside_a_backbone_of_another_order_is_refused(
+    bundle: Path, catalogue: Catalogue, sasrec: SASRec
+) -> None:
+    loaded = RequestRecommender.load(bundle)
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="item_ids"):
+        RequestRecommender(loaded.masks, turned(catalogue)).save(bundle)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    save_backbone(sasrec, bundle)  # nothing says of which items: the digest of the earlier one goes
+    assert digests(bundle) == ["adapter/catalogue_digest.json"]
+    save_backbone(sasrec, bundle, turned(catalogue))
+    with pytest.raises(DataError, match="item_ids"):
+        load_backbone(bundle / "backbone", catalogue)
+
+
+def test_a_catalogue_of_another_size(masks: RequestMaskModel) -> None:
+    with pytest.raises(DataError, match="catalogue: found 1 items, but the backbone scores 40"):
+        RequestRecommender(masks, Catalogue(("a",), ("A",), ("x",), torch.ones(1, 1, dtype=torch.bool)))
+
+
+def test_folders_may_be_texts(bundle: Path, catalogue: Catalogue, sasrec: SASRec, tmp_path: Path) -> None:
+    loaded = RequestRecommender.load(str(bundle / "adapter"))
+    save_backbone(sasrec, str(tmp_path / "again"), catalogue)
+    load_backbone(str(tmp_path / "again" / "backbone"), catalogue)
+    loaded.save(str(tmp_path / "again"))
+    assert (tmp_path / "again" / "adapter" / "adapter_config.json").exists()
+    for place in (None, 5, b"folder", ["folder"]):
+        uses = (RequestRecommender.load, loaded.save, load_dataset, catalogue.save, Catalogue.load)
+        for use in (
+            *uses,
+            lambda folder: save_backbone(sasrec, folder),
+            lambda folder: load_backbone(folder, catalogue),
+        ):
+            with pytest.raises(DataError, match="in place of a path, expected a str or a Path"):
+                use(place)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        (3, 7, 11),
+        np.array(HISTORY),
+        np.array(HISTORY, dtype=np.uint8),
+        [np.int64(item) for item in HISTORY],
+        torch.tensor(HISTORY, dtype=torch.int32),
+        [torch.tensor(item) for item in HISTORY],
+        range(3, 12, 4),
+    ],
+)
+def test_a_history_of_whole_numbers_of_any_kind(masks: RequestMaskModel, catalogue: Catalogue, history: object) -> None:
+    recommender = RequestRecommender(masks, catalogue)
+    found = recommender.recommend(history, "more horror", k=np.int64(4))  # type: ignore[arg-type]
+    assert found == recommender.recommend(HISTORY, "more horror", k=4)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [3.0, 7.0],
+        [3.9],
+        [True, False],
+        ["3"],
+        "37",
+        b"37",
+        [None],
+        None,
+        7,
+        {3, 7},
+        {3: 1.0},
+        np.array([3.0]),
+        np.array([True]),
+        torch.tensor([3.5]),
+        torch.tensor([[3]]),
+        torch.tensor([True]),
+        [torch.tensor([3, 7])],
+        [2**80],
+        [-(2**80)],
+    ],
+)
+def test_a_history_of_anything_else(masks: RequestMaskModel, catalogue: Catalogue, history: object) -> None:
+    with pytest.raises(DataError, match="history"):
+        RequestRecommender(masks, catalogue).recommend(history, "more horror")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [10.0, True, "3", None, [3]])
+def test_a_length_that_is_no_whole_number(masks: RequestMaskModel, catalogue: Catalogue, k: object) -> None:
+    with pytest.raises(DataError, match=r"k: found .*, expected a whole number"):
+        RequestRecommender(masks, catalogue).recommend(HISTORY, "more horror", k=k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("request_", ["more \udcff horror", "\ud83d", 5, b"more horror", ["a", 5], {"more": "horror"}])
+def test_requests_that_are_no_text(masks: RequestMaskModel, catalogue: Catalogue, request_: object) -> None:
+    recommender = RequestRecommender(masks, catalogue)
+    before = recommender.recommend(HISTORY, "more horror")
+    with pytest.raises(RequestError):
+        recommender.recommend(HISTORY, request_)  # type: ignore[arg-type]
+    assert recommender.recommend(HISTORY, "more horror") == before
+
+
+@pytest.mark.parametrize("strength", [1e38, -1e38, 3e38, 10**38])
+def test_scores_that_are_not_finite_are_never_ranked(
+    masks: RequestMaskModel, catalogue: Catalogue, strength: float
+) -> None:
+    recommender = RequestRecommender(masks, catalogue)
+    with pytest.raises(DataError, match=r"scores? .*not finite.*Lower the strength"):
+        recommender.recommend(HISTORY, "more horror", strength=strength)
+    assert recommender.recommend(HISTORY, None, strength=strength).items  # nothing is asked, so nothing is scaled
+    with torch.no_grad():
+        next(masks.model.parameters())[5] = torch.nan
+    with pytest.raises(DataError, match="look at the weights of the model"):
+        recommender.recommend([4], None)
+
+
+@pytest.mark.parametrize("strength", ["2", [1.0, 2.0], 1j, float("inf")])
+def test_other_strengths(masks: RequestMaskModel, catalogue: Catalogue, strength: object) -> None:
+    with pytest.raises(RequestError):
+        RequestRecommender(masks, catalogue).recommend(HISTORY, "more horror", strength=strength)  # type: ignore[arg-type]

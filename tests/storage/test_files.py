@@ -268,3 +268,9 @@ def test_names_as_long_as_can_be(tmp_path: Path) -> None:
     write_json(tmp_path / name, {"a": 1})
     assert read_json(tmp_path / name) == {"a": 1}
     assert os.listdir(tmp_path) == [name]
+
+
+def test_paths_may_be_texts(tmp_path: Path) -> None:
+    path = str(tmp_path / "new" / "x.json")
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}

@@ -3,7 +3,7 @@
 from cramer_peft.recsys.backbones.backbone import PADDING, Backbone, config_for
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
 from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
-from cramer_peft.recsys.backbones.kinds import BACKBONES, load_backbone, make_backbone, save_backbone
+from cramer_peft.recsys.backbones.kinds import BACKBONES, load_backbone, load_checkpoint, make_backbone, save_backbone
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.scoring import set_constant_bias
@@ -20,6 +20,7 @@ __all__ = [
     "StoredBackbone",
     "config_for",
     "load_backbone",
+    "load_checkpoint",
     "make_backbone",
     "save_backbone",
     "set_constant_bias",

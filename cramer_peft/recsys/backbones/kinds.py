@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sized
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
 from cramer_peft.recsys.backbones.stored import StoredBackbone, read_config
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
+from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
+from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.storage import new_version
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
@@ -49,23 +53,33 @@ def check_backbone_name(name: str) -> None:
         raise ConfigError(f"backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.{hint}")
 
 
-def save_backbone(backbone: Backbone, folder: Path) -> None:
+def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue: Catalogue | None = None) -> None:
     """Write a frozen backbone into the recommender folder ``folder``; call it before masks are injected.
 
-    An error leaves a backbone that is there as it was.
+    With the ``catalogue`` that it was trained on, loading it for another one is refused. An error leaves a backbone
+    that is there as it was.
     """
-    with new_version(Path(folder), rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}") as new:
+    stale = rf"{BACKBONE_FOLDER}/({WEIGHT_NAMES}|{re.escape(DIGEST_FILE)})"  # the digest of another backbone
+    with new_version(as_path(folder), stale) as new:
         backbone.save_pretrained(new / BACKBONE_FOLDER)
+        if catalogue is not None:
+            write_digest(new / BACKBONE_FOLDER, catalogue, content=False)
 
 
-def load_backbone(folder: Path, catalogue: Sized) -> Any:
+def load_checkpoint(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
+    """Load a backbone as :func:`load_backbone`, from its folder or from a recommender's folder around it."""
+    inner = as_path(folder) / BACKBONE_FOLDER
+    return load_backbone(inner if inner.is_dir() else folder, catalogue)
+
+
+def load_backbone(folder: str | os.PathLike[str], catalogue: Catalogue) -> Any:
     """Load a frozen :class:`Backbone` of any kind, in eval mode, from the folder ``backbone`` of a recommender.
 
     Raises:
-        DataError: If the folder holds no complete backbone, or one for another number of items.
+        DataError: If the folder holds no complete backbone, or one that was trained on another catalogue.
         MissingExtraError: If the backbone's package is not installed.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     try:
         if not folder.is_dir():
             raise NotADirectoryError("it is not a folder.")
@@ -80,10 +94,10 @@ def load_backbone(folder: Path, catalogue: Sized) -> Any:
         ) from error
     if backbone.num_items != len(catalogue):
         raise DataError(f"{folder}: the backbone knows {backbone.num_items} items, the catalogue has {len(catalogue)}.")
-    for (
-        name,
-        parameter,
-    ) in backbone.named_parameters():  # mapped weights lie unaligned, and kernels then differ in the last bit
+    inside = folder.absolute().name == BACKBONE_FOLDER
+    check_digest(folder, catalogue, folder.absolute().parent / CATALOGUE_FILE if inside else None)
+    for name, parameter in backbone.named_parameters():
+        # Mapped weights lie unaligned, and kernels then differ in the last bit.
         parameter.data = parameter.data.clone()
         if not bool(torch.isfinite(parameter).all()):
             raise DataError(f"{folder}: the weight {name!r} holds NaN or infinity. Train the backbone again.")

@@ -91,7 +91,7 @@ def _made(path: Path, section: str, values: dict[str, Any]) -> Any:
         expected = _expected(hints[name])
         if not _fits(value, hints[name]):
             raise ConfigError(f"{path}: {section}: {name}: found {value!r:.60}, expected {expected}. Correct the file.")
-        if kind in (Columns, TrainingSettings) and isinstance(value, int) and value < 1:
+        if kind in (Columns, TrainingSettings) and isinstance(value, int) and value < 1 and name != "min_rating":
             raise ConfigError(f"{path}: {section}: {name}: found {value}, expected 1 or more. Correct the file.")
     try:
         return kind(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.encoders import RequestEncoder
-from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones import SASRec, config_for, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
@@ -23,6 +23,7 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
@@ -59,6 +60,9 @@ class DemoOptions:
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", as_path(self.output))
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class _Run:
         options, catalogue = self.options, self.data.catalogue
         if options.backbone is not None:
             self.say(f"loading the backbone from {options.backbone}")
-            model = load_backbone(options.backbone, catalogue)
+            model = load_checkpoint(options.backbone, catalogue)
         else:
             both = (RequestMaskConfig.paper(), options.paper_generator), (RequestMaskConfig(), options.generator)
             for config, generator in both:  # fail before the training
@@ -149,7 +153,7 @@ class _Run:
             model = train_backbone(
                 "sasrec", catalogue, self.data.split, options.backbone_options, options.seed, options.progress
             )
-        save_backbone(model, self.folder)
+        save_backbone(model, self.folder, catalogue)
         found: SASRec = model
         return found
 

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cramer_peft.recsys.reading import printable
+
 Adapter = Annotated[Path, typer.Option(help="Folder that train or demo wrote, or the adapter folder in it.")]
 Data = Annotated[
     str, typer.Option(help="movielens-100k, movielens-1m, or a folder of RecBole atomic files (.inter, .item).")
@@ -27,12 +29,12 @@ Config = Annotated[
 
 def step_printer(console: Console) -> Callable[[str], None]:
     """Return a function that prints a line for each step."""
-    return lambda line: console.print(f"[bold]•[/bold] {escape(line)}", highlight=False)
+    return lambda line: console.print(f"[bold]•[/bold] {escape(printable(line))}", highlight=False)
 
 
 def plain_printer(console: Console) -> Callable[[str], None]:
     """Return a function that prints a line as it is."""
-    return lambda line: console.print(line, highlight=False, markup=False)
+    return lambda line: console.print(printable(line), highlight=False, markup=False)
 
 
 def no_file_bars() -> None:

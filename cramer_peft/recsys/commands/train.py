@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -27,6 +28,9 @@ def train(
     protocol: Annotated[
         str, typer.Option(help="leave-one-out, or temporal: one timeline for all users.")
     ] = "leave-one-out",
+    min_rating: Annotated[
+        float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
+    ] = None,
     encoder: given.Encoder = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
@@ -50,14 +54,15 @@ def train(
     given.no_file_bars()
     console = Console(quiet=not Processes.launched().writes)
     settings = Settings() if config is None else read_settings(config)
-    every = settings.training.checkpoint_steps
+    every, columns = settings.training.checkpoint_steps, settings.columns or Columns()
+    columns = columns if min_rating is None else replace(columns, min_rating=min_rating)
     options = TrainOptions(
         data=data,
         output=output,
         backbone=backbone,
         checkpoint=checkpoint,
         protocol=cast(Protocol, protocol),
-        columns=settings.columns or Columns(),
+        columns=columns,
         config={**settings.masks, **({} if encoder is None else {"encoder": encoder})},
         epochs=epochs,
         batch_size=settings.training.batch_size,

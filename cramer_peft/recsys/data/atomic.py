@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cramer_peft.errors import DataError, require
-from cramer_peft.recsys.reading import read_file
+from cramer_peft.recsys.reading import as_path, read_file
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -25,21 +25,22 @@ TEXT_TYPES = ("token", "token_seq", "str")
 _MISSING_FLOATS = frozenset({"", "nan"})
 
 
-def read_atomic(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def read_atomic(path: str | os.PathLike[str], as_text: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
     """Read one RecBole atomic file, and the type of each of its fields.
 
-    ``float`` fields are float64, NaN where empty, all others unsplit ``str``.
+    ``float`` fields are float64, NaN where empty, all others unsplit ``str``. With ``as_text`` all are ``str`` and may
+    have any type: for callers who check the fields that they use, so that the others may hold anything.
     """
-    path = Path(path)
+    path = as_path(path)
     pd = require("pandas", extra="demo")
     lines = _read_lines(path)
-    types = _parse_header(path, lines[0])
+    types = _parse_header(path, lines[0], as_text)
     columns = _split_columns(path, lines[1:], len(types))
     # dtype object: pandas 2 and 3 infer different string types
     frame = pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in zip(types, columns, strict=True)})
     for name, kind in types.items():
-        if kind == "float":
-            frame[name] = _parse_floats(path, name, frame[name])
+        if kind == "float" and not as_text:
+            frame[name] = parse_floats(path, name, frame[name])
     return frame, types
 
 
@@ -61,7 +62,7 @@ def _read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _parse_header(path: Path, header: str) -> dict[str, str]:
+def _parse_header(path: Path, header: str, any_type: bool) -> dict[str, str]:
     types: dict[str, str] = {}
     if header.count("\t") >= MAX_FIELDS:
         raise DataError(f"{path}, line 1: more than {MAX_FIELDS} fields. Expected tab-separated name:type fields.")
@@ -72,7 +73,7 @@ def _parse_header(path: Path, header: str) -> dict[str, str]:
                 f"{path}, line 1: field {field!r} of the header is not of the form name:type. "
                 "Expected for example 'item_id:token', fields separated by tabs."
             )
-        if kind not in FIELD_TYPES:
+        if kind not in FIELD_TYPES and not any_type:
             raise DataError(
                 f"{path}, line 1: field {name!r} has the unknown type {kind!r}. "
                 f"Expected one of {', '.join(FIELD_TYPES)}."
@@ -94,7 +95,8 @@ def _split_columns(path: Path, lines: list[str], fields: int) -> list[list[str]]
     return [flat[start::fields] for start in range(fields)]
 
 
-def _parse_floats(path: Path, name: str, column: pd.Series) -> pd.Series:
+def parse_floats(path: Path, name: str, column: pd.Series) -> pd.Series:
+    """Return a field's text as float64, NaN where it is empty; raise a DataError at the first that is no number."""
     pd = require("pandas", extra="demo")
     numbers = pd.to_numeric(column, errors="coerce").astype("float64")
     doubtful = column[numbers.isna()]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import html
+import html.entities
 import json
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,15 +23,18 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import listed
-from cramer_peft.recsys.reading import read_object
+from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
+CATALOGUE_FILE = "catalogue.json"  # inside a recommender's folder
 MAX_CATALOGUE_BYTES = 64 * 2**20
 MAX_CATALOGUE_CELLS = 2**28
 _COMPARED = 200  # characters of a text that the search for near ones looks at, since it takes quadratic time
 
 _ROMANCE_ARTICLES = ("la", "le", "les", "l'", "il", "lo", "gli", "el", "los", "las", "un", "une")
 _ARTICLES = frozenset({"the", "a", "an", "der", "die", "das", "ein", "eine", *_ROMANCE_ARTICLES})
+_ENTITY = re.compile(r"&(#\d{1,7};|#[xX][0-9a-fA-F]{1,6};|\w+;)", re.ASCII)
+_SEMICOLONS = re.compile(r" ?(?:; ?)+")
 _FORMAT = "cramer-peft-catalogue"
 _VERSION = 1
 _KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attributes")
@@ -80,8 +86,18 @@ class Catalogue:
     def _title_forms(self) -> list[tuple[str, str]]:
         return [_title_forms(title) for title in self.titles]
 
+    @cached_property
+    def title_forms(self) -> frozenset[str]:
+        """All titles, in the forms in which they are compared."""
+        return frozenset(form for forms in self._title_forms for form in forms)
+
+    def has_title(self, text: str) -> bool:
+        """Return True if ``text`` is a whole title, as :meth:`find_title` compares them."""
+        return _title_forms(text)[1] in self.title_forms
+
     def index_of(self, item_id: str) -> int:
         """Return the index of the item with this id; raise a DataError with the nearest ids if there is none."""
+        check_text("item_id", item_id)
         try:
             return self._positions[item_id]
         except KeyError:
@@ -92,13 +108,15 @@ class Catalogue:
     def find_title(self, text: str) -> int:
         """Return the index of the one item whose title matches ``text``.
 
-        Case does not count, and a trailing article counts as a leading one ("Matrix, The" is "The Matrix"). An exact
-        match wins, then a title that starts with ``text``, then one that contains it.
+        Case does not count, a trailing article counts as a leading one ("Matrix, The" is "The Matrix"), and an HTML
+        entity as its character ("Tom &amp; Jerry" is "Tom & Jerry"). An exact match wins, then a title that starts
+        with ``text``, then one that contains it.
 
         Raises:
             DataError: If no title or several match. The message lists the three nearest titles, or the ids of the
                 items that share the title.
         """
+        check_text("title", text)
         plain, moved = _title_forms(text)
         if not plain:
             raise DataError("The title to look for is blank. Give a title or a part of one.")
@@ -133,17 +151,27 @@ class Catalogue:
         Raises:
             DataError: If it is too large for :meth:`load`.
         """
-        rows: list[list[int]] = [[] for _ in range(len(self))]
-        for item, attribute in self.item_attributes.nonzero().tolist():
-            rows[item].append(attribute)
-        values = (_FORMAT, _VERSION, self.item_ids, self.titles, self.attributes, rows)
-        data = json.dumps(dict(zip(_KEYS, values, strict=True)), ensure_ascii=False, separators=(",", ":")).encode()
+        values = (_FORMAT, _VERSION, *self._fields())
+        data = _json_bytes(dict(zip(_KEYS, values, strict=True)))
         if len(data) > MAX_CATALOGUE_BYTES:
             raise DataError(
                 f"{path}: the catalogue takes {len(data)} bytes, more than the "
                 f"{MAX_CATALOGUE_BYTES} that load accepts. Leave out items or shorten titles."
             )
-        write_bytes(Path(path), data)
+        write_bytes(as_path(path), data)
+
+    def _fields(self) -> tuple[Any, ...]:
+        """Return the values of ``_KEYS[2:]``."""
+        rows: list[list[int]] = [[] for _ in range(len(self))]
+        for item, attribute in self.item_attributes.nonzero().tolist():
+            rows[item].append(attribute)
+        return self.item_ids, self.titles, self.attributes, rows
+
+    def digests(self) -> dict[str, str]:
+        """Return SHA-256 digests: ``item_ids`` of the ids in their order, ``content`` of all fields."""
+        fields = self._fields()
+        parts = {"item_ids": fields[:1], "content": fields}
+        return {name: hashlib.sha256(_json_bytes(part)).hexdigest() for name, part in parts.items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Catalogue:
@@ -152,7 +180,7 @@ class Catalogue:
         Raises:
             DataError: If something in it is not as :meth:`save` writes it.
         """
-        source = Path(path)
+        source = as_path(path)
         document = read_object(source, "a catalogue written by Catalogue.save", MAX_CATALOGUE_BYTES)
         _check_keys(source, document)
         item_ids, titles, attributes = (_text_tuple(source, document, name) for name in _KEYS[2:5])
@@ -161,6 +189,10 @@ class Catalogue:
             return cls(item_ids, titles, attributes, matrix)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
+
+
+def _json_bytes(values: Any) -> bytes:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def check_item_attributes(item_attributes: Tensor, expected: tuple[int, int]) -> None:
@@ -190,9 +222,30 @@ def _check_distinct(name: str, values: Sequence[str]) -> None:
         raise DataError(f"{name}: {listed(repeated)} more than once; each must be there once.")
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise a DataError unless a value is a text."""
+    if not isinstance(value, str):
+        raise DataError(f"{name}: found {reprlib.repr(value)} ({type(value).__name__}), expected a text.")
+
+
+def without_entities(text: str) -> str:
+    """Return a text with the character that each HTML entity, such as ``&amp;``, stands for."""
+    plain = _ENTITY.sub(lambda found: _character(found[0], found[1]), text)
+    return plain if plain == text else without_entities(plain)  # again, for &amp;amp;
+
+
+def _character(entity: str, name: str) -> str:
+    return html.unescape(entity) if name[0] == "#" or name in html.entities.html5 else entity
+
+
+def title_form(title: str) -> str:
+    """Return a title in lower case, with single spaces, none around ";", and without HTML entities."""
+    return _SEMICOLONS.sub(";", " ".join(without_entities(title).casefold().split())).strip(";")
+
+
 def _title_forms(title: str) -> tuple[str, str]:
-    """Return a title in lower case, as written and with a trailing article moved to the front."""
-    plain = " ".join(title.casefold().split())
+    """Return a title's form as written, and with a trailing article moved to the front."""
+    plain = title_form(title)
     body, comma, article = plain.rpartition(", ")
     moved = f"{article} {body}" if comma and article in _ARTICLES else plain
     return plain, moved

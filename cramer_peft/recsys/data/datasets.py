@@ -18,6 +18,7 @@ from pathlib import Path
 from cramer_peft.errors import DataError, DownloadError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.storage import write_bytes
 
 _TIMEOUT_SECONDS = 300
@@ -137,9 +138,9 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def dataset_folder(data: str | os.PathLike[str]) -> Path:
     """Return the folder of a data set, fetched if its name is in ``DATASETS``; such a name never means a folder."""
+    folder = as_path(data)
     if data in _SOURCES:
         return fetch_dataset(str(data))
-    folder = Path(data)
     if not folder.is_dir():
         near = difflib.get_close_matches(str(data), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -157,6 +158,7 @@ def load_dataset(
     attribute_separator: str | None = None,
     min_interactions: int = 3,
     min_attribute_items: int = 5,
+    min_rating: float | None = None,
 ) -> tuple[Catalogue, Interactions]:
     """Read a data set by name, or any folder of RecBole atomic files.
 
@@ -168,6 +170,7 @@ def load_dataset(
         min_interactions: Users with fewer (repeats not counted) are dropped. ``leave_one_out`` needs 3,
             ``temporal_split`` 1.
         min_attribute_items: Attributes on fewer items are dropped.
+        min_rating: Interactions with a lower ``rating`` are left out, as history and as target; None: all count.
 
     Returns:
         The catalogue, and the interactions that point into it. Ties, repeats and rare attributes are treated as by
@@ -179,7 +182,7 @@ def load_dataset(
         MissingExtraError: If pandas is not installed.
     """
     columns = title_column, attribute_column, attribute_separator
-    return load_interactions(dataset_folder(data), *columns, min_interactions, min_attribute_items)
+    return load_interactions(dataset_folder(data), *columns, min_interactions, min_attribute_items, min_rating)
 
 
 def _is_cached(path: Path, digest: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,34 @@ from torch.utils.data import Dataset
 from cramer_peft.errors import DataError
 
 NO_LABEL = -100
+
+
+def as_history(items: object, num_items: int) -> Tensor:
+    """Return item indices, given as whole numbers of any kind in an order, as int64 of shape (n,).
+
+    Raises:
+        DataError: If one is no whole number (floats and bools are none), or no index of ``num_items`` items.
+    """
+    values = items.tolist() if hasattr(items, "tolist") else items
+    if isinstance(values, str | bytes | Set | Mapping) or not isinstance(values, Iterable):
+        raise DataError(f"history: found {reprlib.repr(items)}, expected a sequence of item indices.")
+    hint = "catalogue.index_of(item_id) and catalogue.find_title(title) give an item's index."
+    found = [whole_number(f"history[{place}]", value, hint) for place, value in enumerate(values)]
+    for value in found:
+        if not 0 <= value < num_items:
+            raise DataError(f"history: item index {value} is not in 0 … {num_items - 1}.")
+    return torch.tensor(found, dtype=torch.long)
+
+
+def whole_number(name: str, value: Any, hint: str = "") -> int:
+    """Return an int, also given as a scalar of numpy or torch; raise a DataError for anything else."""
+    if hasattr(value, "item"):
+        with suppress(RuntimeError, ValueError):  # a tensor of several numbers
+            value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int):
+        kind = type(value).__name__
+        raise DataError(f"{name}: found {reprlib.repr(value)} ({kind}), expected a whole number. {hint}".rstrip())
+    return value
 
 
 def pad_histories(histories: Sequence[Tensor], length: int) -> Tensor:
@@ -45,6 +76,8 @@ def seen_mask(histories: Sequence[Tensor], num_items: int) -> Tensor:
 
 
 def _check_history(row: int, history: Tensor, num_items: int | None = None) -> None:
+    if not isinstance(history, Tensor):
+        raise DataError(f"histories[{row}]: found {type(history).__name__}, expected a tensor int64 of shape (n,).")
     if history.dtype != torch.long or history.dim() != 1:
         raise DataError(
             f"histories[{row}]: found {history.dtype} of shape {tuple(history.shape)}, expected int64 of shape (n,)."

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError, require
-from cramer_peft.recsys.data.atomic import listed, read_atomic
+from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
+from cramer_peft.recsys.data.histories import whole_number
+from cramer_peft.recsys.data.times import has_dates, parse_times
+from cramer_peft.recsys.reading import as_path
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -35,8 +38,9 @@ class Interactions:
     sequences: tuple[Tensor, ...]  # per user indices into the catalogue, (length,) int64
     dropped_users: int = 0  # for too few interactions
     dropped_repeats: int = 0  # interactions with an item that the user had met before
-    times: tuple[Tensor, ...] = ()  # per user the timestamps, (length,) float64, never decreasing; empty if unknown
+    times: tuple[Tensor, ...] = ()  # per user (length,) int64 or float64, never decreasing; empty if unknown
     source: str = ""  # name of the file, for messages
+    dropped_ratings: int = 0  # lines rated below ``min_rating``
 
     def __post_init__(self) -> None:
         if len(self.user_ids) != len(self.sequences):
@@ -50,6 +54,11 @@ class Interactions:
         """Return the number of users."""
         return len(self.user_ids)
 
+    @property
+    def tied_users(self) -> int:
+        """Number of users with items of equal time, whose order is that of the file's lines."""
+        return sum(bool((times[1:] == times[:-1]).any()) for times in self.times)
+
 
 def load_interactions(
     folder: str | os.PathLike[str],
@@ -58,6 +67,7 @@ def load_interactions(
     attribute_separator: str | None = None,
     min_interactions: int = 3,
     min_attribute_items: int = 5,
+    min_rating: float | None = None,
 ) -> tuple[Catalogue, Interactions]:
     """Read RecBole atomic files: a folder with one ``.inter`` and one ``.item`` file.
 
@@ -65,14 +75,16 @@ def load_interactions(
     "unknown", "(no genres listed)" and those on fewer than ``min_attribute_items`` items are left out.
 
     Interactions are sorted by timestamp; **ties keep the order of the file's lines**, which often decides the last item
-    (for 44% of the users of MovieLens-100k). Of several with one item only the first is kept, since a user ranks an
-    item once. The rest is as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
+    (for 44% of the users of MovieLens-100k): ``Interactions.tied_users`` counts the users. Of several with one item
+    only the first is kept, since a user ranks an item once. Fields that are not used may hold anything. The rest is as
+    for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
     """
     for name, value in (("min_interactions", min_interactions), ("min_attribute_items", min_attribute_items)):
-        if value < 1:
+        if whole_number(name, value) < 1:
             raise DataError(f"{name}: found {value}, expected 1 or more.")
-    inter_path, item_path = (_the_one_file(Path(folder), suffix) for suffix in (".inter", ".item"))
-    items, types = read_atomic(item_path)
+    _check_rating(min_rating)
+    inter_path, item_path = (_the_one_file(as_path(folder), suffix) for suffix in (".inter", ".item"))
+    items, types = read_atomic(item_path, as_text=True)
     title_column = title_column or next((name for name in TITLE_COLUMNS if name in types), "title")
     attribute_column = attribute_column or next((name for name in ATTRIBUTE_COLUMNS if name in types), "genres")
     needed = {"item_id": None, title_column: "title_column", attribute_column: "attribute_column"}
@@ -85,7 +97,7 @@ def load_interactions(
     pieces = [_pieces(cell, separator) for cell in items[attribute_column]]
     catalogue = _build_catalogue(items, title_column, pieces, min_attribute_items)
     _refuse_wordless(item_path, attribute_column, catalogue.attributes, pieces)
-    return catalogue, _load_sequences(inter_path, item_path.name, catalogue, min_interactions)
+    return catalogue, _load_sequences(inter_path, item_path.name, catalogue, min_interactions, min_rating)
 
 
 def _the_one_file(folder: Path, suffix: str) -> Path:
@@ -173,16 +185,54 @@ def _refuse_wordless(path: Path, column: str, attributes: Sequence[str], pieces:
         )
 
 
-def _load_sequences(path: Path, item_file: str, catalogue: Catalogue, min_interactions: int) -> Interactions:
-    pd = require("pandas", extra="demo")
-    frame, types = read_atomic(path)
+def _check_rating(min_rating: object) -> None:
+    number = isinstance(min_rating, int | float) and not isinstance(min_rating, bool)
+    if min_rating is not None and not (number and math.isfinite(min_rating)):  # type: ignore[arg-type]
+        raise DataError(f"min_rating: found {min_rating!r}, expected a finite number, or None to count every line.")
+
+
+def read_interactions(path: Path, min_rating: float | None = None) -> tuple[pd.DataFrame, dict[str, str], int]:
+    """Return the lines of an ``.inter`` file that count, the types of its fields, and how many lines are rated too low.
+
+    ``timestamp`` is as :func:`~cramer_peft.recsys.data.times.parse_times` returns it; other fields are text.
+    """
+    frame, types = read_atomic(path, as_text=True)
     expected = {"user_id": "token", "item_id": "token", "timestamp": "float"}
     _check_columns(path, types, dict.fromkeys(expected))
+    if types["timestamp"] in ("token", "str") and has_dates(frame["timestamp"]):
+        expected["timestamp"] = types["timestamp"]
     _check_types(path, types, expected)
     _refuse_blank(path, frame["user_id"])
-    times = frame["timestamp"]
-    message = "timestamp is {first} ({lines} such lines), expected a finite number. Remove them or give them a time."
-    _refuse(path, times[times.isna() | times.isin([math.inf, -math.inf])], message)
+    frame["timestamp"] = parse_times(path, frame["timestamp"])
+    lines = len(frame)
+    if min_rating is not None:
+        frame = _rated(path, frame, types, min_rating)
+    return frame, types, lines - len(frame)
+
+
+def _rated(path: Path, frame: pd.DataFrame, types: dict[str, str], min_rating: float) -> pd.DataFrame:
+    if "rating" not in types:
+        raise DataError(
+            f"{path}: fields missing: rating; fields there: {', '.join(types)}. min_rating={min_rating:g} needs "
+            "rating:float: add it, or leave min_rating out."
+        )
+    _check_types(path, types, {"rating": "float"})
+    ratings = parse_floats(path, "rating", frame["rating"])
+    message = f"field 'rating' is blank, expected a number: min_rating={min_rating:g} needs one."
+    _refuse(path, ratings[ratings.isna()], message)
+    if len(frame) and not bool((ratings >= min_rating).any()):
+        raise DataError(
+            f"{path}: field 'rating' is from {ratings.min():g} to {ratings.max():g}, expected values of "
+            f"min_rating={min_rating:g} or more. Lower min_rating."
+        )
+    return frame[ratings >= min_rating]
+
+
+def _load_sequences(
+    path: Path, item_file: str, catalogue: Catalogue, min_interactions: int, min_rating: float | None
+) -> Interactions:
+    pd = require("pandas", extra="demo")
+    frame, _, dropped_ratings = read_interactions(path, min_rating)
     frame["item"] = pd.Index(catalogue.item_ids, dtype=object).get_indexer(frame["item_id"])
     message = "{n} values of item_id are not in {file}: {ids}. Add these items there or remove their interactions."
     _refuse(path, frame["item_id"][frame["item"] < 0], message, file=item_file)
@@ -193,12 +243,13 @@ def _load_sequences(path: Path, item_file: str, catalogue: Catalogue, min_intera
     kept = lengths[lengths >= min_interactions]
     if kept.empty:
         raise DataError(
-            f"{path}: none of {len(user_ids)} users has {min_interactions} or more different items. Lower "
-            "min_interactions or give more data."
+            f"{path}: none of {len(user_ids)} users has {min_interactions} or more different items"
+            + ("" if min_rating is None else f" rated {min_rating:g} or more")
+            + ". Lower min_interactions or min_rating, or give more data."
         )
     rows = first[first["user"].isin(kept.index)]
     items = torch.tensor(rows["item"].to_numpy(), dtype=torch.long)
-    moments = torch.tensor(rows["timestamp"].to_numpy(), dtype=torch.float64)
+    moments = torch.tensor(rows["timestamp"].to_numpy())
     return Interactions(
         user_ids=tuple(user_ids[user] for user in kept.index),
         sequences=tuple(items.split(kept.tolist())),
@@ -206,4 +257,5 @@ def _load_sequences(path: Path, item_file: str, catalogue: Catalogue, min_intera
         dropped_repeats=len(frame) - len(first),
         times=tuple(moments.split(kept.tolist())),
         source=path.name,
+        dropped_ratings=dropped_ratings,
     )

@@ -11,10 +11,10 @@ from typing import Literal
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.atomic import TEXT_TYPES, read_atomic
+from cramer_peft.recsys.data.atomic import TEXT_TYPES
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import DATASETS, dataset_folder, load_dataset
-from cramer_peft.recsys.data.interactions import Interactions
+from cramer_peft.recsys.data.interactions import Interactions, read_interactions
 from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
 
 Protocol = Literal["leave-one-out", "temporal"]
@@ -25,12 +25,13 @@ LIST_LENGTH = 10  # of the lists that are evaluated
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of the ``.item`` file to read, as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`."""
+    """What to read of the files, as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`."""
 
     title_column: str | None = None
     attribute_column: str | None = None
     attribute_separator: str | None = None
     min_attribute_items: int = 5
+    min_rating: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +43,23 @@ class OwnData:
     interactions: Interactions
     split: Split
     protocol: Protocol
+    min_rating: float | None = None
 
     def describe(self) -> str:
-        """Return a line with the numbers of users, items and attributes, and of users left out."""
+        """Return a line with the numbers of what was read and left out, and with what ratings and equal times do."""
         parts = [
             f"{len(self.interactions):,} users, {len(self.catalogue):,} items, "
             f"{len(self.catalogue.attributes)} attributes"
         ]
         if self.interactions.dropped_users:
             parts.append(f"{self.interactions.dropped_users:,} users with fewer than 3 items left out")
+        if self.min_rating is None:
+            parts.append("every interaction counts, whatever its rating")
+        else:
+            parts.append(f"{self.interactions.dropped_ratings:,} interactions rated below {self.min_rating:g} left out")
+        if self.interactions.tied_users:
+            tied = self.interactions.tied_users
+            parts.append(f"{tied:,} users have items of equal time, which the order of the file's lines sorts")
         if isinstance(self.split, TemporalSplit):
             counts = self.split.validation.users, self.split.test.users
             parts.append(f"{counts[0]:,} users validate, {counts[1]:,} test")
@@ -58,7 +67,7 @@ class OwnData:
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
         """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
-        stated = _stated_requests(next(self.folder.glob("*.inter")))
+        stated = _stated_requests(next(self.folder.glob("*.inter")), self.min_rating)
         if stated is None:
             return None
         pairs = zip(self.split.users(stage).tolist(), self.split.target(stage).tolist(), strict=True)
@@ -85,7 +94,7 @@ def load_own_data(
         )
     split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
     check_room(split.history("test"), len(catalogue))
-    return OwnData(folder, catalogue, interactions, split, protocol)
+    return OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating)
 
 
 def check_protocol(protocol: str) -> None:
@@ -104,12 +113,12 @@ def check_room(histories: Sequence[Tensor], items: int, k: int = LIST_LENGTH) ->
         )
 
 
-def _stated_requests(path: Path) -> dict[tuple[str, str], str] | None:
+def _stated_requests(path: Path, min_rating: float | None) -> dict[tuple[str, str], str] | None:
     """Return the request of each user and item's first interaction; None if the file has no such field."""
     with path.open("rb") as file:  # look at the header first, so that a file without the field is not read twice
         if f"{REQUEST_COLUMN}:".encode() not in file.readline(1 << 20):
             return None
-    frame, types = read_atomic(path)
+    frame, types, _ = read_interactions(path, min_rating)
     if REQUEST_COLUMN not in types:
         return None
     if types[REQUEST_COLUMN] not in TEXT_TYPES:

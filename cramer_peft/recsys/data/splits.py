@@ -88,7 +88,7 @@ class TemporalSplit(Split):
     train_users: Tensor
     validation_users: Tensor
     test_users: Tensor
-    cuts: tuple[float, float]
+    cuts: tuple[float, float]  # int if the times are
     validation: Counted
     test: Counted
 
@@ -192,14 +192,15 @@ def _is_counting(times: Tensor) -> bool:
 
 def _cut_times(interactions: Interactions, quantiles: tuple[float, float]) -> tuple[float, float]:
     timeline = torch.cat(interactions.times).sort().values
-    first, second = (float(timeline[int(quantile * len(timeline))]) for quantile in quantiles)
-    moments = (float(timeline[0]), first, second)
+    # item() keeps whole numbers whole: float64 would round nanoseconds
+    moments = [timeline[int(quantile * len(timeline))].item() for quantile in (0, *quantiles)]
     if any(left == right for left, right in pairwise(moments)):
         raise DataError(
             f"{_name(interactions)}: the timeline of {len(timeline)} interactions starts at {moments[0]:.17g} and is "
-            f"cut at {first:.17g} and {second:.17g}; a part between equal times is empty. Choose other quantiles."
+            f"cut at {moments[1]:.17g} and {moments[2]:.17g}; a part between equal times is empty. Choose other "
+            "quantiles."
         )
-    return first, second
+    return moments[1], moments[2]
 
 
 def _stage(

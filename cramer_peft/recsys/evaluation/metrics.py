@@ -42,10 +42,31 @@ def mrr(ranks: Tensor, k: int = 10) -> Tensor:
 RANK_METRICS: dict[str, Callable[[Tensor, int], Tensor]] = {"ndcg": ndcg, "hr": hit_rate, "mrr": mrr}
 
 
+def without_nan(scores: Tensor) -> Tensor:
+    """Return scores (rows, items) of any kind; raise a DataError if one is NaN. Items to leave out may hold -inf."""
+    if bool(scores.isnan().any()):
+        row = int(scores.isnan().any(1).nonzero()[0])
+        raise DataError(f"row {row} of the scores holds NaN: it cannot be ranked. Look at the model that gave it.")
+    return scores
+
+
+def finite_scores(scores: Tensor) -> Tensor:
+    """Return a model's scores, (rows, items); raise a DataError if one is NaN or infinite: they cannot be ranked."""
+    bad = ~scores.isfinite()
+    if bool(bad.any()):
+        row, item = bad.nonzero()[0].tolist()
+        raise DataError(
+            f"row {row} of the scores: found {scores[row, item].item()} for item {item} ({int(bad.sum())} scores of "
+            f"{scores.numel()} are not finite), expected finite numbers. Lower the strength of the request, or look at "
+            "the weights of the model."
+        )
+    return scores
+
+
 def top_items(scores: Tensor, seen: Tensor, k: int = 10) -> Tensor:
     """Return the k best unseen items of each row, (rows, k) int64, best first; raise a DataError if there are fewer."""
     _check_room(seen, k)
-    return scores.masked_fill(seen, -torch.inf).topk(k, dim=1).indices
+    return without_nan(scores).masked_fill(seen, -torch.inf).topk(k, dim=1).indices
 
 
 def _check_room(seen: Tensor, k: int) -> None:
@@ -71,10 +92,7 @@ def expected_share(scores: Tensor, seen: Tensor, flags: Tensor, k: int = 10) -> 
     So a model cannot gain by scoring all items alike.
     """
     _check_room(seen, k)
-    if bool(scores.isnan().any()):
-        row = int(scores.isnan().any(1).nonzero()[0])
-        raise DataError(f"row {row} of the scores holds NaN: it cannot be ranked. Look at the model that gave it.")
-    left = scores.masked_fill(seen, -torch.inf)
+    left = without_nan(scores).masked_fill(seen, -torch.inf)
     last = left.topk(k, dim=1).values[:, -1:]
     above, tied = left > last, (left == last) & ~seen
     room = k - above.sum(1)

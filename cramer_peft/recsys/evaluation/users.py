@@ -14,6 +14,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.devices import brought_to
+from cramer_peft.recsys.evaluation.metrics import finite_scores, without_nan
 
 BATCH = 256  # users scored together
 
@@ -56,7 +57,7 @@ def mask_scorer(masks: RequestMaskModel, strength: float | None = None) -> Score
     def score(item_ids: Tensor, requests: Sequence[str | None]) -> Tensor:
         request = None if all(text is None for text in requests) else list(requests)
         scores: Tensor = masks(brought_to(masks, item_ids), request=request, request_strength=strength)
-        return scores
+        return finite_scores(scores)
 
     return score
 
@@ -76,7 +77,7 @@ def batched_scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]
     """Return a scorer's scores, computed in batches, (rows, items) float32 on the CPU."""
     starts = range(0, len(item_ids), BATCH)
     parts = [scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts]
-    return torch.cat([part.float().cpu() for part in parts])
+    return torch.cat([without_nan(part.float().cpu()) for part in parts])
 
 
 def drawn_rows(count: int, most: int | None, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ from cramer_peft.recsys.backbones.draws import shared_draws
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for
 from cramer_peft.recsys.backbones.scoring import without_constant_bias
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue_digest import check_count
 from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.metrics import ndcg, target_ranks
@@ -91,6 +92,7 @@ def train_backbone(
         MissingExtraError: If the backbone's package is not installed.
     """
     options = options or backbone_options(name)
+    check_count(None, catalogue, split.train)
     torch.manual_seed(seed)
     model = make_backbone(name, len(catalogue), max_length=options.max_length, dropout=options.dropout)
     fit_backbone(model, split, options, seed, progress, negatives, checkpoints)

@@ -17,6 +17,7 @@ from cramer_peft import MaskState, RequestMaskConfig, RequestMaskModel
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones.sampling import negatives_for
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue_digest import check_count
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import device_of
@@ -131,9 +132,11 @@ def train_generator(
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
         ConfigError: If the options do not fit the adapter, the catalogue or the checkpoints.
+        DataError: If the catalogue is not that of the backbone or of the split.
     """
     options = options or GeneratorOptions()
     check_options(options, masks.peft_config[masks.active_adapters[0]], catalogue)
+    check_count(masks.model, catalogue, split.train)
     sampled = generator_negatives(masks, negatives)
     device = device_of(masks.generator)
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]

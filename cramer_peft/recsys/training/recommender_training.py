@@ -14,11 +14,12 @@ import torch
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.encoders import CachedEncoder, encoder_of_width, make_encoder
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones import config_for, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER, check_backbone_name
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.evaluation.results import TrackResult
+from cramer_peft.recsys.reading import as_path, printable
 from cramer_peft.recsys.recommender import (
     ADAPTER_FOLDER,
     CATALOGUE_FILE,
@@ -47,7 +48,7 @@ class TrainOptions:
 
     Attributes:
         data: A data set's name or a folder of atomic files.
-        output: Folder of the recommender.
+        output: Folder of the recommender, a path or a text, as ``checkpoint``.
         backbone: A key of ``BACKBONES``; None: SASRec, or the kind that ``checkpoint`` holds.
         checkpoint: Folder of a trained backbone, to skip its training.
         protocol: The kind of split.
@@ -78,6 +79,11 @@ class TrainOptions:
     users: int | None = None
     progress: bool = True
     checkpoints: Checkpoints | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", as_path(self.output))
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", as_path(self.checkpoint))
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ def _trained(
     start = time.perf_counter()
     backbone = _backbone(options, data, say)
     if folder is not None:
-        save_backbone(backbone, folder)
+        save_backbone(backbone, folder, data.catalogue)
     trained = time.perf_counter()
     recommender, generator = _adapted(options, config, backbone, data, say)
     seconds = {"backbone": trained - start, "generator": time.perf_counter() - trained}
@@ -201,10 +207,9 @@ def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) 
         return train_backbone(
             name, data.catalogue, data.split, settings, options.seed, options.progress, options.negatives, kept
         )
-    inner = options.checkpoint / BACKBONE_FOLDER
-    folder = inner if inner.is_dir() else options.checkpoint
+    folder = options.checkpoint
     say(f"loading the backbone from {folder.name}")
-    backbone = load_backbone(folder, data.catalogue)
+    backbone = load_checkpoint(folder, data.catalogue)
     if options.backbone not in (None, backbone.name):
         raise ConfigError(f"backbone: found {options.backbone!r}, but {folder} holds {backbone.name!r}. Leave one out.")
     return backbone
@@ -240,9 +245,9 @@ def _write_training(
     settings = dataclasses.asdict(options)
     del settings["checkpoints"]  # they change nothing in the result
     settings.update(
-        data=Path(options.data).name,  # names only: a file to share tells no paths of this machine
-        output=options.output.name,
-        checkpoint=None if options.checkpoint is None else options.checkpoint.name,
+        data=printable(Path(options.data).name),  # names only: a file to share tells no paths of this machine
+        output=printable(options.output.name),
+        checkpoint=None if options.checkpoint is None else printable(options.checkpoint.name),
         backbone=backbone.name,
         generator=dataclasses.asdict(generator),
     )

@@ -42,7 +42,7 @@ def prepare_backbone(cell: Cell, output: Path, progress: bool = False) -> float:
     folder = output / _FOLDER / cell.backbone_name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _STAMP).unlink(missing_ok=True)  # the stamp is written last: weights without it do not count
-    save_backbone(model, folder)
+    save_backbone(model, folder, data.catalogue)
     write_json(folder / _STAMP, {"digest": backbone_digest(cell, data.digest), "seconds": seconds})
     return seconds
 

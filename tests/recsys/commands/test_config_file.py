@@ -96,3 +96,10 @@ def test_files_that_are_none(path: Path) -> None:
         read_settings(path)
     with pytest.raises(DataError, match="found a JSON list, expected an object"):
         read(path, [])
+
+
+def test_the_least_rating_may_be_any_number(path: Path) -> None:
+    for value in (-10, 0, 3.5):
+        assert read(path, {"columns": {"min_rating": value}}).columns == Columns(min_rating=value)
+    with pytest.raises(ConfigError, match="columns: min_rating: found 'high', expected a number or null"):
+        read(path, {"columns": {"min_rating": "high"}})

@@ -172,6 +172,11 @@ def test_bad_backbones(options: DemoOptions, tmp_path: Path, make_sasrec: Callab
     save_backbone(make_sasrec(num_items=12), tmp_path)
     with pytest.raises(DataError, match="the backbone knows 12 items, the catalogue has 40"):
         run_demo(replace(options, backbone=tmp_path / "backbone"), say=lambda _: None)
+    other = Catalogue(tuple(map(str, range(40))), tuple(map(str, range(40))), (), torch.zeros(40, 0, dtype=torch.bool))
+    save_backbone(make_sasrec(), tmp_path, other)
+    for given in (tmp_path, str(tmp_path / "backbone")):
+        with pytest.raises(DataError, match="item_ids: found the digest"):
+            run_demo(replace(options, backbone=given, output=str(tmp_path / "out")), say=lambda _: None)  # type: ignore[arg-type]
 
 
 def write(folder: Path, items: list[str], interactions: list[tuple[str, int]]) -> Path:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,28 @@ def test_an_adapter_of_an_unknown_encoder(copy: Path, run: Callable[..., Any], e
 def test_a_strength_that_is_no_number(made: Path, run: Callable[..., Any], strength: str) -> None:
     arguments = ("--adapter", made, "--history", HISTORY, "--request", "x", "--strength", strength)
     assert "finite" in run("recommend", *arguments).message
+
+
+def test_titles_with_semicolons(copy: Path, run: Callable[..., Any], edit_json: Callable[..., None]) -> None:
+    titles = json.loads((copy / "catalogue.json").read_text())["titles"]
+    titles[1:4] = ["Cat &amp; Dog", "Dogma", "Left; Right"]
+    edit_json(copy / "catalogue.json", titles=titles)
+    for path in copy.rglob("catalogue_digest.json"):
+        path.unlink()
+    loaded = RequestRecommender.load(copy)
+    for history, items in (("Cat &amp; Dog; left;right", [1, 3]), ("item_id=2; Cat & D", [2, 1])):
+        ended = run("recommend", "--adapter", copy, "--history", history, "--k", 28)
+        assert ended.code == 0, ended
+        for item in range(30):
+            assert (f" {loaded.catalogue.titles[item]} " in ended.out) != (item in items), item
+
+
+def test_a_request_that_is_not_utf8(made: Path, run: Callable[..., Any]) -> None:
+    message = run("recommend", "--adapter", made, "--history", HISTORY, "--request", "fun\udcff").message
+    assert "expected a text that can be written as UTF-8" in message
+    assert (
+        "not finite"
+        in run(
+            "recommend", "--adapter", made, "--history", HISTORY, "--request", "less war", "--strength", "1e38"
+        ).message
+    )

@@ -1,6 +1,8 @@
 """The command train, and the way from it to recommend and evaluate."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,3 +122,42 @@ def test_broken_folders(stated: Path, tmp_path: Path, run: Run) -> None:
     (empty / "x.item").write_text((stated / "x.item").read_text())
     (empty / "x.inter").write_text("user_id:token\titem_id:token\nu\ti1\n")
     assert "fields missing: timestamp" in run("train", "--data", empty, "--output", output).message
+
+
+def test_a_least_rating_holds_from_training_to_evaluation(folder: Path, tmp_path: Path, run: Run) -> None:
+    data, output, settings = tmp_path / "rated", tmp_path / "out", tmp_path / "settings.json"
+    data.mkdir()
+    (data / "x.item").write_text((folder / "tales.item").read_text())
+    header, *lines = (folder / "tales.inter").read_text().splitlines()
+    rows = [f"{line}\t{2 if line.split()[2] == '4' else 3}" for line in lines]
+    (data / "x.inter").write_text("\n".join([f"{header}\trating:float", *rows]) + "\n")
+    settings.write_text(json.dumps(HASHING))
+    common = ("train", "--data", data, "--epochs", 1, "--steps", 2, "--config", settings, "--output", output)
+    assert "'rating' is from 2 to 3, expected values of min_rating=4" in run(*common, "--min-rating", 4).message
+    ended = run(*common, "--min-rating", 2.5)
+    assert ended.code == 0, ended.error
+    assert "30 interactions rated below 2.5 left out" in " ".join(ended.out.split())
+    assert json.loads((output / "training.json").read_text())["options"]["columns"]["min_rating"] == 2.5
+    again = ("evaluate", "--adapter", output, "--data", data)
+    for given in ((), ("--config", settings)):
+        settings.write_text(json.dumps({"columns": {"attribute_column": "genres"}}))
+        ended = run(*again, *given)
+        assert ended.code == 0, ended.error
+        assert "30 interactions rated below 2.5 left out" in " ".join(ended.out.split())
+    settings.write_text(json.dumps({"columns": {"min_rating": 3}}))
+    assert "trained with min_rating=2.5, found 3" in run(*again, "--config", settings).message
+
+
+def test_folders_whose_names_are_not_utf8(folder: Path, tmp_path: Path, run: Run) -> None:
+    data = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        shutil.copytree(folder, data)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    settings, output = tmp_path / "settings.json", tmp_path / "out"
+    settings.write_text(json.dumps(HASHING))
+    ended = run("train", "--data", data, "--epochs", 1, "--steps", 2, "--config", settings, "--output", output)
+    assert ended.code == 0, ended.error
+    assert "reading caf?" in ended.out
+    ended = run("evaluate", "--adapter", output, "--data", data)
+    assert ended.code == 0, ended.error

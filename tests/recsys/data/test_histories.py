@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, seen_mask
+from cramer_peft.recsys.data.histories import HistoryWindows, as_history, pad_histories, seen_mask
 
 items = st.integers(0, 20)
 histories = st.integers(1, 3)
@@ -94,3 +94,18 @@ def test_windows_by_hand() -> None:
 def test_nothing_to_train_on() -> None:
     with pytest.raises(DataError, match="no history has two items"):
         HistoryWindows([torch.tensor([1]), torch.tensor([], dtype=torch.long)], 4)
+
+
+def test_histories_that_are_no_tensors() -> None:
+    for use in (lambda rows: pad_histories(rows, 3), lambda rows: seen_mask(rows, 9)):
+        with pytest.raises(DataError, match=r"histories\[1\]: found list, expected a tensor"):
+            use([torch.tensor([1]), [1, 2]])
+
+
+def test_whole_numbers_of_any_kind() -> None:
+    assert as_history(iter([4, 0]), 5).tolist() == [4, 0]
+    assert as_history([], 5).dtype == torch.long
+    with pytest.raises(DataError, match=r"history\[1\]: found 1\.0 \(float\), expected a whole number.*index_of"):
+        as_history([0, 1.0], 5)
+    with pytest.raises(DataError, match="item index 5 is not in 0 … 4"):
+        as_history([5], 5)

@@ -251,6 +251,9 @@ def test_arguments_are_checked_before_the_files(tmp_path: Path) -> None:
     for name in ("min_interactions", "min_attribute_items"):
         with pytest.raises(DataError, match=f"{name}: found 0"):
             load_interactions(tmp_path / "absent", **{name: 0})  # type: ignore[arg-type]
+        for value in ("3", 3.0, True):
+            with pytest.raises(DataError, match=rf"{name}: found .*, expected a whole number"):
+                load_interactions(tmp_path / "absent", **{name: value})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="attribute_separator: found an empty string"):
         load_interactions(write_pair(tmp_path, three_items()), attribute_separator="")
 
@@ -258,3 +261,65 @@ def test_arguments_are_checked_before_the_files(tmp_path: Path) -> None:
 def test_interactions_lengths_are_checked() -> None:
     with pytest.raises(DataError, match="sequences: found 0, expected one for each of the 1"):
         Interactions(("u",), ())
+
+
+UNUSED = [("float", "—"), ("float_seq", "1 x"), ("float", ""), ("double", "cheap"), ("token", "nan")]
+
+
+@pytest.mark.parametrize(("kind", "cell"), UNUSED)
+def test_fields_that_nothing_uses_may_hold_anything(tmp_path: Path, kind: str, cell: str) -> None:
+    text = f"cost:{kind}\titem_id:token\ttitle:str\tgenres:str\n" + "".join(f"{cell}\t{i}\tT {i}\tX\n" for i in "abc")
+    write(tmp_path / "d.item", text)
+    rows = "".join(f"u\t{item}\t{time}\t{cell}\n" for time, item in enumerate("cab"))
+    write(tmp_path / "d.inter", INTER.replace("\n", f"\trating:{kind}\n") + rows)
+    items, interactions = load_interactions(tmp_path, min_attribute_items=1)
+    assert (items.titles, items.attributes) == (("T a", "T b", "T c"), ("X",))
+    assert lists(interactions) == [[2, 0, 1]]
+
+
+def test_titles_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    text = "item_id:token\ttitle:float\tgenres:str\na\t1984\tX\nb\t2001\tX\nc\t\tX\n"
+    items, _ = load_interactions(write_pair(tmp_path, three_items(), text))
+    assert items.titles == ("1984", "2001", "c")
+
+
+RATED = "user_id:token\titem_id:token\ttimestamp:float\trating:float\n"
+
+
+def rated(folder: Path, *rows: str) -> Path:
+    write_pair(folder, [])
+    write(folder / "data.inter", RATED + "".join(row.replace(" ", "\t") + "\n" for row in rows))
+    return folder
+
+
+def test_a_least_rating_leaves_out_histories_and_targets(tmp_path: Path) -> None:
+    folder = rated(tmp_path, "u a 1 5", "u b 2 1", "u c 3 4", "u b 5 4.0", "u d 4 3.9", "v a 1 2", "v b 2 5")
+    _, everything = load_interactions(folder, min_interactions=1)
+    assert (lists(everything), everything.dropped_ratings) == ([[0, 1, 2, 3], [0, 1]], 0)
+    _, liked = load_interactions(folder, min_interactions=1, min_rating=4)
+    assert lists(liked) == [[0, 2, 1], [1]]  # b counts from its second rating
+    assert (liked.dropped_ratings, liked.dropped_users) == (3, 0)
+    _, best = load_interactions(folder, min_interactions=1, min_rating=5)
+    assert lists(best) == [[0], [1]]
+    _, any_number = load_interactions(folder, min_interactions=1, min_rating=-3.5)
+    assert lists(any_number) == lists(everything)
+
+
+def test_a_least_rating_that_cannot_be_applied(tmp_path: Path) -> None:
+    folder = rated(tmp_path, "u a 1 2", "u b 2 3", "u c 3 3")
+    with pytest.raises(DataError, match=r"'rating' is from 2 to 3, expected values of min_rating=4 or more"):
+        load_interactions(folder, min_rating=4)
+    with pytest.raises(DataError, match=r"none of 1 users has 3 or more different items rated 3 or more"):
+        load_interactions(folder, min_rating=3)
+    for value in (float("nan"), float("inf"), True, "4"):
+        with pytest.raises(DataError, match=r"min_rating: found .*, expected a finite number"):
+            load_interactions(folder, min_rating=value)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"line 3: field 'rating' is blank.*min_rating=2"):
+        load_interactions(rated(tmp_path, "u a 1 2", "u b 2 "), min_rating=2)
+    with pytest.raises(DataError, match=r"line 2: field 'rating' holds 'good', which is not a number"):
+        load_interactions(rated(tmp_path, "u a 1 good"), min_rating=2)
+    with pytest.raises(DataError, match=r"missing: rating; fields there: user_id, item_id, timestamp.*min_rating=2"):
+        load_interactions(write_pair(tmp_path, three_items()), min_rating=2)
+    write(folder / "data.inter", RATED.replace("rating:float", "rating:token"))
+    with pytest.raises(DataError, match="'rating' has type token, expected float"):
+        load_interactions(folder, min_rating=2)

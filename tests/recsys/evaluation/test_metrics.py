@@ -11,6 +11,7 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.evaluation.metrics import (
     best_share,
     expected_share,
+    finite_scores,
     hit_rate,
     mrr,
     ndcg,
@@ -206,3 +207,19 @@ def test_ndcg_inside_by_hand() -> None:
     for target in (1, 0):  # does not satisfy; seen
         with pytest.raises(DataError, match=f"row 0: the target {target} does not satisfy"):
             ndcg_inside(scores, seen, fits, torch.tensor([target]))
+
+
+@pytest.mark.parametrize("value", [math.nan, INF, -INF])
+def test_a_models_scores_are_finite(value: float) -> None:
+    scores = torch.tensor([[0.5, -3e38, 2.0], [1.0, 3e38, 0.0]])
+    assert torch.equal(finite_scores(scores), scores)
+    scores[1, 2] = value
+    with pytest.raises(DataError, match=rf"row 1 of the scores: found {value} for item 2 \(1 scores of 6"):
+        finite_scores(scores)
+
+
+def test_nan_is_in_no_list() -> None:
+    scores, seen = torch.tensor([[0.5, math.nan, 2.0]]), torch.zeros(1, 3, dtype=torch.bool)
+    with pytest.raises(DataError, match="row 0 of the scores holds NaN"):
+        top_items(scores, seen, 2)
+    assert top_items(torch.tensor([[0.5, -INF, 2.0]]), seen, 2).tolist() == [[2, 0]]

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cramer_peft import RequestMaskModel
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
-from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, score_histories
+from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, mask_scorer, score_histories
 
 pytest.importorskip("accelerate")
 
@@ -47,3 +49,15 @@ def test_score_histories_keeps_the_mode(
         torch.testing.assert_close(found, expected)
         assert not found.requires_grad
         assert all(module.training == training for module in sasrec.modules())
+
+
+def test_nan_is_refused_whatever_is_measured(users: EvaluationUsers) -> None:
+    with pytest.raises(DataError, match="row 0 of the scores holds NaN"):
+        users.score(lambda item_ids, _: item_ids / item_ids.new_zeros(()), None)
+
+
+def test_masks_of_an_overflowing_strength_are_not_ranked(users: EvaluationUsers, masks: RequestMaskModel) -> None:
+    requests = ["more horror"] * len(users)
+    assert mask_scorer(masks, 2.0)(users.item_ids, requests).isfinite().all()
+    with pytest.raises(DataError, match=r"not finite.*Lower the strength"):
+        mask_scorer(masks, 1e38)(users.item_ids, requests)

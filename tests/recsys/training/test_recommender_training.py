@@ -14,6 +14,7 @@ from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommen
 from cramer_peft.recsys.training.generator_training import generator_options
 from cramer_peft.recsys.training.recommender_training import TrainOptions, mask_config, train_recommender
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
+from cramer_peft.training import Checkpoints
 
 pytest.importorskip("accelerate")
 FEW = GeneratorOptions(steps=2, batch_size=4)
@@ -56,6 +57,39 @@ def test_a_checkpoint_is_used_again(trained: Path, stated: Path, tmp_path: Path)
     save_backbone(make_backbone("gru4rec", 7), tmp_path)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="the backbone knows 7 items"):
         train_recommender(replace(options, checkpoint=tmp_path), say=said.append)
+
+
+def test_a_checkpoint_of_other_items_is_refused_before_any_training(
+    trained: Path, stated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cramer_peft.recsys.training.recommender_training.train_generator", None)
+    (tmp_path / "x.inter").write_text((stated / "x.inter").read_text())
+    header, *lines = (stated / "x.item").read_text().splitlines()
+    (tmp_path / "x.item").write_text("\n".join([header, *lines[1:], lines[0]]) + "\n")
+    options = TrainOptions(str(tmp_path), tmp_path / "out", config=HASHING, generator=FEW, progress=False)
+    old = Path(shutil.copytree(trained, tmp_path / "old"))
+    (old / "backbone" / "catalogue_digest.json").unlink()  # then the catalogue beside it tells
+    for given in (trained, trained / "backbone", str(trained), old, old / "backbone"):
+        with pytest.raises(DataError, match=r"item_ids: .*40 items in use.*in another order"):
+            train_recommender(replace(options, checkpoint=given), say=lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="give the data that it was trained on"):
+        evaluate_recommender(str(trained), tmp_path, say=lambda _: None)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_paths_may_be_texts(stated: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        stated,  # type: ignore[arg-type]
+        str(tmp_path / "out"),  # type: ignore[arg-type]
+        config=HASHING,
+        epochs=1,
+        generator=FEW,
+        progress=False,
+        checkpoints=Checkpoints(str(tmp_path / "kept")),  # type: ignore[arg-type]
+        users=3,
+    )
+    train_recommender(options, say=lambda _: None)
+    assert RequestRecommender.load(str(tmp_path / "out")).recommend([1], "horror").items
 
 
 def test_settings_of_the_masks() -> None:
