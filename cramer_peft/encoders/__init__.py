@@ -9,6 +9,7 @@ from cramer_peft.encoders.encoder import (
     encoder_of_width,
     is_registered,
     make_encoder,
+    one_form,
     register_request_encoder,
 )
 from cramer_peft.encoders.hashing import HashingEncoder
@@ -56,6 +57,7 @@ __all__ = [
     "encoder_of_width",
     "is_registered",
     "make_encoder",
+    "one_form",
     "register_request_encoder",
     "runs",
     "tunable_names",

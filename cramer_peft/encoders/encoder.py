@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +32,13 @@ class RequestEncoder(Protocol):
 
 
 _FACTORIES: dict[str, Callable[..., RequestEncoder]] = {}
+
+
+def one_form(text: str) -> str:
+    """Return a text in one of the forms that look the same: NFKC, without invisible characters (soft hyphen, BOM)."""
+    if text.isascii():
+        return text
+    return "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
 
 
 def register_request_encoder(name: str, factory: Callable[..., RequestEncoder]) -> None:

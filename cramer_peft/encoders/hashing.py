@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cramer_peft.encoders.encoder import one_form
 from cramer_peft.errors import EncoderError
 
 
@@ -32,7 +33,7 @@ class HashingEncoder:
         return torch.stack([self._vector(text) for text in texts])
 
     def _vector(self, text: str) -> Tensor:
-        words = re.findall(r"\w+", text.lower()) or [text]
+        words = re.findall(r"\w+", one_form(text).lower()) or [text]
         features = words + [" ".join(pair) for pair in pairwise(words)]
         total = torch.zeros(self.dim)
         for feature in features:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from cramer_peft.encoders.encoder import one_form
 from cramer_peft.encoders.wordllama import WordLlamaEncoder
 
 Spans = Callable[[Sequence[str]], Iterable[tuple[int, int]]]  # finds names: words → start and stop of each name
@@ -210,7 +211,7 @@ class RequestReader:
             names: Finds known names among the words of a text, and yields the start and stop of each. With it the
                 reader errs less often, since it need not find the names itself. None: no name is known.
         """
-        split = [tuple(WORD.findall(text.lower())[:LONGEST]) for text in texts]
+        split = [tuple(WORD.findall(one_form(text).lower())[:LONGEST]) for text in texts]
         marks = self._marks([_wording(words, names) for words in split])
         return [
             Reading(words, mark[:, 1].clone(), mark[:, 2].clone()) for words, mark in zip(split, marks, strict=True)

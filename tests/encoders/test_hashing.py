@@ -32,3 +32,11 @@ def test_impossible_widths_are_refused(dim: object) -> None:
 
 
 EXPECTED = [0.623959, 0.220068, -0.136131, 0.737369]
+
+
+@pytest.mark.parametrize(
+    "written", ["come\u0301die", "com\u00ad\u00e9die", "\ufeffcom\u00e9die", "ｃｏｍé\u200bｄｉｅ"]
+)
+def test_texts_that_look_the_same_are_the_same(written: str) -> None:
+    first, second = HashingEncoder(32).encode(["comédie", written])
+    assert torch.equal(first, second)

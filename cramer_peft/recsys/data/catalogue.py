@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import listed
 from cramer_peft.recsys.reading import as_path, read_object
@@ -240,7 +241,7 @@ def _character(entity: str, name: str) -> str:
 
 def title_form(title: str) -> str:
     """Return a title in lower case, with single spaces, none around ";", and without HTML entities."""
-    return _SEMICOLONS.sub(";", " ".join(without_entities(title).casefold().split())).strip(";")
+    return _SEMICOLONS.sub(";", " ".join(one_form(without_entities(title)).casefold().split())).strip(";")
 
 
 def _title_forms(title: str) -> tuple[str, str]:
@@ -260,7 +261,7 @@ def nearest(text: str, among: Sequence[str]) -> str:
 
 def plain_text(attribute: str) -> str:
     """Return an attribute in lower case, with HTML's names for characters resolved and spaces for underscores."""
-    return html.unescape(attribute).lower().replace("_", " ")
+    return one_form(html.unescape(attribute)).lower().replace("_", " ")
 
 
 def _check_keys(path: Path, document: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
@@ -153,7 +154,7 @@ def _refuse(path: Path, bad: pd.Series, message: str, **named: str) -> None:
 
 
 def _pieces(cell: str, separator: str) -> list[str]:
-    return [] if _is_no_attribute(cell) else [piece.strip() for piece in cell.split(separator)]
+    return [] if _is_no_attribute(cell) else [one_form(piece).strip() for piece in cell.split(separator)]
 
 
 def _is_no_attribute(text: str) -> bool:

@@ -323,3 +323,10 @@ def test_a_least_rating_that_cannot_be_applied(tmp_path: Path) -> None:
     write(folder / "data.inter", RATED.replace("rating:float", "rating:token"))
     with pytest.raises(DataError, match="'rating' has type token, expected float"):
         load_interactions(folder, min_rating=2)
+
+
+def test_attributes_and_titles_that_look_the_same_are_one(tmp_path: Path) -> None:
+    items = ITEMS + "a\tCafe\u0301\tCom\u00e9die\nb\tBeta\tCome\u0301die\nc\tGamma\tCom\u00e9die\nd\tDelta\t\n"
+    catalogue, _ = load_interactions(write_pair(tmp_path, three_items(), items), min_attribute_items=3)
+    assert catalogue.attributes == ("Com\u00e9die",)
+    assert catalogue.find_title("caf\u00e9") == 0
