@@ -12,10 +12,11 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.context import LazyMasks, as_names, hidden_from_checkpoints
+from cramer_peft.context import BASE, LazyMasks, as_names, hidden_from_checkpoints
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, TunedEncoder, encoder_of_width, make_encoder
 from cramer_peft.errors import ConfigError, EncoderError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
+from cramer_peft.injection.plan import fingerprint_of_layers
 from cramer_peft.injection.record import check_row_layouts
 from cramer_peft.mask_state import MaskState
 from cramer_peft.masks import LayerTensors, Mask, compose, compose_rowwise
@@ -27,14 +28,13 @@ from cramer_peft.requests import (
     Strength,
     batch_requests,
     batch_strength,
+    can_be_looked_at,
     requests_by_adapter,
     requests_by_row,
     without_silent,
 )
-from cramer_peft.storage.adapter_files import StoredAdapter, save_adapter
+from cramer_peft.storage.adapter_files import StoredAdapter, adapter_tensors, save_adapter
 from cramer_peft.storage.model_card import model_card, write_model_card
-
-BASE = "__base__"  # PEFT's name, in adapter_names, for rows of the frozen model
 
 
 class AdapterHolder(Protocol):
@@ -45,6 +45,7 @@ class AdapterHolder(Protocol):
     request_mask_generator: nn.ModuleDict
     request_mask_encoder: nn.ModuleDict
     request_encoders: dict[str, CachedEncoder]
+    merged: bool
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield all modules by name."""
@@ -69,6 +70,12 @@ class Adapter:
             raise ConfigError(f"there is no adapter {name!r}; there are {sorted(holder.peft_config)}.")
         self.name = name
         self.config = holder.peft_config[name]
+        if not isinstance(self.config, RequestMaskConfig):
+            raise ConfigError(
+                f"adapter {name!r} is a {type(self.config).__name__} now: another PEFT method was put on this model "
+                "under the same name, which replaced the configuration of the request masks. Load the masks again, and "
+                "give the other adapter a name of its own (adapter_name=…)."
+            )
         self.generator: RequestMaskGenerator = holder.request_mask_generator[name]  # type: ignore[assignment]
         tuned = holder.request_mask_encoder
         self.tuned: TunedEncoder | None = tuned[name] if name in tuned else None  # type: ignore[assignment]  # noqa: SIM401
@@ -213,7 +220,7 @@ class Adapter:
         active = None if active is None else active.to(device)
         if scale is not None:
             scale = scale.to(device)
-            if not form.has_strength and not torch.compiler.is_compiling() and _is_partial(scale, active):
+            if not form.has_strength and can_be_looked_at(scale) and _is_partial(scale, active):
                 raise RequestError(f"gate={form.name!r} has no strength: only 0 and 1 can be given.")
             active = scale != 0 if active is None else active & (scale != 0)
             scale = scale * active
@@ -241,10 +248,8 @@ class Adapter:
                 masks = form.build(make_tensors(), strength, active, model.training)
             return masks if rows is not None else {e: mask.with_values(shared=True) for e, mask in masks.items()}
 
-        watched = list(self.generator.parameters())
-        if self.tuned is not None:
-            watched += self.tuned.parameters()
-        return LazyMasks(make, watched, model, self._check_present, form.draws_noise, rows)
+        device = self.generator.head.weight.device
+        return LazyMasks(make, model, self._check_present, device, form.draws_noise, rows)
 
     def _check_present(self) -> None:
         generators = self._holder.request_mask_generator
@@ -300,14 +305,21 @@ class Adapter:
         return [
             (name, module.modules_to_save[self.name])
             for name, module in self._holder.named_modules()
-            if isinstance(module, ModulesToSaveWrapper) and self.name in module.modules_to_save
+            if isinstance(module, ModulesToSaveWrapper)
+            and self.name in module.modules_to_save
+            and any(name.endswith(wanted) for wanted in self.config.modules_to_save or [])  # not another PEFT method's
         ]
 
     # ---------------------------------------------------------------- files
 
     def save(self, folder: Path) -> None:
         """Write the adapter's two files and a model card, each atomically."""
-        save_adapter(self._holder, folder, self.name, self.config)
+        if self.config.base_fingerprint is not None and not self._holder.merged:
+            # The weights may have been trained or cast since injection, and the adapter fits those of now.
+            current = fingerprint_of_layers(self._holder.model, self.name)
+            self.config.base_fingerprint = current or self.config.base_fingerprint
+        tensors = adapter_tensors(self.generator, self.tuned, self._saved_modules())
+        save_adapter(folder, self.name, self.config, tensors)
         write_model_card(folder, self.model_card())
 
     def model_card(self) -> str:

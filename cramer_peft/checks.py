@@ -21,13 +21,14 @@ from cramer_peft.errors import (
     EffectError,
     Finding,
     FindingKind,
+    RequestError,
     TargetModuleError,
 )
 from cramer_peft.injection.plan import InjectionPlan, Target, plan_injection
 from cramer_peft.injection.record import masked_layers, shared_storages
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.layers.registry import wrapper_for
-from cramer_peft.masks import FeatureMask, FeatureSpec, Mask, Masks, RowColumnMask, Spec
+from cramer_peft.masks import FeatureMask, FeatureSpec, Mask, Masks, RowColumnMask, Spec, compose_rowwise
 from cramer_peft.storage.adapter_files import check_encoder_weights
 
 
@@ -149,6 +150,13 @@ class LayerEffect:
     change: float  # largest change of the model's output, with random gates on this layer alone
 
 
+_REGROUPED = (
+    "the model mixes or regroups the rows of the batch before a masked layer (routed tokens, rows folded into other "
+    "dimensions), so that a layer takes one row's request for another's. Leave those layers out by exclude_modules, "
+    "set batch_dim or batch_folding, or give one request for the whole batch."
+)
+
+
 class _Probe(FixedMasks):
     """Random gates for one layer, gates of 1 for the others; counts how often that layer asks for its first part."""
 
@@ -163,12 +171,16 @@ class _Probe(FixedMasks):
 
 
 def check_effect(
-    model: nn.Module, context: RequestContext, call: Callable[[], Any], device: torch.device
+    model: nn.Module, context: RequestContext, call: Callable[[], Any], device: torch.device, rows: int, batch_dim: int
 ) -> list[LayerEffect]:
     """Run ``call`` with random gates on one masked layer at a time, in train and in eval mode; the model is put back.
 
+    Then run it with gates for each of ``rows`` rows, and check that a row's output depends on its own gates alone; with
+    one row this is left out.
+
     Raises:
-        EffectError: If a layer is not called, or does not move the output; it names each.
+        EffectError: If a layer is not called, or does not move the output; it names each. Also if the output of a
+            row depends on another row's request.
     """
     if not context.enabled:
         raise EffectError("adapters are disabled, so that no mask has an effect: leave disable_adapter() first.")
@@ -186,7 +198,55 @@ def check_effect(
                 moved = _outputs(context, call, probe)
                 effects.append(LayerEffect(layer.module_name, mode, probe.calls, _distance(usual, moved)))
     _check_effects(effects)
+    if rows > 1:
+        try:
+            _check_rows(model, context, call, device, rows, batch_dim)
+        except RequestError as error:
+            raise EffectError(
+                f"requests for each row do not fit this model: {error} If you give one request for the whole "
+                "batch alone, check_effect(…, rows=False) leaves this check out."
+            ) from error
     return effects
+
+
+def _check_rows(
+    model: nn.Module, context: RequestContext, call: Callable[[], Any], device: torch.device, rows: int, batch_dim: int
+) -> None:
+    specs = {entry: spec for layer in masked_layers(model) for entry, spec in _specs(layer).items()}
+    with _kept_as_it_was(model), torch.random.fork_rng(), torch.no_grad():
+        model.eval()
+        first, second = ({e: _random_mask(s, 1.0, device, rows) for e, s in specs.items()} for _ in range(2))
+        usual = _outputs(context, call, _Probe(first))
+        # An output's rows are in one of the dimensions that are as long, and in the same one for every row.
+        possible = [{d for d in range(value.dim()) if value.shape[d] == rows} for value in usual]
+        first_dim = batch_dim % usual[0].dim() if -usual[0].dim() <= batch_dim < usual[0].dim() else None
+        if first_dim in possible[0]:  # further outputs, such as a state by layer, may hold them elsewhere
+            possible[0] = {first_dim}
+        checked = [bool(dims) for dims in possible]
+        for row in range(rows):
+            mixed = {e: compose_rowwise({0: first[e], 1: second[e]}, _owners(row, rows, device)) for e in specs}
+            moved = _outputs(context, call, _Probe(mixed))
+            for place, (before, after) in enumerate(zip(usual, moved, strict=True)):
+                others = {d: _moved(before, after, d) - {row} for d in possible[place]}
+                possible[place] = {d for d, found in others.items() if not found}
+                if checked[place] and not possible[place]:
+                    first_other = min(others[min(others)])
+                    raise EffectError(
+                        f"another request for row {row} moves the output of row {first_other}: {_REGROUPED}"
+                    )
+
+
+def _owners(row: int, rows: int, device: torch.device) -> Tensor:
+    return (torch.arange(rows, device=device) == row).long()
+
+
+def _moved(before: Tensor, after: Tensor, dim: int) -> set[int]:
+    """Return where along ``dim`` two outputs differ by more than rounding."""
+    if before.shape != after.shape:
+        return set(range(before.shape[dim]))
+    change = (before.float() - after.float()).abs().nan_to_num(0.0).movedim(dim, 0).flatten(1).amax(1)
+    scale = before.float().abs().nan_to_num(0.0, 0.0, 0.0).max()
+    return set((change > 1e-4 * scale.clamp_min(1e-6)).nonzero()[:, 0].tolist())
 
 
 def _check_effects(effects: list[LayerEffect]) -> None:
@@ -208,15 +268,16 @@ def _specs(layer: RequestMaskLayer) -> dict[str, Spec]:
     return {layer.entry(part): parts[part] for part in layer.masked_parts()}
 
 
-def _random_mask(spec: Spec, width: float, device: torch.device) -> Mask:
-    """Return gates drawn from an interval of ``width`` around 1, for a batch of any size."""
+def _random_mask(spec: Spec, width: float, device: torch.device, rows: int | None = None) -> Mask:
+    """Return gates drawn from an interval of ``width`` around 1, for ``rows`` or for a batch of any size."""
 
     def around_one(features: int) -> Tensor:
-        return (1 + width * (torch.rand(1, features) - 0.5)).to(device)
+        return (1 + width * (torch.rand(rows or 1, features) - 0.5)).to(device)
 
+    shared = rows is None
     if isinstance(spec, FeatureSpec):
-        return FeatureMask(around_one(spec.features), shared=True)
-    return RowColumnMask(around_one(spec.out_features), around_one(spec.in_features), gate_bias=True, shared=True)
+        return FeatureMask(around_one(spec.features), shared=shared)
+    return RowColumnMask(around_one(spec.out_features), around_one(spec.in_features), gate_bias=True, shared=shared)
 
 
 def _outputs(context: RequestContext, call: Callable[[], Any], probe: _Probe) -> list[Tensor]:

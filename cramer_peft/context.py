@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.errors import CheckpointingError, RequestError
+from cramer_peft.errors import CheckpointingError, MergeError, RequestError
 from cramer_peft.masks import Mask
+
+BASE = "__base__"  # PEFT's name, in adapter_names, for rows of the frozen model
 
 # ---------------------------------------------------------------- masks of a request
 
@@ -76,12 +79,13 @@ NO_MASK_IN_RECOMPUTE = NoMask(for_recompute=True)
 
 
 class LazyMasks(RequestMasks):
-    """Masks that are made when a layer first needs them, at most once per forward.
+    """Masks that are made when a layer first needs them, anew for each forward.
 
-    Without gradients they are kept until a parameter in ``watched`` changes. With gradients they are made anew for each
-    forward, because a second backward through the same graph would fail. A call of the root takes a set of its own
-    (:meth:`for_call`). A model that is entered by another method has no such call: there a forward ends when a layer
-    asks for the second time, or when backward has gone through the masks.
+    They are not kept for the next forward: a second backward through kept masks would fail, and nothing tells for
+    certain that a parameter has changed since (an exchange of ``.data`` moves no version counter). A call of the root
+    takes a set of its own (:meth:`for_call`). A model that is entered by another method has no such call: there a set
+    ends when a layer asks for the second time, when backward has gone through it, or when gradients or the training
+    mode are switched.
 
     ``model`` is the wrapped model, for its training flag: people call ``eval()`` on it, and not on the handle.
     ``check`` raises if the adapter is gone. ``rows`` is None if one request serves a batch of any size.
@@ -90,22 +94,21 @@ class LazyMasks(RequestMasks):
     def __init__(
         self,
         make: Callable[[], dict[str, Mask]],
-        watched: Sequence[Tensor],
         model: nn.Module,
         check: Callable[[], None],
+        device: torch.device,
         draws_noise: bool = False,
         rows: int | None = None,
     ) -> None:
         self.make = make
+        self.device = device
         self.rows = rows
         self.for_recompute = in_backward()  # made inside backward, so meant for the recompute
-        self._watched = watched
         self._model = model
-        self._check = check
+        self.check = check
         self._draws_noise = draws_noise
-        self._kept: dict[str, Mask] | None = None
-        self._kept_for: list[int | bool] = []
         self._current: dict[str, Mask] | None = None
+        self._current_for: tuple[bool, ...] = ()
         self._used: set[str] = set()
 
     @classmethod
@@ -114,18 +117,13 @@ class LazyMasks(RequestMasks):
 
         def check() -> None:
             for each in masks:
-                each._check()
+                each.check()
 
-        watched = [parameter for each in masks for parameter in each._watched]
-        new = cls(make, watched, masks[0]._model, check, any(each._draws_noise for each in masks))
+        first, draws_noise = masks[0], any(each._draws_noise for each in masks)
+        new = cls(make, first._model, check, first.device, draws_noise)
         new.is_default = all(each.is_default for each in masks)
         new.for_recompute = all(each.for_recompute for each in masks)
         return new
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the masks are made."""
-        return self._watched[0].device
 
     def mark_default(self) -> None:
         """Mark the masks as the stored default request's; a recompute finds the same, unless they draw new noise."""
@@ -134,29 +132,18 @@ class LazyMasks(RequestMasks):
 
     def get(self, entry: str) -> Mask | None:
         if not torch.compiler.is_compiling():
-            self._check()
-        if not torch.is_grad_enabled():
-            return self._keep().get(entry)
-        if self._current is None or entry in self._used:
-            self._current, self._used = self.make(), set()
+            self.check()
+        mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self._model.training)
+        if self._current is None or entry in self._used or mode != self._current_for:
+            self._current, self._current_for, self._used = self.make(), mode, set()
             self._end_after_backward(self._current)
         self._used.add(entry)
         return self._current.get(entry)
 
     def for_call(self) -> FixedMasks:
         if not torch.compiler.is_compiling():
-            self._check()
-            if not torch.is_grad_enabled():
-                return FixedMasks(self._keep(), self.for_recompute, self.is_default)
+            self.check()
         return FixedMasks(self.make(), self.for_recompute, self.is_default)
-
-    def _keep(self) -> dict[str, Mask]:
-        state: list[int | bool] = [self._model.training]
-        for parameter in self._watched:
-            state.append(0 if parameter.is_inference() else parameter._version)
-        if self._kept is None or self._kept_for != state:
-            self._kept, self._kept_for = self.make(), state
-        return self._kept
 
     def _end_after_backward(self, masks: dict[str, Mask]) -> None:
         if torch.compiler.is_compiling():
@@ -223,12 +210,42 @@ def as_names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+# The open blocks of each model, the innermost last; each block is a tuple of its own, with its masks or names inside.
+_Blocks = Mapping["RequestContext", tuple[tuple[Any], ...]]
 # One variable for all models: context variables are never freed, so none is made per model.
-_MASKS: ContextVar[Mapping[RequestContext, RequestMasks]] = ContextVar(
-    "cramer_peft_masks", default=MappingProxyType({})
-)
+_MASKS: ContextVar[_Blocks] = ContextVar("cramer_peft_masks", default=MappingProxyType({}))
 # PEFT removes adapter_names= from a call before the model sees it, and enters a context manager with it instead.
-_NAMES: ContextVar[Mapping[RequestContext, RowNames]] = ContextVar("cramer_peft_names", default=MappingProxyType({}))
+_NAMES: ContextVar[_Blocks] = ContextVar("cramer_peft_names", default=MappingProxyType({}))
+
+
+def _open(variable: ContextVar[_Blocks], context: RequestContext, value: RequestMasks | RowNames) -> tuple[Any]:
+    block, blocks = (value,), variable.get()
+    variable.set({**blocks, context: (*blocks.get(context, ()), block)})
+    return block
+
+
+def _close(variable: ContextVar[_Blocks], context: RequestContext, block: tuple[Any], failed: bool) -> None:
+    """Remove a block. Not by a token, because generators that hold blocks open may end in any order, or elsewhere.
+
+    Raises:
+        RequestError: If the block was not the innermost one here; only a warning if an error ends the block.
+    """
+    blocks = dict(variable.get())
+    open_here = blocks.pop(context, ())
+    innermost = bool(open_here) and open_here[-1] is block
+    rest = open_here[:-1] if innermost else tuple(each for each in open_here if each is not block)
+    if rest:
+        blocks[context] = rest
+    variable.set(blocks)
+    if not innermost:
+        message = (
+            "a request's block ended while another one was open inside it, or in another context than it was "
+            "opened in, as generators do that yield inside a block. Calls in between may have followed another "
+            "request: give request= at each call instead."
+        )
+        if not failed:
+            raise RequestError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 class _CompiledState:
@@ -289,7 +306,8 @@ class RequestContext:
         """Return the masks set for the current call, a :class:`NoMask` if explicitly none, None if nothing was set."""
         if torch.compiler.is_compiling() or self._local.compiled.in_compiled_call:
             return self._local.compiled.masks
-        return _MASKS.get().get(self)
+        blocks = _MASKS.get().get(self)
+        return blocks[-1][0] if blocks else None
 
     def current(self) -> RequestMasks | None:
         """Return the masks that apply in the current call, those of a stored default included; None without any."""
@@ -297,6 +315,15 @@ class RequestContext:
         if masks is None and self.default is not None:
             masks = self._default_in_backward(self.default) if in_backward() else self.default()
         return None if isinstance(masks, NoMask) else masks
+
+    def has_fixed_masks(self) -> bool:
+        """Return True inside a call whose masks, or whose lack of masks, were decided by its own inputs."""
+        return isinstance(self.stated(), FixedMasks)
+
+    def check_no_request(self, before: str) -> None:
+        """Check that no request's block is open here."""
+        if not isinstance(self.stated(), (NoMask, type(None))):
+            raise MergeError(f"a request's block is open here, whose masks would stay: leave it before {before}.")
 
     def is_masking(self) -> bool:
         """Return True if a layer that is called here will be masked."""
@@ -320,13 +347,17 @@ class RequestContext:
             return
         compiled = self._local.compiled
         outer, compiled.masks = compiled.masks, stated
-        token = _MASKS.set({**_MASKS.get(), self: stated})
+        block, failed = _open(_MASKS, self, stated), True
         try:
             yield
+            failed = False
         finally:
-            _MASKS.reset(token)
-            # Not `outer`: interleaved blocks on one thread (asyncio) may end in any order.
-            compiled.masks = outer if compiled.in_compiled_call else _MASKS.get().get(self)
+            try:
+                _close(_MASKS, self, block, failed)
+            finally:
+                # Not `outer`: interleaved blocks on one thread (asyncio) may end in any order.
+                blocks = _MASKS.get().get(self)
+                compiled.masks = outer if compiled.in_compiled_call else blocks[-1][0] if blocks else None
 
     def enter_compiled_call(self, masks: RequestMasks) -> tuple[RequestMasks | None, bool]:
         """Make ``masks`` apply on this thread for a compiled call; returns the earlier state, to restore it later."""
@@ -342,15 +373,17 @@ class RequestContext:
     @contextmanager
     def naming_rows(self, names: Sequence[str], beams: int = 1) -> Iterator[None]:
         """Give each row of the calls inside the block its own adapter."""
-        token = _NAMES.set({**_NAMES.get(), self: RowNames(as_names(names), beams)})
+        block, failed = _open(_NAMES, self, RowNames(as_names(names), beams)), True
         try:
             yield
+            failed = False
         finally:
-            _NAMES.reset(token)
+            _close(_NAMES, self, block, failed)
 
     def row_names(self) -> RowNames | None:
         """Return the adapter of each row, as given for the current call, or None."""
-        return None if torch.compiler.is_compiling() else _NAMES.get().get(self)
+        blocks = None if torch.compiler.is_compiling() else _NAMES.get().get(self)
+        return blocks[-1][0] if blocks else None
 
     # ---------------------------------------------------------------- recomputation
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from cramer_peft.config import RequestMaskConfig
+from cramer_peft.errors import UnsupportedError
 from cramer_peft.masks import LayerTensors, LowRankForm, MaskForm, ScaleForm, SignedForm, Spec, TopKForm
 
 
@@ -52,6 +54,11 @@ class RequestMaskGenerator(nn.Module):
     def forward(self, vectors: Tensor) -> dict[str, LayerTensors]:
         """Return the tensors of each entry by part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
         weight = self.head.weight
+        if isinstance(weight, DTensor):  # inside a call of the handle, fully_shard has gathered it
+            raise UnsupportedError(
+                "the generator is sharded (DTensor): give requests to the handle that was given to fully_shard, as "
+                "masks(x, request=…). Blocks, merging and mask states need a handle that is not sharded."
+            )
         # In float32 at least: in half precision the zeros of a row without a request would be normalised to 0 / 0.
         vectors = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         if self.normalize:

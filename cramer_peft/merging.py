@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from cramer_peft.adapter import Adapter, joined
 from cramer_peft.errors import MergeError, RequestError, UnsupportedError
+from cramer_peft.injection.plan import own_modules
 from cramer_peft.injection.record import masked_layers, shared_storages
+from cramer_peft.injection.weights import unusual_weights, weight_reader
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.masks import FeatureMask, Mask, Masks
 
@@ -96,18 +98,32 @@ def plan_merge(model: nn.Module, masks: Masks, adapters: list[str], safe: bool =
         raise RequestError(f"there is nothing to merge: the requests of {adapters} have strength 0.")
     if rows != {1}:
         raise RequestError(f"one request can be merged, found {max(rows)} rows.")
-    shared = shared_storages(model)
+    shared, modules = shared_storages(model), dict(own_modules(model))
     merged = MergedRequest(adapters)
     with torch.no_grad():
         for layer in masked_layers(model):
             found = {part: masks[layer.entry(part)] for part in layer.masked_parts() if layer.entry(part) in masks}
             if not found:
                 continue
+            _check_foldable(layer, modules)
             merged.swaps += _swaps(layer, found, shared, adapters if safe else None)
             kept = {part: _one_row(mask) for part, mask in found.items() if part in layer.unfoldable_parts()}
             if kept:
                 merged.kept.append((layer, kept))
     return merged
+
+
+def _check_foldable(layer: RequestMaskLayer, modules: dict[str, nn.Module]) -> None:
+    """Check that a request in the layer's weight would give what the request gives."""
+    unusual = unusual_weights(layer.base_layer)
+    if unusual is not None:
+        raise MergeError(f"module {layer.module_name!r}: its weight is {unusual.partition(':')[0]}, so nothing merges.")
+    reader = weight_reader(layer.module_name, modules)
+    if reader is not None:
+        raise MergeError(
+            f"module {layer.module_name!r}: {reader} reads its weight directly, where a request does not act and a "
+            "merged one would. Give the request at each call, or leave the module out by exclude_modules."
+        )
 
 
 def _swaps(layer: RequestMaskLayer, masks: dict[str, Mask], shared: set[int], safe_for: list[str] | None) -> list[Swap]:

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from cramer_peft.adapter import BASE, Adapter, check_row_names, joined, masks_by_row, masks_together
+from cramer_peft.adapter import Adapter, check_row_names, joined, masks_by_row, masks_together
 from cramer_peft.checks import LayerEffect, check_effect
-from cramer_peft.context import NO_MASK, NO_MASK_IN_RECOMPUTE, FixedMasks, LazyMasks, NoMask, RequestMasks
+from cramer_peft.context import BASE, NO_MASK, NO_MASK_IN_RECOMPUTE, FixedMasks, LazyMasks, NoMask, RequestMasks
 from cramer_peft.encoders import CachedEncoder, RequestEncoder
-from cramer_peft.errors import MergeError, RequestError, UnsupportedError
+from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
 from cramer_peft.mask_state import MaskState
 from cramer_peft.masks import Mask
+from cramer_peft.masks.tracing import trace_refusal
 from cramer_peft.merging import MergedRequest, plan_merge, stored_masks
-from cramer_peft.requests import AllRequests, Requests, Strength
+from cramer_peft.requests import AllRequests, Requests, Strength, check_still_valid
 from cramer_peft.storage.adapter_files import check_fits, check_same_form, read_adapter
 from cramer_peft.tuner.mask_tuner import RequestMaskTuner
 
@@ -66,6 +67,8 @@ class RequestForward:
         if masks is None and not given:
             context.note(None)
             return self._forward(*args, **kwargs)
+        if isinstance(masks, LazyMasks) and not given and enabled and torch._C._get_tracing_state() is not None:
+            raise trace_refusal(type(handle.model).__name__)
         fixed = masks.for_call() if masks is not None and enabled else None
         if torch.compiler.is_compiling():  # not every version of torch can trace a context manager
             outer = context.enter_compiled_call(NO_MASK if fixed is None else fixed)
@@ -109,6 +112,10 @@ class RequestMaskModel(RequestMaskTuner):
     def _replace_root_forward(self, model: nn.Module) -> None:
         model.forward = RequestForward(self, model.forward)  # type: ignore[method-assign, assignment]
 
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        # Named, because transformers' Trainer looks for labels here.
+        return super().forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
+
     # ---------------------------------------------------------------- requests
 
     @contextmanager
@@ -141,11 +148,14 @@ class RequestMaskModel(RequestMaskTuner):
             raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
         if self._record is None or not self.active_adapters:
             self.active_names()  # raises, and says which of the two it is
+        active = None
         if adapter_names is not None:
             masks = masks_by_row(self, adapter_names, requests, strength)
         else:
-            masks = masks_together([Adapter(self, name) for name in self.active_adapters], requests, strength)
+            active = list(self.active_adapters)
+            masks = masks_together([Adapter(self, name) for name in active], requests, strength)
         if masks is not None:
+            masks.check = functools.partial(check_still_valid, self, active, masks.check)
             masks.given = (requests, strength)  # for a call inside the block with adapter_names
         return masks
 
@@ -245,20 +255,28 @@ class RequestMaskModel(RequestMaskTuner):
         """
         self.adapter(adapter_name).set_encoder(encoder)
 
-    def check_effect(self, *example: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> list[LayerEffect]:
-        """Check that every masked layer is called and changes the output; return its effect in train and eval mode.
+    def check_effect(
+        self, *example: Any, call: Callable[..., Any] | None = None, rows: bool = True, **kwargs: Any
+    ) -> list[LayerEffect]:
+        """Check that each masked layer acts, in train and in eval mode, and each of several rows by its request alone.
 
         Args:
-            *example: Positional inputs of one call.
+            *example: Positional inputs of one call; best of several rows.
             call: The function to call; None: the model itself.
+            rows: Check the rows; False for a model that takes one request for the whole batch alone.
             **kwargs: Keyword inputs.
 
         Raises:
-            EffectError: If a layer is not called or does not change the output; it names each.
+            EffectError: If a layer is not called or does not change the output; it names each. Also if a row's output
+                depends on another row's request.
         """
-        device = self.generator.head.weight.device
+        self._check_loaded().check_in_place(self.model)
+        inputs = next((value for value in (*example, *kwargs.values()) if isinstance(value, Tensor)), None)
+        device, batch_dim = self.generator.head.weight.device, self.adapter().config.batch_dim
+        has_rows = rows and inputs is not None and -inputs.dim() <= batch_dim < inputs.dim()
+        count = inputs.shape[batch_dim] if has_rows and inputs is not None else 1
         run = functools.partial(self.model if call is None else call, *example, **kwargs)
-        return check_effect(self.model, self.request_context, run, device)
+        return check_effect(self.model, self.request_context, run, device, count, batch_dim)
 
     # ---------------------------------------------------------------- merging
 
@@ -278,11 +296,12 @@ class RequestMaskModel(RequestMaskTuner):
             safe_merge: Refuse weights that would hold NaN or infinity.
 
         Raises:
-            MergeError: If a request is merged already, or a weight is shared with another module or no plain parameter.
-                Nothing was touched.
+            MergeError: If a request is merged already, or no request can be in a weight. Nothing was touched.
             RequestError: If there are several requests, or none.
         """
         self._check_merge_allowed()
+        self._check_loaded().check_in_place(self.model)
+        self.request_context.check_no_request("merging a request")
         masks = self.lazy_masks(requests, strength)
         if masks is None:
             raise RequestError("there is nothing to merge: the request is None, blank or of strength 0.")
@@ -297,6 +316,7 @@ class RequestMaskModel(RequestMaskTuner):
         """
         self._check_loaded()
         self._check_merge_allowed()
+        self.request_context.check_no_request("merging a request")
         before = self._merged
         kept = [] if before is None else before.adapters
         names = self.active_names() if adapter_names is None else list(adapter_names)
@@ -348,24 +368,16 @@ class RequestMaskModel(RequestMaskTuner):
             setattr(owner, name, module)
         return model
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to mix adapters: masks are not linear in a generator's weights."""
-        raise UnsupportedError(
-            "add_weighted_adapter mixes weights, and a generator's masks are not linear in its weights (hidden layer, "
-            "sigmoid, products of factors): the mix would follow neither adapter. Make several adapters active by "
-            "set_adapter([…]), or add up mask states."
-        )
-
     def unload(self) -> nn.Module:
         """Take everything off the model, and return it as it was before the first injection.
 
         Module objects, weights, ``requires_grad``, training mode, hooks and attributes are the earlier ones. The handle
         can no longer serve requests.
         """
-        self._check_loaded()
-        assert self._record is not None
+        record = self._check_loaded()
+        record.check_in_place(self.model)
         self.unmerge()
-        self._record.restore(self.model)
+        record.restore(self.model)
         self._record = None
         return self.model
 
@@ -380,7 +392,7 @@ class RequestMaskModel(RequestMaskTuner):
             save_directory: Folder to write to; made if it does not exist.
             adapter_name: The adapter; None: the active one.
         """
-        self._check_loaded()
+        self._check_loaded().check_in_place(self.model)
         self.adapter(adapter_name).save(Path(save_directory))
 
     def model_card(self, adapter_name: str | None = None) -> str:
@@ -419,8 +431,7 @@ class RequestMaskModel(RequestMaskTuner):
             check_base: Check that the fingerprint of the masked weights matches.
 
         Raises:
-            AdapterFileError: If a file is missing or corrupt, or does not fit; it lists the differences. Nothing was
-                touched.
+            AdapterFileError: If a file is missing, corrupt or does not fit; it lists how. Nothing was touched.
             BaseModelMismatchError: If it was made for other weights.
             MergeError: If a request is merged into the weights.
         """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor
 
-from cramer_peft.errors import RequestError
+from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.mask_state import MaskState
 
 Request = Union[str, Tensor, None]
@@ -17,6 +17,8 @@ Requests = Union[Request, Sequence[Request]]
 AdapterRequests = Union[Requests, MaskState]
 AllRequests = Union[AdapterRequests, Mapping[str, AdapterRequests]]
 Strength = Union[float, Sequence[float], Tensor, None]
+_HALF_PRECISION = 2  # bytes of a number
+_SHORTEST = 1e-12  # torch's normalize divides by no less, so that a shorter vector would lose its request
 EncodeTexts = Callable[[Sequence[str]], Tensor]
 
 
@@ -100,11 +102,21 @@ def _check_vectors(vectors: Tensor, request_dim: int, first_row: int = 0) -> Non
         )
     if not vectors.dtype.is_floating_point:
         raise RequestError(f"request vectors must be floating point, found {vectors.dtype}.")
-    if torch.compiler.is_compiling():
-        return  # reading values would break the graph
-    bad = (~torch.isfinite(vectors)).any(-1).nonzero().flatten().tolist()
-    if bad:
-        raise RequestError(f"the vector of request {bad[0] + first_row} holds NaN or infinity.")
+    if not can_be_looked_at(vectors):
+        return
+    if vectors.layout != torch.strided or vectors.is_meta or vectors.element_size() < _HALF_PRECISION:
+        found = "on the meta device" if vectors.is_meta else f"{vectors.dtype}, {vectors.layout}"
+        raise RequestError(
+            f"request vectors must be dense, of 16 bits a number or more, and have values; found {found}."
+        )
+    lengths = torch.linalg.vector_norm(vectors.detach().float(), dim=-1)  # as the generator computes them
+    usable = torch.isfinite(lengths) & ((lengths >= _SHORTEST) | (vectors.detach() == 0).all(-1))
+    if not bool(usable.all()):
+        row = int((~usable).nonzero()[0])
+        raise RequestError(
+            f"the vector of request {row + first_row} holds NaN or infinity, or its length {float(lengths[row]):.2g} "
+            f"is none that float32 can divide by: give finite numbers of a length between {_SHORTEST:g} and 1e19."
+        )
 
 
 def batch_strength(strength: Strength, default: float, rows: int, shared: bool) -> Tensor | None:
@@ -124,9 +136,31 @@ def batch_strength(strength: Strength, default: float, rows: int, shared: bool) 
         raise RequestError(
             f"strength must be a number or one number for each of the {rows} rows, found shape {tuple(values.shape)}."
         )
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(values).all()):
+    if can_be_looked_at(values) and not bool(torch.isfinite(values).all()):
         raise RequestError("strength must hold finite numbers only.")
     return values
+
+
+def check_still_valid(holder: Any, active: list[str] | None, before: Callable[[], None]) -> None:
+    """Check that nothing made a block's masks wrong since it was opened for ``active``; ``before`` is checked first.
+
+    None as ``active``: the block names the adapter of each row.
+    """
+    before()
+    if holder.merged:
+        raise MergeError(
+            "a request was merged while the block of another one was open: call unmerge(), or leave the block."
+        )
+    if active is not None and holder.active_adapters != active:
+        raise RequestError(
+            f"set_adapter({holder.active_adapters}) was called inside a request's block that was opened for {active}: "
+            "open the block after it, or give the block adapter_names."
+        )
+
+
+def can_be_looked_at(x: Tensor) -> bool:
+    """Return True if Python may look at the values of ``x``: it is not being compiled or transformed (vmap, grad)."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def without_silent(batch: RequestBatch) -> RequestBatch | None:
@@ -134,7 +168,7 @@ def without_silent(batch: RequestBatch) -> RequestBatch | None:
 
     While compiling the batch is returned as it is, because reading values would break the graph.
     """
-    if torch.compiler.is_compiling():
+    if not can_be_looked_at(batch.vectors):
         return batch
     silent = (batch.vectors == 0).all(-1)
     if not bool(silent.any()):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -17,6 +17,8 @@ from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, Finding, FindingKind, TargetModuleError
 from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
 from cramer_peft.injection.fingerprint import update_digest
+from cramer_peft.injection.frozen_statistics import statistics_kept
+from cramer_peft.injection.weights import unusual_weights, weight_reader
 from cramer_peft.layers.masked_layer import RequestMaskLayer, entry_name
 from cramer_peft.layers.registry import registered_classes, wrapper_for
 from cramer_peft.masks import LayerSpec, Spec
@@ -50,6 +52,11 @@ class InjectionPlan:
 
 def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     """Find the modules that ``config`` masks in ``model``, without touching either; fills in a copy of ``config``."""
+    with statistics_kept(model):
+        return _plan(model, config)
+
+
+def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     modules = dict(own_modules(model))
     resolved = config.with_values(target_modules=_resolve_targets(model, modules, config))
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
@@ -113,13 +120,23 @@ def fingerprint(targets: Sequence[Target]) -> str | None:
     return "sha256:" + digest.hexdigest()
 
 
+def fingerprint_of_layers(model: nn.Module, adapter_name: str) -> str | None:
+    """Return the digest of the weights that an adapter masks, as they are now; None if they cannot be read whole."""
+    layers = [m for m in model.modules() if isinstance(m, RequestMaskLayer) and adapter_name in m.request_mask_specs]
+    layers = list({layer.module_name: layer for layer in layers}.values())
+    if any(unusual_weights(layer.base_layer) for layer in layers):
+        return None
+    targets = [Target(layer.module_name, layer.base_layer, {}) for layer in layers]
+    return fingerprint(sorted(targets, key=lambda target: target.name))
+
+
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield modules by name: masked layers as the modules that they wrap, and nothing inside PEFT's own wrappers."""
     wrapped: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(prefix) for prefix in wrapped):
             continue
-        if isinstance(module, (RequestMaskLayer, AuxiliaryTrainingWrapper)):
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             wrapped.append(name + ".")
         yield name, module.base_layer if isinstance(module, RequestMaskLayer) else module
 
@@ -202,6 +219,12 @@ def _whole(message: str) -> TargetModuleError:
 def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     """Return the reason why the module cannot be masked, or None."""
     module = modules[name]
+    if isinstance(module, BaseTunerLayer):
+        message = (
+            f"{name!r} is adapted by another PEFT method already ({type(module).__module__}.{type(module).__name__}): "
+            "merge or unload that adapter first, or mask other layers."
+        )
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
     wrapper = wrapper_for(module)
     if wrapper is None:
         message = (
@@ -217,6 +240,17 @@ def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
             "output projection alone)."
         )
         return Finding(FindingKind.READ_BY_PARENT, message, name)
+    reader = None if isinstance(module, nn.Embedding) else weight_reader(name, modules)
+    if reader is not None:
+        message = (
+            f"{name!r}: its weight is read directly by {reader}, where a mask on the module would have no effect. "
+            "Leave it out, or register a mask layer for the reader (cramer_peft.register_mask_layer)."
+        )
+        return Finding(FindingKind.READ_BY_PARENT, message, name)
+    unusual = unusual_weights(module)
+    if unusual is not None:
+        message = f"{name!r} is a {type(module).__name__} whose weight is {unusual}: request masks cannot be put on it."
+        return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)
     if any(is_lazy(value) for value in module.parameters()):
         message = f"{name!r} is a {type(module).__name__} without weights yet: call the model once before that."
         return Finding(FindingKind.UNSUPPORTED_MODULE, message, name)

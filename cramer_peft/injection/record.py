@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -36,8 +38,11 @@ class ModelRecord:
     training: dict[str, bool]
     attributes: dict[str, Any]
     hooks: set[int]
+    foreign: dict[int, nn.Module]
     replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+    placed: list[nn.Module] = field(default_factory=list)  # the masked layer in each of these places
     unfused: list[nn.Module] = field(default_factory=list)
+    methods: list[tuple[nn.Module, str]] = field(default_factory=list)  # set on module objects, by name
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelRecord:
@@ -47,13 +52,58 @@ class ModelRecord:
             training={name: module.training for name, module in model.named_modules()},
             attributes={name: model.__dict__[name] for name in _ATTRIBUTES if name in model.__dict__},
             hooks={key for module in model.modules() for table in _HOOK_TABLES for key in getattr(module, table)},
+            foreign={id(m): m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))},
         )
+
+    def own_layers(self, model: nn.Module) -> Iterator[RequestMaskLayer | AuxiliaryTrainingWrapper]:
+        """Yield the layers and ``modules_to_save`` that the masks put on ``model``, no other PEFT method's."""
+        for module in model.modules():
+            own = isinstance(module, (RequestMaskLayer, AuxiliaryTrainingWrapper))
+            if own and id(module) not in self.foreign:
+                yield module
+
+    def freeze_foreign(self) -> None:
+        """Freeze the layers and saved modules of other PEFT methods: the masks' own parameters alone are trained."""
+        for module in self.foreign.values():
+            module.requires_grad_(False)
+
+    def foreign_kept(self) -> AbstractContextManager[None]:
+        """Keep what other PEFT methods have active inside the block: PEFT switches all methods' modules at once."""
+        return self._foreign_kept() if self.foreign else nullcontext()
+
+    @contextmanager
+    def _foreign_kept(self) -> Iterator[None]:
+        names = ("_active_adapter", "_disable_adapters")
+        kept = [(vars(m), {name: vars(m)[name] for name in names if name in vars(m)}) for m in self.foreign.values()]
+        flags = [(p, p.requires_grad) for module in self.foreign.values() for p in module.parameters()]
+        try:
+            yield
+        finally:
+            for attributes, values in kept:
+                attributes.update(values)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
     def replace(self, places: list[tuple[nn.Module, str]], new: nn.Module) -> None:
         """Put ``new`` at each of ``places``, and remember the module that was there."""
         for owner, name in places:
             self.replaced.append((owner, name, owner._modules[name]))  # type: ignore[arg-type]
+            self.placed.append(new)
             setattr(owner, name, new)
+
+    def check_in_place(self, model: nn.Module) -> None:
+        """Check that every masked layer is in the model still: another one in its place would follow no request.
+
+        Raises:
+            ConfigError: If one is not; it names the first.
+        """
+        for (owner, name, _), layer in zip(self.replaced, self.placed, strict=True):
+            if owner._modules.get(name) is not layer and all(module is not layer for module in model.modules()):
+                raise ConfigError(
+                    f"module {getattr(layer, 'module_name', name)!r} was replaced after request masks were put on it, "
+                    f"by a {type(owner._modules.get(name)).__name__} that follows no request. Put the masked layer "
+                    "back; to replace it, call unload() first and inject again."
+                )
 
     def undo(self, model: nn.Module, adapter_name: str, kept: int) -> None:
         """Remove what a further adapter that failed halfway put on; ``kept`` modules had been replaced before it."""
@@ -65,7 +115,7 @@ class ModelRecord:
                 wrapper.delete_adapter(adapter_name, [n for n in wrapper.active_adapters if n in others])
         for owner, name, module in reversed(self.replaced[kept:]):
             setattr(owner, name, module)
-        del self.replaced[kept:]
+        del self.replaced[kept:], self.placed[kept:]
         for layer in masked_layers(model):
             layer.request_mask_specs.pop(adapter_name, None)
 
@@ -81,11 +131,16 @@ class ModelRecord:
         """Restore ``model`` to its recorded state: modules, flags, training mode, attributes; PEFT's hooks go."""
         fused_encoder.remove(self.unfused)
         self.unfused.clear()
+        for module, name in self.methods:
+            vars(module).pop(name, None)
+        self.methods.clear()
         for owner, name, wrapper in list(_auxiliary(model)):
-            setattr(owner, name, wrapper.original_module)
+            if id(wrapper) not in self.foreign:
+                setattr(owner, name, wrapper.original_module)
         for owner, name, module in reversed(self.replaced):
             setattr(owner, name, module)
         self.replaced.clear()
+        self.placed.clear()
         for name, parameter in model.named_parameters():
             if name in self.requires_grad:
                 parameter.requires_grad_(self.requires_grad[name])

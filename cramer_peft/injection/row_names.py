@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from cramer_peft.context import RequestContext
+from cramer_peft.context import BASE, RequestContext
 
 
 class RowwiseForward:
@@ -24,12 +25,15 @@ class RowwiseForward:
         found = self._context.row_names()
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if found is not None and x is not None and "adapter_names" not in kwargs:
-            kwargs["adapter_names"] = found.repeated(max(x.shape[0] // len(found.names), 1))
+            names = found.repeated(max(x.shape[0] // len(found.names), 1))
+            own = self._wrapper._get_available_adapters()
+            # An adapter that did not train the module leaves its rows to the frozen one.
+            kwargs["adapter_names"] = [name if name in own else BASE for name in names]
         return type(self._wrapper).forward(self._wrapper, *args, **kwargs)
 
 
-def follow_row_names(model: nn.Module, context: RequestContext) -> None:
-    """Set a :class:`RowwiseForward` on every module of ``modules_to_save``."""
-    for module in model.modules():
+def follow_row_names(layers: Iterable[nn.Module], context: RequestContext) -> None:
+    """Set a :class:`RowwiseForward` on every module of ``modules_to_save`` among ``layers``."""
+    for module in layers:
         if isinstance(module, AuxiliaryTrainingWrapper) and "forward" not in vars(module):
             module.forward = RowwiseForward(module, context)  # type: ignore[method-assign]

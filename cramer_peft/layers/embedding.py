@@ -31,7 +31,7 @@ class MaskedEmbedding(PassthroughMaskLayer):
     def masked_forward(self, masks: Mapping[str, Any], input: Tensor) -> Tensor:
         """Look up ids of any shape under ``masks``; a negative ``batch_dim`` counts from the end of the output."""
         mask: FeatureMask = masks[""]
-        output: Tensor = self.base_layer(input)
+        output = self.base_forward(input)
         return self.fitted(mask, output, self.batch_dim).multiply(output, self.batch_dim)
 
     def fold_parts(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.nn.modules import module as torch_module
 from typing_extensions import Self
 
 from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError, UnsupportedError
+from cramer_peft.layers.hooks import call_brought, call_with_hooks
 from cramer_peft.masks import BatchMask, LayerMask, LayerSpec, Mask, Spec
+from cramer_peft.masks.tracing import trace_refusal
 
 AnyMask = TypeVar("AnyMask", bound=BatchMask)
 
@@ -119,12 +123,25 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     # ---------------------------------------------------------------- the call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._get_tracing_state() is not None or (args and isinstance(args[0], torch.fx.Proxy)):
+            self._check_trace()
         masks = self.context.masks_for(self.module_name, self._entries, self._disable_adapters)
         if not masks:
             masks = self.merged_masks  # the masks of a merged request that no weight can hold; mostly empty
         if not masks:
             return self.base_layer(*args, **kwargs)
-        return self.masked_forward(masks, *args, **kwargs)
+        run = partial(self.masked_forward, masks)
+        if hasattr(self.base_layer, "_hf_hook"):
+            run = partial(call_brought, self.base_layer, run)
+            return call_with_hooks(self.base_layer, lambda *args, **kwargs: run(args, kwargs), args, kwargs)
+        return (
+            call_with_hooks(self.base_layer, run, args, kwargs) if _has_hooks(self.base_layer) else run(*args, **kwargs)
+        )
+
+    def _check_trace(self) -> None:
+        """Refuse a trace that would not follow the requests of later calls."""
+        if not self.context.has_fixed_masks() and not self._disable_adapters:
+            raise trace_refusal(f"module {self.module_name!r}")
 
     def fitted(self, mask: AnyMask, x: Tensor, batch_dim: int) -> AnyMask:
         """Return ``mask`` with as many rows as ``x`` has along ``batch_dim``.
@@ -169,19 +186,14 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
 
     @property
     def is_product(self) -> bool:
-        """True if the frozen module only multiplies by its weight and adds its bias: no hook, no other forward."""
+        """True if the frozen module's forward only multiplies by its weight and adds its bias."""
         base, plain = self.base_layer, self.plain_class
-        return (
-            plain is not None
-            and type(base).forward is plain.forward
-            and "forward" not in base.__dict__
-            and not (base._forward_hooks or base._forward_pre_hooks)
-            and not (_global_forward_hooks or _global_forward_pre_hooks)
-        )
+        return plain is not None and type(base).forward is plain.forward and "forward" not in base.__dict__
 
     def base_forward(self, x: Tensor) -> Tensor:
-        """Run the frozen module on ``x``."""
-        output: Tensor = self.base_layer(x)
+        """Run the frozen module's forward on ``x``; its hooks run around the masked call."""
+        forward = getattr(self.base_layer, "_old_forward", self.base_layer.forward)  # accelerate's own brings weights
+        output: Tensor = forward(x)
         return output
 
     def fold(self, mask: LayerMask, row: int) -> tuple[Tensor, Tensor | None]:
@@ -271,6 +283,20 @@ class PassthroughMaskLayer(RequestMaskLayer):
             if name == "base_layer":  # not set yet in a copy or pickle that is being filled
                 raise
             return getattr(self.base_layer, name)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return True if a call of ``module`` runs anything beside its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
 
 
 def entry_name(module_name: str, part: str) -> str:

@@ -99,11 +99,11 @@ def _run(module: nn.Module, input: Tensor | PackedSequence, hx: Any) -> Any:
     """Run the module, with gradients even in eval mode on a GPU, where cuDNN gives them in training mode alone."""
     data = input.data if isinstance(input, PackedSequence) else input
     if module.training or not (torch.is_grad_enabled() and data.requires_grad and _by_cudnn(data)):
-        return module(input, hx)
+        return module.forward(input, hx)
     # A second object in training mode, so that no other thread sees the mode. Without dropout it computes as in eval.
     training = object.__new__(type(module))
     object.__setattr__(training, "__dict__", {**vars(module), "training": True, "dropout": 0.0})
-    return training(input, hx)
+    return training.forward(input, hx)
 
 
 def _by_cudnn(x: Tensor) -> bool:

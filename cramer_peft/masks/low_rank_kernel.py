@@ -74,7 +74,8 @@ def _run(
         return frozen(x)
     if a.shape[0] == 1:
         return functional.linear(x, _weights(weight, a.mT, b, None)[0], bias)
-    output = _each_row(_by_rows(x, a), weight, bias, a, b).view(*x.shape[:-1], weight.shape[0])
+    output = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: the model may change it in place
+    _each_row(_by_rows(x, a), weight, bias, a, b, _by_rows(output, a))
     if count < a.shape[0]:
         rest = (~masked).nonzero()[:, 0]
         output.index_copy_(0, rest, frozen(x).index_select(0, rest))
@@ -113,9 +114,8 @@ class _WeightBlocks:
         return made.mT if self.turned else made
 
 
-def _each_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Multiply (rows, positions, in) by each row's weight: (rows, positions, out)."""
-    output = x.new_empty(*x.shape[:-1], weight.shape[0])
+def _each_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, output: Tensor) -> None:
+    """Multiply (rows, positions, in) by each row's weight, into ``output`` (rows, positions, out)."""
     parts = _WeightBlocks(weight, a, b)
     for part, room in parts:
         made = parts.weights(part, room).mT
@@ -123,7 +123,6 @@ def _each_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tens
             torch.bmm(x[part], made, out=output[part])
         else:
             torch.baddbmm(bias, x[part], made, out=output[part])
-    return output
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -140,7 +139,8 @@ class _LowRankLinear(torch.autograd.Function):
         frozen: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight, a, b)
-        return _run(x, weight, bias, a, b, frozen)
+        output = _run(x, weight, bias, a, b, frozen)
+        return output.clone() if output._is_view() else output  # a view could not be changed in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -67,5 +67,5 @@ class TopKForm(MaskForm):
             noisy = logits - exponential.log()  # -log of an Exponential(1) draw is a Gumbel(0) draw
         keep = noisy.detach().topk(self.kept(logits.shape[-1]), dim=-1).indices
         hard = torch.zeros_like(logits).scatter(-1, keep, 1.0)
-        soft = torch.softmax(noisy / self.temperature, dim=-1)
+        soft = torch.softmax(logits / self.temperature, dim=-1)  # without the noise, as in the paper
         return hard + (soft - soft.detach())  # the bracket is exactly 0, so the gates stay binary

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cramer_peft.errors import UnsupportedError
+
 
 def is_plain(x: Tensor) -> bool:
     """Return True if ``x`` is a plain tensor, and no trace, vmap or forward-mode gradient watches it."""
@@ -14,6 +16,15 @@ def is_plain(x: Tensor) -> bool:
         and torch._C._get_tracing_state() is None
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and forward_ad._current_level < 0
+    )
+
+
+def trace_refusal(name: str) -> UnsupportedError:
+    """Return the error for a trace that would not follow the requests of later calls."""
+    return UnsupportedError(
+        f"{name} is being traced (torch.jit.trace or torch.fx): the trace would never follow a request. Trace "
+        "cramer_peft.export.RequestModule(masks), whose requests are inputs; or trace the frozen model inside "
+        "masks.disable_adapter()."
     )
 
 

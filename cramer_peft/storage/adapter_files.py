@@ -7,19 +7,19 @@ The reader here is strict: it checks everything against the model before it touc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
-from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders import RequestEncoder, is_registered, make_encoder, tuned_shapes
-from cramer_peft.errors import AdapterFileError, EncoderError
+from cramer_peft.errors import AdapterFileError, EncoderError, UnsupportedError
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.fingerprint import module_fingerprint
 from cramer_peft.injection.plan import own_modules, plan_injection
@@ -116,16 +116,43 @@ def without_adapter_name(key: str, adapter_name: str) -> str:
     return re.sub(pattern, r"\1\2", key, count=1)
 
 
-def save_adapter(holder: object, folder: Path, adapter_name: str, config: RequestMaskConfig) -> None:
-    """Write one adapter's files, both or none; ``holder`` is the handle, which PEFT reads the tensors from."""
+def is_generator_key(key: str, adapter_name: str) -> bool:
+    """Return True for the model's own key of a tensor of the adapter's generator or tuned encoder."""
+    return any(f".{prefix}{adapter_name}." in f".{key}" for prefix in (_GENERATOR, _ENCODER))
+
+
+def keys_of_adapter(state: Mapping[str, Tensor], adapter_name: str) -> dict[str, Tensor]:
+    """Return the part of a model's state that belongs to one adapter, its ``modules_to_save`` included."""
+    saved = f".modules_to_save.{adapter_name}."
+    return {key: value for key, value in state.items() if saved in key or is_generator_key(key, adapter_name)}
+
+
+def adapter_tensors(
+    generator: nn.Module, tuned: nn.Module | None, saved_modules: Sequence[tuple[str, nn.Module]]
+) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their keys in the file, which are those of PEFT's own ``save_pretrained``."""
+    owners = [(_GENERATOR, generator), *([] if tuned is None else [(_ENCODER, tuned)])]
+    owners += [(f"{name}.", module) for name, module in saved_modules]
+    tensors = {f"{_ROOT}{prefix}{key}": value for prefix, owner in owners for key, value in owner.state_dict().items()}
+    sharded = [key for key, value in tensors.items() if isinstance(value, DTensor)]
+    if sharded:
+        raise UnsupportedError(
+            f"{len(sharded)} tensors of the adapter are sharded (DTensor), for example {sharded[0]!r}. Gather them on "
+            "every process by torch.distributed.checkpoint.state_dict.get_model_state_dict(masks, "
+            "options=StateDictOptions(full_state_dict=True)), load them into a handle that is not sharded, and save it."
+        )
+    return tensors
+
+
+def save_adapter(folder: Path, adapter_name: str, config: RequestMaskConfig, tensors: dict[str, Tensor]) -> None:
+    """Write one adapter's files, both or none; ``tensors`` are by key, see :func:`adapter_tensors`."""
     values = {**config.to_dict(), "inference_mode": True}
-    tensors = get_peft_model_state_dict(holder, adapter_name=adapter_name, save_embedding_layers=False)
     metadata = {
         "adapter": adapter_name,
         "base_fingerprint": config.base_fingerprint or "",
         "config_digest": config_digest(values),
     }
-    weights = safetensors_bytes({_ROOT + key: value for key, value in tensors.items()}, metadata)
+    weights = safetensors_bytes(tensors, metadata)
     write_together({folder / CONFIG_NAME: json_bytes(values), folder / WEIGHTS_NAME: weights})
 
 

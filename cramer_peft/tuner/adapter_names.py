@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from cramer_peft.context import BASE
 from cramer_peft.errors import ConfigError
 
 # Names that would collide with parts of the keys under which PEFT saves an adapter's tensors.
@@ -9,6 +10,7 @@ _RESERVED_NAMES = {
     "head",
     "trunk",
     "default_request",
+    BASE,  # names the rows of the frozen model
     "model",
     "base_model",
     "base_layer",

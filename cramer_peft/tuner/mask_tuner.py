@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from cramer_peft.adapter import Adapter
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.context import LazyMasks, RequestContext
-from cramer_peft.encoders import CachedEncoder, RequestEncoder, TunedEncoder, encoder_of_width, make_encoder
-from cramer_peft.errors import ConfigError, MergeError, RequestError
+from cramer_peft.encoders import CachedEncoder, RequestEncoder
+from cramer_peft.errors import ConfigError, MergeError, RequestError, UnsupportedError
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
+from cramer_peft.injection.frozen_statistics import freeze_statistics
 from cramer_peft.injection.plan import InjectionPlan, plan_injection
+from cramer_peft.injection.pretrained_methods import set_pretrained_methods
 from cramer_peft.injection.record import ModelRecord, locations, masked_layers
 from cramer_peft.injection.row_names import follow_row_names
 from cramer_peft.layers import fused_encoder
@@ -34,11 +36,12 @@ from cramer_peft.layers.masked_layer import RequestMaskLayer, RowLayout
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.merging import MergedRequest
 from cramer_peft.storage.adapter_files import (
-    check_encoder_weights,
     check_remapped,
-    encoder_fingerprint,
+    is_generator_key,
+    keys_of_adapter,
     without_adapter_name,
 )
+from cramer_peft.tuner.adapter_encoder import fit_encoder
 from cramer_peft.tuner.adapter_names import check_adapter_name
 from cramer_peft.tuner.registration import PREFIX
 
@@ -111,9 +114,10 @@ class RequestMaskTuner(BaseTuner):
         """True if masks are on; False inside :meth:`disable_adapter`."""
         return self.request_context.enabled
 
-    def _check_loaded(self) -> None:
+    def _check_loaded(self) -> ModelRecord:
         if self._record is None:
             raise ConfigError("these request masks have been unloaded: inject or load them again.")
+        return self._record
 
     @property
     def accepts_loss_kwargs(self) -> bool:
@@ -146,9 +150,9 @@ class RequestMaskTuner(BaseTuner):
             raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
         given = self.peft_config[adapter_name]
         plan = plan_injection(model, given.as_given())
-        config, tuned = self._fit_encoder(plan.config, adapter_name)
+        config, tuned = fit_encoder(plan.config, adapter_name, self.request_encoders)
         device = next(iter(model.parameters())).device
-        with torch.device("meta") if low_cpu_mem_usage else device:
+        with torch.inference_mode(False), torch.device("meta") if low_cpu_mem_usage else device:
             generator = make_generator(config, plan.specs)
         generator.train(model.training)
         flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
@@ -160,16 +164,16 @@ class RequestMaskTuner(BaseTuner):
             self.request_mask_encoder[adapter_name] = tuned.to(device)
         self._plan, self._places = plan, locations(model)
         try:
-            super().inject_adapter(
-                model, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, low_cpu_mem_usage=low_cpu_mem_usage
-            )
+            with record.foreign_kept():
+                super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+            record.freeze_foreign()
             # Before the root's forward is replaced, because the root may be a fused encoder layer itself.
             record.unfused += fused_encoder.install(model, self.request_context)
             if first:
                 self._replace_root_forward(model)
-            else:
-                _restore_flags(flags)  # PEFT keeps requires_grad only for parameters inside the model
-            follow_row_names(model, self.request_context)
+            _restore_flags([] if first else flags)  # PEFT keeps requires_grad only for parameters inside the model
+            record.methods += freeze_statistics(model) + set_pretrained_methods(model)
+            follow_row_names(record.own_layers(model), self.request_context)
             self.adapter(adapter_name).fill_default_request()
             self._sync_default()
             self.peft_config[adapter_name] = given.filled_in(config)
@@ -200,27 +204,6 @@ class RequestMaskTuner(BaseTuner):
             self._record.undo(self.model, adapter_name, kept)
             Adapter(self, adapter_name).remove()
 
-    def _fit_encoder(
-        self, config: RequestMaskConfig, adapter_name: str
-    ) -> tuple[RequestMaskConfig, TunedEncoder | None]:
-        """Return the configuration with the fields that the encoder decides, and the tuned encoder if there is one."""
-        encoder = self.request_encoders.get(adapter_name)
-        if encoder is not None and config.encoder != encoder.name:
-            config = replace(config, encoder=encoder.name, encoder_options=None)
-        # A frozen encoder of known width is made later, with the first text.
-        if encoder is None and (config.request_dim is None or config.encoder_tuning != "none"):
-            encoder = CachedEncoder(make_encoder(str(config.encoder), config.encoder_options))
-        if encoder is None:
-            return config, None
-        self.request_encoders[adapter_name] = encoder_of_width(encoder, config.request_dim)
-        if config.request_dim is None:
-            config = replace(config, request_dim=encoder.dim)  # raises if a stored default request is not as wide
-        if config.encoder_tuning == "none":
-            return config, None
-        tuned = TunedEncoder(encoder.encoder, config.encoder_tuning)
-        check_encoder_weights(config, encoder.encoder)
-        return config.with_values(encoder_fingerprint=encoder_fingerprint(encoder.encoder)), tuned
-
     def _create_and_replace(
         self,
         peft_config: RequestMaskConfig,
@@ -244,7 +227,7 @@ class RequestMaskTuner(BaseTuner):
         # In all its places, because a module that the model uses twice must be masked in both.
         self._record.replace(self._places[id(target)], layer)
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+    def _prepare_adapter_config(self, peft_config: Any, _: Any) -> Any:
         return peft_config  # the plan has filled in everything
 
     def _replace_root_forward(self, model: nn.Module) -> None:
@@ -256,8 +239,7 @@ class RequestMaskTuner(BaseTuner):
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make one adapter or several the active ones; only their generators are trainable.
 
-        If several mask the same weight, their masks multiply entrywise and the deviations of
-        ``low_rank`` add up: W * M_1 * M_2 * (1 + D_3 + D_4).
+        On one weight, masks multiply entrywise and deviations of ``low_rank`` add up: W * M_1 * M_2 * (1 + D_3 + D_4).
 
         Raises:
             ConfigError: If there is no such adapter, or several expect the rows of one module in different
@@ -270,7 +252,8 @@ class RequestMaskTuner(BaseTuner):
             raise ConfigError(
                 f"the adapters {names} differ in batch_dim or batch_folding: they cannot be active at once."
             )
-        super().set_adapter(names, inference_mode=inference_mode)
+        with self._check_loaded().foreign_kept():
+            super().set_adapter(names, inference_mode=inference_mode)
         for name in self.request_mask_generator:
             self.adapter(name).requires_grad_(name in names and not inference_mode)
         self._sync_default()
@@ -299,6 +282,13 @@ class RequestMaskTuner(BaseTuner):
             self.request_encoders.pop(adapter_name, None)
             raise
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to mix adapters: masks are not linear in a generator's weights."""
+        raise UnsupportedError(
+            "add_weighted_adapter mixes weights, in which masks are not linear: the mix would follow neither adapter. "
+            "Make several adapters active by set_adapter([…]), or add up mask states."
+        )
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and its generator; if it alone was active, the oldest of the others takes its place.
 
@@ -313,7 +303,8 @@ class RequestMaskTuner(BaseTuner):
                 f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
             )
         adapter, active = Adapter(self, adapter_name), list(self.active_adapters)
-        super().delete_adapter(adapter_name)
+        with self._check_loaded().foreign_kept():
+            super().delete_adapter(adapter_name)
         adapter.remove()
         if adapter_name in active and self.peft_config:
             names = [name for name in active if name != adapter_name] or [next(iter(self.peft_config))]
@@ -344,15 +335,14 @@ class RequestMaskTuner(BaseTuner):
     # ---------------------------------------------------------------- switching masks off
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
-        own = (self.request_mask_generator, self.request_mask_encoder)
-        flags = [(parameter, parameter.requires_grad) for module in own for parameter in module.parameters()]
-        super()._enable_adapter_layers(enabled)
+        # Not by PEFT's own method: it would switch the layers of other PEFT methods on the model, too.
+        for layer in [] if self._record is None else self._record.own_layers(self.model):
+            layer.enable_adapters(enabled)  # type: ignore[operator, unused-ignore]
         if not enabled:
             self.request_context.note(None)
         if self._merged is not None and enabled != self.request_context.enabled:
             (self._merged.put if enabled else self._merged.take_out)()
         self.request_context.enabled = enabled
-        _restore_flags(flags)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -416,6 +406,15 @@ class RequestMaskTuner(BaseTuner):
                 parameter.data = parameter.data.float()  # masks in half precision would be coarse
             elif not autocast_adapter_dtype and base in half:
                 parameter.data = parameter.data.to(base)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor], **_: Any
+    ) -> dict[str, Tensor]:
+        # PEFT has dropped the keys that hold another adapter's name, such as "weight". It reads this object further.
+        kept = keys_of_adapter(model.state_dict(), adapter_name)
+        state_dict.update({key: value for key, value in kept.items() if key not in state_dict})
+        return {key: value for key, value in state_dict.items() if is_generator_key(key, adapter_name)}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

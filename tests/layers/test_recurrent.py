@@ -383,7 +383,13 @@ def test_gradients_in_eval_mode_where_cudnn_has_none(
     gates = {part: replace(gate, values=gate.values.requires_grad_()) for part, gate in random_gates(base, 3).items()}
     given = pack_padded_sequence(x, torch.tensor([5, 2, 4]), batch_first=True, enforce_sorted=False) if packed else x
     modes: list[bool] = []
-    base.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    run = kind.forward
+
+    def forward(module: nn.RNNBase, *args: Any) -> Any:
+        modes.append(module.training)
+        return run(module, *args)
+
+    monkeypatch.setattr(kind, "forward", forward)
     results = []
     for by_cudnn in (False, True):
         monkeypatch.setattr(recurrent, "_by_cudnn", lambda _, answer=by_cudnn: answer)

@@ -174,6 +174,25 @@ def test_topk_gradient_is_that_of_the_softmax() -> None:
     assert torch.allclose(logits.grad, expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_topk_noise_decides_what_is_kept_and_not_the_gradient(temperature: float) -> None:
+    form = TopKForm(0.4, temperature=temperature)
+    logits = torch.randn(2, 19)
+    weights = torch.randn(2, 19)
+    seen, gradients = set(), []
+    for _ in range(6):
+        leaf = logits.clone().requires_grad_()
+        built = form.build(split(form, leaf), None, None, training=True)
+        flat = torch.cat([value for layer in built.values() for value in (layer.row, layer.column)], dim=-1)
+        seen.add(tuple(flat.detach().flatten().tolist()))
+        (flat * weights).sum().backward()
+        gradients.append(leaf.grad)
+    assert len(seen) > 1
+    leaf = logits.clone().requires_grad_()
+    expected = torch.autograd.grad((torch.softmax(leaf / temperature, -1) * weights).sum(), leaf)[0]
+    assert all(torch.allclose(gradient, expected, atol=1e-7) for gradient in gradients)
+
+
 def test_topk_rows_without_request_are_open() -> None:
     form = TopKForm(0.5)
     active = torch.tensor([True, False, True, True, False])

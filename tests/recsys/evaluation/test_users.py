@@ -53,7 +53,7 @@ def test_score_histories_keeps_the_mode(
 
 def test_nan_is_refused_whatever_is_measured(users: EvaluationUsers) -> None:
     with pytest.raises(DataError, match="row 0 of the scores holds NaN"):
-        users.score(lambda item_ids, _: item_ids / item_ids.new_zeros(()), None)
+        batched_scores(lambda item_ids, _: item_ids / item_ids.new_zeros(()), users.item_ids, [None] * len(users))
 
 
 def test_masks_of_an_overflowing_strength_are_not_ranked(users: EvaluationUsers, masks: RequestMaskModel) -> None:
