@@ -148,3 +148,10 @@ def test_other_precisions(model, make_config, gate: str, dtype: torch.dtype, x) 
     expected = torch.float32 if dtype != torch.float64 else torch.float64
     assert {p.dtype for p in masks.generator.parameters()} == {masks.generator.head.weight.dtype}
     assert masks.generator.head.weight.dtype in (torch.float32, expected)
+
+
+def test_masks_injected_in_inference_mode_can_be_trained(model, make_config, x) -> None:
+    with torch.inference_mode():
+        masks = inject_request_masks(model, make_config())
+    masks(x, request="drama").sum().backward()
+    assert all(parameter.grad is not None for parameter in masks.generator.parameters())

@@ -143,3 +143,20 @@ def test_a_mask_state_knows_its_silent_rows(gate: str, model, x, make_config) ->
     nothing = masks.mask_state(["hello"] * 3)
     assert nothing.active.tolist() == [False] * 3
     assert torch.equal(masks(x, request=nothing), frozen)
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e-25, 1e300])
+def test_a_length_that_float32_cannot_divide_by_is_refused(factor: float) -> None:
+    vectors = torch.ones(2, 4, dtype=torch.float64)
+    vectors[1] *= factor
+    with pytest.raises(RequestError, match=r"request 1 .* its length"):
+        batch_requests(vectors, 4, encode)
+    assert batch_requests(torch.zeros(2, 4), 4, encode) is not None
+
+
+@pytest.mark.parametrize(
+    "vector", [torch.ones(4).to(torch.float8_e4m3fn), torch.ones(4).to_sparse(), torch.ones(4, device="meta")]
+)
+def test_vectors_that_hold_no_plain_numbers_are_refused(vector: torch.Tensor) -> None:
+    with pytest.raises(RequestError, match="must be dense"):
+        batch_requests(vector, 4, encode)

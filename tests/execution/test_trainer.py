@@ -117,3 +117,14 @@ def test_tied_weights_under_the_handle_are_refused_by_trainers_own_file(tmp_path
     """As without masks, for a model that is not a ``PreTrainedModel``; the checkpoints of ``PeftModel`` hold none."""
     with pytest.raises(RuntimeError, match="share memory"):
         train(tmp_path, "scale", "handle", tied=True)
+
+
+@pytest.mark.parametrize("door", ["handle", "peft"])
+def test_labels_are_found(tmp_path: Path, door: str) -> None:
+    model, _ = make("scale", door, tied=False)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    trainer = Trainer(model=model, args=arguments, eval_dataset=ROWS, data_collator=collate)
+    assert "eval_loss" in trainer.evaluate()
+    assert trainer.predict(ROWS).predictions.shape == (len(ROWS), 20)

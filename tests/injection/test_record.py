@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import inject_request_masks
-from cramer_peft.errors import MergeError, RequestError
+from cramer_peft.errors import ConfigError, MergeError, RequestError
 from cramer_peft.injection.record import ModelRecord, locations, masked_layers
 from cramer_peft.layers import RequestMaskLayer
 from cramer_peft.layers.registry import _WRAPPERS
@@ -354,3 +354,21 @@ def test_a_record_puts_back_what_was_replaced(model, snapshot) -> None:
     assert len(before.differences(model)) > 3
     record.restore(model)
     assert before.differences(model) == []
+
+
+def test_a_masked_layer_that_was_replaced_is_named(model, make_config, x, tmp_path) -> None:
+    masks = inject_request_masks(model, make_config())
+    kept, model.up = model.up, nn.Linear(8, 16)
+    for call in (
+        masks.unload,
+        lambda: masks.save_pretrained(tmp_path / "x"),
+        lambda: masks.check_effect(x),
+        lambda: masks.merge_request("drama"),
+    ):
+        with pytest.raises(ConfigError, match=r"module 'up' was replaced .* by a Linear"):
+            call()
+    assert not (tmp_path / "x").exists()
+    model.up = nn.Sequential(kept)  # wrapped by something else, it still follows requests
+    masks.save_pretrained(tmp_path / "x")
+    model.up = kept
+    masks.unload()

@@ -351,3 +351,15 @@ def test_an_error_while_saving_leaves_the_old_adapter(
     with pytest.raises(OSError, match="no space left"):
         masks.save_pretrained(saved)
     assert files() == before
+
+
+def test_an_adapter_belongs_to_the_weights_of_when_it_is_saved(make_model, make_config, x, tmp_path) -> None:
+    masks = inject_request_masks(make_model(), make_config())
+    with torch.no_grad():
+        masks.model.up.base_layer.weight.mul_(1.5)
+    expected = masks(x, request="drama")
+    masks.save_pretrained(tmp_path)
+    trained = masks.unload()
+    with pytest.raises(BaseModelMismatchError):
+        load_request_masks(make_model(), tmp_path)
+    assert torch.equal(load_request_masks(trained, tmp_path)(x, request="drama"), expected)
