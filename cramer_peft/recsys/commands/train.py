@@ -31,7 +31,6 @@ def train(
     min_rating: Annotated[
         float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
     ] = None,
-    encoder: given.Encoder = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the generator's training.")] = None,
@@ -63,7 +62,7 @@ def train(
         checkpoint=checkpoint,
         protocol=cast(Protocol, protocol),
         columns=columns,
-        config={**settings.masks, **({} if encoder is None else {"encoder": encoder})},
+        config=settings.masks,
         epochs=epochs,
         batch_size=settings.training.batch_size,
         negatives=settings.training.negatives,

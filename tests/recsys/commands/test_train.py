@@ -73,7 +73,6 @@ def test_checkpoints_are_as_far_apart_as_the_file_says(stated: Path, tmp_path: P
         (("--backbone", "sasrek"), "Did you mean 'sasrec'"),
         (("--protocol", "random"), "expected one of leave-one-out, temporal"),
         (("--config", "nowhere.json"), "nowhere.json"),
-        (("--encoder", "telepathy"), "telepathy"),
     ],
 )
 def test_train_says_what_to_do(
@@ -93,6 +92,7 @@ def test_train_says_what_to_do(
         ({"target_modules": ["no.such.module"]}, "no.such.module"),
         ({"generator": {"attributes": ["Western"]}}, "['Western'] are not in the catalogue"),
         ({"generator": {"sparsity_weight": 0.3}}, "sparsity_weight=0.3 is for gate='topk'"),
+        ({"encoder": "telepathy"}, "unknown request encoder 'telepathy'"),
         ({"masks": {"rank": "four"}}, "masks: rank: found 'four', expected a whole number or null"),
     ],
 )
