@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmark.speed.models import SpeedModel
 from benchmark.speed.notes import Notes
-from benchmark.speed.rows import Form, Subject, Texts, adapted, encoded, with_shared_weights
+from benchmark.speed.rows import Form, Subject, Texts, adapted, encoded, made, with_shared_weights
 from benchmark.speed.timing import Row
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
@@ -92,10 +92,10 @@ def graph_rows(
 def _add_ours(
     add: Callable[..., None], masks: RequestMaskModel, form: Form, state: Any, inputs: dict[str, Any]
 ) -> None:
-    with masks.request(state), torch.no_grad():
-        masks(**inputs)  # makes the gates, which the graph then only reads
-        # The gates end with the block, the graph does not: it needs whatever holds them.
-        add(f"{form}: CUDA graph, gates ready", lambda: masks(**inputs), masks, FROZEN, masks.request_context.current())
+    with torch.no_grad():
+        ready = made(masks, state)  # the graph only reads them, and outlives the block
+        with masks.request_context.using(ready):
+            add(f"{form}: CUDA graph, gates ready", lambda: masks(**inputs), masks, FROZEN, ready)
     add(f"{form}: CUDA graph, mask state", lambda: masks(**inputs, request=state), masks, FROZEN, state)
 
 

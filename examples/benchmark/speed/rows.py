@@ -17,6 +17,7 @@ from transformers import BertConfig, BertModel
 from benchmark.speed.models import SpeedModel
 from benchmark.speed.timing import Row
 from cramer_peft import HashingEncoder, RequestMaskConfig, RequestMaskModel, WordLlamaEncoder, inject_request_masks
+from cramer_peft.context import FixedMasks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError, MissingExtraError
 
@@ -189,11 +190,17 @@ def _merged(model: SpeedModel, form: Form, encoder: RequestEncoder, inputs: dict
     return Row(f"{form}: merged", lambda _: masks(**inputs))
 
 
+def made(masks: RequestMaskModel, request: Any) -> FixedMasks | None:
+    """Return the masks of a request, made once; in a block of ``masks.request`` each call makes them anew."""
+    lazy = masks.lazy_masks(request)
+    return None if lazy is None else lazy.for_call()
+
+
 def _block(masks: RequestMaskModel, request: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
     @contextmanager
     def around() -> Iterator[None]:
-        with masks.request(request):
-            masks(**inputs)  # makes the gates
+        with masks.request_context.using(made(masks, request)):
+            masks(**inputs)
             yield
 
     return around
