@@ -25,7 +25,7 @@ from cramer_peft.errors import (
     TargetModuleError,
 )
 from cramer_peft.injection.plan import InjectionPlan, Target, plan_injection
-from cramer_peft.injection.record import masked_layers, shared_storages
+from cramer_peft.injection.record import masked_layers, shared_storages, storage_address
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.masks import FeatureMask, FeatureSpec, Mask, Masks, RowColumnMask, Spec, compose_rowwise
@@ -122,7 +122,7 @@ def _ancestors(name: str) -> list[str]:
 
 
 def _tied(target: Target, shared: set[int]) -> list[Finding]:
-    storages = {p.untyped_storage().data_ptr() for p in target.module.parameters() if not p.is_meta}
+    storages = {storage_address(parameter) for parameter in target.module.parameters()}
     if not storages & shared:
         return []
     message = "shares a weight with another module: masks act on this one alone, and merging is refused."

@@ -420,3 +420,42 @@ def test_what_was_merged_stays_where_a_further_merge_fails(model, make_config, x
     assert masks.merged
     assert model.up.merged_adapters == ["default"]
     assert torch.equal(masks(x), merged)
+
+
+class Elsewhere(torch.Tensor):
+    """A weight whose numbers lie in another tensor, without a storage of its own, as torchao's."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> "Elsewhere":
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        def plain(value):
+            return value.inner if isinstance(value, cls) else value
+
+        if operator is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        return operator(*map(plain, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantised", ["up", "embedding"])
+def test_weights_without_a_storage(model, make_config, x, quantised: str) -> None:
+    masks = inject_request_masks(model, make_config())
+    expected = masks(x, request="drama")
+    layer = getattr(model, quantised)
+    layer = layer.base_layer if quantised == "up" else layer
+    layer.weight = nn.Parameter(Elsewhere(layer.weight.detach()), requires_grad=False)
+    assert torch.allclose(masks(x, request="drama"), expected, atol=1e-5)
+    if quantised == "up":
+        with pytest.raises(MergeError, match="module 'up': its weight is quantised"):
+            masks.merge_request("drama")
+    else:  # another module's
+        masks.merge_request("drama")
+        assert torch.allclose(masks(x), expected, atol=1e-5)
+    assert not masks.merged or quantised == "embedding"

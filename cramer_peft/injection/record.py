@@ -10,7 +10,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 from cramer_peft.errors import ConfigError
 from cramer_peft.layers import fused_encoder
@@ -194,11 +194,20 @@ def _is_from_peft(hook: Any) -> bool:
     return name.startswith("peft.") or (name.startswith("transformers.") and "enable_input_require_grads" in name)
 
 
+def storage_address(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's storage; None if it has none (on the meta device, or a class like torchao's)."""
+    try:
+        return None if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a subclass that holds its numbers in other tensors
+        return None
+
+
 def shared_storages(model: nn.Module) -> set[int]:
     """Return the addresses of storages that parameters of several modules share (tied weights)."""
     holders: dict[int, set[int]] = defaultdict(set)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            if not parameter.is_meta:
-                holders[parameter.untyped_storage().data_ptr()].add(id(module))
+            address = storage_address(parameter)
+            if address is not None:
+                holders[address].add(id(module))
     return {storage for storage, modules in holders.items() if len(modules) > 1}
