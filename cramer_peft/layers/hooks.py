@@ -16,13 +16,6 @@ from torch.nn.modules import module as torch_module
 from torch.utils.hooks import BackwardHook
 
 
-def call_brought(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run ``forward`` while the weights that accelerate offloads are there: it brings them for a call of ``module``."""
-    hook: Any = module._hf_hook
-    args, kwargs = hook.pre_forward(module, *args, **kwargs)
-    return hook.post_forward(module, forward(*args, **kwargs))
-
-
 def call_with_hooks(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
     """Run ``forward`` as ``module(*args, **kwargs)`` would run the module's own, with the hooks of the module."""
     after = [*torch_module._global_forward_hooks.items(), *module._forward_hooks.items()]
@@ -34,7 +27,7 @@ def call_with_hooks(module: nn.Module, forward: Callable[..., Any], args: Any, k
         watch = BackwardHook(module, backward, before) if backward or before else None
         if watch is not None:
             args = watch.setup_input_hook(args)
-        result = forward(*args, **kwargs)
+        result = _with_weights(module, forward, args, kwargs)
         for number, hook in after:
             called.add(number)
             changed = _call_after(module, number, hook, args, kwargs, result)
@@ -58,6 +51,15 @@ def _before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, 
             changed = hook(module, args)
             args = args if changed is None else changed if isinstance(changed, tuple) else (changed,)
     return args, kwargs
+
+
+def _with_weights(module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run ``forward`` while the weights are there: accelerate brings offloaded ones for a call of ``module`` alone."""
+    hook: Any = vars(module).get("_hf_hook")
+    if hook is None:
+        return forward(*args, **kwargs)
+    args, kwargs = hook.pre_forward(module, *args, **kwargs)
+    return hook.post_forward(module, forward(*args, **kwargs))
 
 
 def _call_after(module: nn.Module, number: int, hook: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Any:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError, UnsupportedError
-from cramer_peft.layers.hooks import call_brought, call_with_hooks
+from cramer_peft.layers.hooks import call_with_hooks
 from cramer_peft.masks import BatchMask, LayerMask, LayerSpec, Mask, Spec
 from cramer_peft.masks.tracing import trace_refusal
 
@@ -130,13 +130,9 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
             masks = self.merged_masks  # the masks of a merged request that no weight can hold; mostly empty
         if not masks:
             return self.base_layer(*args, **kwargs)
-        run = partial(self.masked_forward, masks)
-        if hasattr(self.base_layer, "_hf_hook"):
-            run = partial(call_brought, self.base_layer, run)
-            return call_with_hooks(self.base_layer, lambda *args, **kwargs: run(args, kwargs), args, kwargs)
-        return (
-            call_with_hooks(self.base_layer, run, args, kwargs) if _has_hooks(self.base_layer) else run(*args, **kwargs)
-        )
+        if _has_hooks(self.base_layer):
+            return call_with_hooks(self.base_layer, partial(self.masked_forward, masks), args, kwargs)
+        return self.masked_forward(masks, *args, **kwargs)
 
     def _check_trace(self) -> None:
         """Refuse a trace that would not follow the requests of later calls."""
@@ -296,6 +292,7 @@ def _has_hooks(module: nn.Module) -> bool:
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
+        or "_hf_hook" in vars(module)
     )
 
 
