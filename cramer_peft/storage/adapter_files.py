@@ -235,8 +235,7 @@ def _check_weights(stored: StoredAdapter, expected: dict[str, Tensor]) -> None:
 
 def check_remapped(model: nn.Module, adapter_name: str, tensors: dict[str, Tensor]) -> None:
     """Check an adapter's tensors, by the model's own keys, just before PEFT's own loading copies them."""
-    prefixes = (f"{_GENERATOR}{adapter_name}.", f"{_ENCODER}{adapter_name}.")
-    expected = {key: value for key, value in model.state_dict().items() if any(p in key for p in prefixes)}
+    expected = {key: value for key, value in model.state_dict().items() if is_generator_key(key, adapter_name)}
     ours = {key: value for key, value in tensors.items() if _GENERATOR in key or _ENCODER in key}
     problems = _differences(expected, ours)
     if problems:

@@ -54,9 +54,8 @@ def write_problem(path: Path) -> str | None:
     Args:
         path: The folder, or one that is to be made.
     """
-    place = Path(path).absolute()
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
+    path = Path(path).absolute()
+    place = next((missing.parent for missing in reversed(_missing(path))), path)
     if not place.is_dir():
         return f"{place} is not a folder" if place.exists() else f"{place} is a link to nothing"
     return None if os.access(place, os.W_OK | os.X_OK) else f"{place} may not be written"
@@ -64,13 +63,18 @@ def write_problem(path: Path) -> str | None:
 
 def _make(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were made."""
-    missing = []
-    place = folder
-    while not os.path.lexists(place) and place != place.parent:
-        missing.append(place)
-        place = place.parent
+    missing = _missing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Return a folder and those above it that are not there, the innermost first."""
+    missing = []
+    while not os.path.lexists(folder) and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    return missing
 
 
 def _swap(new: Path, folder: Path, replaced: str | None) -> None:

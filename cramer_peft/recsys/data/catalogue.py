@@ -168,8 +168,9 @@ class Catalogue:
             rows[item].append(attribute)
         return self.item_ids, self.titles, self.attributes, rows
 
+    @cached_property
     def digests(self) -> dict[str, str]:
-        """Return SHA-256 digests: ``item_ids`` of the ids in their order, ``content`` of all fields."""
+        """SHA-256 digests: ``item_ids`` of the ids in their order, ``content`` of all fields."""
         fields = self._fields()
         parts = {"item_ids": fields[:1], "content": fields}
         return {name: hashlib.sha256(_json_bytes(part)).hexdigest() for name, part in parts.items()}

@@ -44,7 +44,7 @@ def check_count(model: Any, catalogue: Catalogue, histories: Iterable[Tensor] = 
 
 def write_digest(folder: Path, catalogue: Catalogue, content: bool) -> None:
     """Write the digest of the item ids into the folder of some weights, and that of the ``content`` if it matters."""
-    digests = catalogue.digests()
+    digests = catalogue.digests
     write_json(folder / DIGEST_FILE, digests if content else {"item_ids": digests["item_ids"]})
 
 
@@ -57,10 +57,10 @@ def check_digest(folder: Path, catalogue: Catalogue, own: Path | None = None) ->
     if path.exists():
         stored = read_object(path, "the digest of a catalogue", _MAX_BYTES)
     elif own is not None and own.is_file():
-        path, stored = own, {"item_ids": Catalogue.load(own).digests()["item_ids"]}
+        path, stored = own, {"item_ids": Catalogue.load(own).digests["item_ids"]}
     else:
         return
-    expected = catalogue.digests()
+    expected = catalogue.digests
     for name in ("item_ids", *stored):
         found, wanted = str(stored.get(name)), expected.get(name, "no such digest")
         if found != wanted:

@@ -43,9 +43,9 @@ def test_titles_and_attributes_matter_to_adapters_alone(other: Catalogue, tmp_pa
 
 def test_digests_are_those_of_the_stored_catalogue(tmp_path: Path) -> None:
     SHOP.save(tmp_path / "catalogue.json")
-    assert Catalogue.load(tmp_path / "catalogue.json").digests() == SHOP.digests()
-    assert SPLIT.digests()["item_ids"] != JOINED.digests()["item_ids"]
-    assert SHOP.digests()["item_ids"] == "8210654a6fd3d117dd34a2e73cf4b10bfe9edc0b09f3942e908ec6087b694655"
+    assert Catalogue.load(tmp_path / "catalogue.json").digests == SHOP.digests
+    assert SPLIT.digests["item_ids"] != JOINED.digests["item_ids"]
+    assert SHOP.digests["item_ids"] == "8210654a6fd3d117dd34a2e73cf4b10bfe9edc0b09f3942e908ec6087b694655"
 
 
 def test_weights_of_earlier_versions_are_known_by_their_catalogue_if_any(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_digest_that_is_none(stored: dict[str, object], tmp_path: Path) -> Non
     (tmp_path / DIGEST_FILE).write_text(json.dumps(stored))
     with pytest.raises(DataError, match="item_ids: found the digest"):
         check_digest(tmp_path, SHOP)
-    (tmp_path / DIGEST_FILE).write_text(json.dumps({**SHOP.digests(), "prices": "x"}))
+    (tmp_path / DIGEST_FILE).write_text(json.dumps({**SHOP.digests, "prices": "x"}))
     with pytest.raises(DataError, match=r"prices: .*other fields"):
         check_digest(tmp_path, SHOP)
     (tmp_path / DIGEST_FILE).write_text("{")
