@@ -206,6 +206,7 @@ def test_tasks_with_blocks_open_across_await_and_cancellations(gate: str) -> Non
 
 
 def _without_gradients(masks: RequestMaskModel, x: Tensor) -> Tensor:
+    torch.get_num_threads()  # as in test_threads: until asked, a new thread's first Linear ignores set_num_threads
     with torch.no_grad():
         return masks.model(x)
 
