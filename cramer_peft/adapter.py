@@ -18,8 +18,9 @@ from cramer_peft.errors import ConfigError, EncoderError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
 from cramer_peft.injection.plan import fingerprint_of_layers
 from cramer_peft.injection.record import check_row_layouts
+from cramer_peft.injection.row_features import check_same, checked_features, sketch
 from cramer_peft.mask_state import MaskState
-from cramer_peft.masks import LayerTensors, Mask, compose, compose_rowwise
+from cramer_peft.masks import LayerTensors, Mask, RowSpec, compose, compose_rowwise
 from cramer_peft.requests import (
     AdapterRequests,
     AllRequests,
@@ -196,7 +197,7 @@ class Adapter:
         return batch, encode
 
     def _masks_of_state(self, state: MaskState, strength: Strength) -> LazyMasks | None:
-        state.check_fits(self.generator.form, self.generator.specs, self.config.base_fingerprint)
+        state.check_fits(self.generator, self.config.base_fingerprint)
         rows, shared = len(state), len(state) == 1
         scale = state.strength if strength is None else batch_strength(strength, 1.0, rows, shared)
         if _is_zero(strength):
@@ -241,15 +242,15 @@ class Adapter:
         ``rows`` is None for one request that serves a batch of any size; ``strength`` (rows,) is 0 for rows without a
         request; ``active`` (rows,) bool marks those that have one; None: all, at strength 1.
         """
-        form, model = self.generator.form, self._holder.model
+        generator, model = self.generator, self._holder.model
 
         def make() -> dict[str, Mask]:
             with hidden_from_checkpoints():
-                masks = form.build(make_tensors(), strength, active, model.training)
+                masks = generator.build(make_tensors(), strength, active, model.training)
             return masks if rows is not None else {e: mask.with_values(shared=True) for e, mask in masks.items()}
 
-        device = self.generator.head.weight.device
-        return LazyMasks(make, model, self._check_present, device, form.draws_noise, rows)
+        device = generator.head.weight.device
+        return LazyMasks(make, model, self._check_present, device, generator.form.draws_noise, rows)
 
     def _check_present(self) -> None:
         generators = self._holder.request_mask_generator
@@ -257,6 +258,36 @@ class Adapter:
             raise ConfigError(
                 f"adapter {self.name!r} was deleted inside a block of one of its requests: leave the block first."
             )
+
+    def set_row_features(self, name: str, features: Tensor, check: bool = True) -> None:
+        """Describe the rows of a target; see :meth:`RequestMaskModel.set_row_features`."""
+        entry = self._described_entry(name)
+        config, generator = self.config, self.generator
+        assert isinstance(config.row_features, dict)  # filled in at injection
+        spec, known = generator.specs[entry], (config.row_fingerprints or {}).get(entry)
+        rows = spec.rows if isinstance(spec, RowSpec) and ":" not in entry else None
+        compared = next(iter(generator.sides.values()), 0)
+        found = checked_features(name, features, rows, config.row_features[entry], compared)
+        if known is not None and check:
+            check_same(name, found, known)
+        keys = generator.describe_rows(entry, found.shape[1])
+        keys.features = found.to(keys.gains.device)
+        generator.specs[entry] = RowSpec(len(found))
+        config.fill_in(
+            row_features={**config.row_features, entry: found.shape[1]},
+            row_fingerprints={**(config.row_fingerprints or {}), entry: sketch(found)},
+        )
+
+    def _described_entry(self, name: str) -> str:
+        entries = self.generator.row_entries
+        exact = [entry for entry in entries if name in (entry, entry.partition(":")[0], entry.replace(":", "."))]
+        found = exact or [entry for entry in entries if entry.partition(":")[0].endswith(f".{name}")]
+        if len(found) != 1:
+            raise ConfigError(
+                f"adapter {self.name!r} describes the rows of {entries}, found {name!r}: name one of them, as in "
+                "row_features of the configuration."
+            )
+        return found[0]
 
     # ---------------------------------------------------------------- stored default request
 

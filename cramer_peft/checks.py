@@ -27,8 +27,18 @@ from cramer_peft.errors import (
 from cramer_peft.injection.plan import InjectionPlan, Target, plan_injection
 from cramer_peft.injection.record import masked_layers, shared_storages, storage_address
 from cramer_peft.layers.masked_layer import RequestMaskLayer
-from cramer_peft.layers.registry import wrapper_for
-from cramer_peft.masks import FeatureMask, FeatureSpec, Mask, Masks, RowColumnMask, Spec, compose_rowwise
+from cramer_peft.layers.output import MaskedOutput
+from cramer_peft.masks import (
+    FeatureMask,
+    FeatureSpec,
+    LayerSpec,
+    Mask,
+    Masks,
+    RowColumnMask,
+    RowSpec,
+    Spec,
+    compose_rowwise,
+)
 from cramer_peft.storage.adapter_files import check_encoder_weights
 
 
@@ -100,10 +110,10 @@ def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:
     shared = shared_storages(model)
     notes: list[Finding] = []
     for target in plan.targets:
-        notes += _tied(target, shared)
-        notes += _rows(target, plan.config)
-        wrapper = wrapper_for(target.module)
-        kept = [part for part in target.parts if wrapper is not None and part in wrapper.unfoldable_parts()]
+        if target.output is None:
+            notes += _tied(target, shared)
+            notes += _rows(target, plan.config)
+        kept = [part for part in target.parts if part in target.wrapper.unfoldable_parts()]
         if kept:
             message = f"the masks of {kept} have no place in a weight: after merging, calls go on multiplying by them."
             notes.append(Finding(FindingKind.NOT_MERGEABLE, message, target.name))
@@ -264,8 +274,19 @@ def _check_effects(effects: list[LayerEffect]) -> None:
 
 
 def _specs(layer: RequestMaskLayer) -> dict[str, Spec]:
+    if isinstance(layer, MaskedOutput):
+        return {layer.module_name: FeatureSpec(_features_of(layer))}
     parts = layer.part_specs(layer.base_layer)
     return {layer.entry(part): parts[part] for part in layer.masked_parts()}
+
+
+def _features_of(layer: MaskedOutput) -> int:
+    for name in layer.request_mask_specs:
+        spec: Spec = layer.context.generators[name].specs[layer.module_name]  # type: ignore[union-attr, index, assignment]
+        features = spec.rows if isinstance(spec, RowSpec) else getattr(spec, "features", None)
+        if features is not None:
+            return int(features)
+    raise EffectError(f"{layer.module_name!r}: call set_row_features first, without which no request can act.")
 
 
 def _random_mask(spec: Spec, width: float, device: torch.device, rows: int | None = None) -> Mask:
@@ -277,6 +298,7 @@ def _random_mask(spec: Spec, width: float, device: torch.device, rows: int | Non
     shared = rows is None
     if isinstance(spec, FeatureSpec):
         return FeatureMask(around_one(spec.features), shared=shared)
+    assert isinstance(spec, LayerSpec)
     return RowColumnMask(around_one(spec.out_features), around_one(spec.in_features), gate_bias=True, shared=shared)
 
 

@@ -68,6 +68,38 @@ class RequestMaskConfig(PeftConfig):
         default=None,
         metadata=_help("Name of the module list that layers_to_transform counts in, for example 'layers' or 'h'."),
     )
+    target_outputs: list[str] | dict[str, dict[str, Any]] | None = field(
+        default=None,
+        metadata=_help(
+            "Modules whose outputs are masked, whatever is inside: names ('' is the model itself), or names of methods "
+            "('model.forward_inference'). A dictionary says more of each: 'field', where the tensor is a field of the "
+            "output; 'candidates', the method's parameter with the rows to score; 'features', the tensor's width, "
+            "which only gates need."
+        ),
+    )
+    row_features: list[str] | dict[str, int | None] | None = field(
+        default=None,
+        metadata=_help(
+            "Targets whose row values are made from descriptions of their rows, which set_row_features gives: names "
+            "as in target_outputs, or else of modules with one weight, which need not be in target_modules. The values "
+            "are added to the output, and no parameter depends on the number of rows. A dictionary gives the number of "
+            "features of a row, too, else it is filled in."
+        ),
+    )
+    row_fingerprints: dict[str, list[float]] | None = field(
+        default=None,
+        metadata=_help(
+            "Filled in by set_row_features: sums over the row features, checked when they are set on a loaded adapter, "
+            "because the features are not saved."
+        ),
+    )
+    request_sides: dict[str, int] | None = field(
+        default=None,
+        metadata=_help(
+            "Names and widths of the vectors that stand side by side in a request vector, and are compared with the "
+            "first features of a row. Filled in from the encoder, if it names its sides. None: no comparison."
+        ),
+    )
     modules_to_save: list[str] | None = field(
         default=None,
         metadata=_help("Modules outside the masks that are trained whole and saved with the adapter."),
@@ -187,8 +219,8 @@ class RequestMaskConfig(PeftConfig):
     masked_modules: dict[str, list[int]] | None = field(
         default=None,
         metadata=_help(
-            "Filled in at injection: name of each masked module or part → [out_features, in_features], or [features] "
-            "for gates on features alone."
+            "Filled in at injection: name of each masked module or part → [out_features, in_features], [features] "
+            "for gates on features alone, or [] where the rows are described (row_features)."
         ),
     )
     base_fingerprint: str | None = field(
@@ -257,6 +289,13 @@ class RequestMaskConfig(PeftConfig):
         self._given = changed
         return self
 
+    def fill_in(self, **values: Any) -> None:
+        """Set fields that a model fills in after the injection; :meth:`as_given` still returns the original ones."""
+        given = self.__dict__.setdefault("_given", {})
+        for name, value in values.items():
+            given.setdefault(name, getattr(self, name))
+            setattr(self, name, value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
         values = dataclasses.asdict(self)
@@ -290,7 +329,35 @@ class RequestMaskConfig(PeftConfig):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be text or None, found {getattr(self, name)!r}.")
         if self.masked_modules is not None and not _is_layout(self.masked_modules):
-            raise ConfigError("masked_modules must map names to [out_features, in_features] or [features].")
+            raise ConfigError("masked_modules must map names to [out_features, in_features], [features] or [].")
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        types: dict[str, Any] = {"target_outputs": dict, "row_features": (int, type(None))}
+        for name, kind in types.items():
+            value = getattr(self, name)
+            names = value if isinstance(value, (list, dict)) else [] if value is None else [0]
+            if not all(isinstance(item, str) for item in names):
+                raise ConfigError(f"{name} must be a list of names, or a dictionary by name, found {value!r}.")
+            if isinstance(value, dict) and not all(isinstance(item, kind) for item in value.values()):
+                raise ConfigError(f"{name}: found {value!r}, expected a dictionary as its help text describes.")
+        for name, options in self.target_outputs.items() if isinstance(self.target_outputs, dict) else ():
+            kinds = {"field": str, "candidates": str, "features": int}
+            if not all(key in kinds and isinstance(value, kinds[key]) for key, value in options.items()):
+                raise ConfigError(
+                    f"target_outputs: found {options!r} for {name!r}, expected 'field' and 'candidates' as texts and "
+                    "'features' as a whole number, each if needed."
+                )
+        sides = self.request_sides
+        if sides is None:
+            return
+        widths = list(sides.values()) if isinstance(sides, dict) else []
+        if not widths or not all(_is_int(width) and width > 0 for width in widths) or len(set(widths)) > 1:
+            raise ConfigError(f"request_sides: found {sides!r}, expected names with one width for all, above 0.")
+        if self.request_dim not in (None, sum(widths)):
+            raise ConfigError(
+                f"request_sides: found {sum(widths)} numbers together, request_dim is {self.request_dim}."
+            )
 
     def _check_targets(self) -> None:
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "module_parts"):
@@ -303,7 +370,7 @@ class RequestMaskConfig(PeftConfig):
                     f"{name} must be a list of names{' or one string' if allowed_str else ''}, found {value!r}."
                 )
         self._check_patterns()
-        if self.target_modules is not None and len(self.target_modules) == 0:
+        if self.target_modules is not None and len(self.target_modules) == 0 and not self.target_outputs:
             raise ConfigError("target_modules is empty: name at least one module, or leave it out for the default.")
         layers = self.layers_to_transform
         if layers is not None:
@@ -407,7 +474,7 @@ def _is_layout(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(name, str)
         and isinstance(shape, list)
-        and len(shape) in (1, 2)
+        and len(shape) <= 2
         and all(_is_int(n) and n > 0 for n in shape)
         for name, shape in value.items()
     )

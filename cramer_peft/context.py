@@ -264,6 +264,7 @@ class _Local(threading.local):
         self.compiled = _CompiledState()
         # The number of a backward, and the default request's masks for its recomputes.
         self.recomputing: tuple[int, RequestMasks | None] = (-1, None)
+        self.outputs: list[str] = []  # the masked outputs whose methods run here, the innermost last
 
 
 _COPIED = ("default", "enabled", "activated", "generators")
@@ -384,6 +385,21 @@ class RequestContext:
         """Return the adapter of each row, as given for the current call, or None."""
         blocks = None if torch.compiler.is_compiling() else _NAMES.get().get(self)
         return blocks[-1][0] if blocks else None
+
+    # ---------------------------------------------------------------- masked outputs
+
+    @contextmanager
+    def inside_output(self, name: str) -> Iterator[None]:
+        """Remember inside the block that the method whose result ``name`` masks runs on this thread."""
+        self._local.outputs.append(name)
+        try:
+            yield
+        finally:
+            self._local.outputs.pop()
+
+    def is_inside_output(self, name: str) -> bool:
+        """Return True inside that block."""
+        return name in self._local.outputs
 
     # ---------------------------------------------------------------- recomputation
 

@@ -11,8 +11,24 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from cramer_peft.config import RequestMaskConfig
-from cramer_peft.errors import UnsupportedError
-from cramer_peft.masks import LayerTensors, LowRankForm, MaskForm, ScaleForm, SignedForm, Spec, TopKForm
+from cramer_peft.errors import RequestError, UnsupportedError
+from cramer_peft.masks import (
+    KEY_WIDTH,
+    LayerTensors,
+    LowRankForm,
+    Mask,
+    MaskForm,
+    RowKeys,
+    RowSpec,
+    ScaleForm,
+    SignedForm,
+    Spec,
+    TopKForm,
+    row_value_mask,
+)
+
+QUERY = "query"  # the one part of an entry with row values
+_HIDDEN = 64  # of the network that all rows share, if the generator has no hidden layer
 
 
 class RequestMaskGenerator(nn.Module):
@@ -20,7 +36,9 @@ class RequestMaskGenerator(nn.Module):
 
     Without a width this is the paper's single linear layer, z = W e + b (CRAMER, ICML 2026, section
     "Generator"); with one, a hidden layer that all masked layers share comes first. The order of ``specs`` is that of
-    the outputs. ``identity`` starts every mask at the identity, if the form can.
+    the outputs, entries with row values last. ``identity`` starts every mask at the identity, if the form can.
+
+    ``row_keys`` are, by entry with row values, the modules that make its rows' keys; None until its features are set.
     """
 
     head: nn.Linear
@@ -34,6 +52,7 @@ class RequestMaskGenerator(nn.Module):
         width: int | None,
         identity: bool = True,
         normalize: bool = True,
+        sides: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.request_dim = request_dim
@@ -41,15 +60,70 @@ class RequestMaskGenerator(nn.Module):
         self.form = form
         self.normalize = normalize  # to length sqrt(request_dim)
         # Entry, part and shape of each piece of the output, in order.
+        own = {entry: spec for entry, spec in specs.items() if not isinstance(spec, RowSpec)}
+        self.row_entries = [entry for entry in specs if entry not in own]
         self._pieces = [
-            (entry, part, shape) for entry, spec in specs.items() for part, shape in form.parts(spec).items()
-        ]
+            (entry, part, shape) for entry, spec in own.items() for part, shape in form.parts(spec).items()
+        ] + [(entry, QUERY, (KEY_WIDTH,)) for entry in self.row_entries]
         self._sizes = [math.prod(shape) for _, _, shape in self._pieces]
         self.trunk = nn.Identity() if width is None else nn.Sequential(nn.Linear(request_dim, width), nn.GELU())
         self.head = nn.Linear(request_dim if width is None else width, sum(self._sizes))
         # The request of calls that give none; a buffer, so that it moves and is saved with the adapter.
         self.register_buffer("default_request", None)
-        form.init_head(self.head, self.specs, identity)
+        self.sides = dict(sides or {})
+        self.identity = identity
+        self.rows = nn.ModuleList(nn.Identity() for _ in self.row_entries)  # no ModuleDict: names of entries hold dots
+        form.init_head(self.head, own, identity)
+        if self.row_entries and identity:
+            with torch.no_grad():
+                for parameter in (self.head.weight, self.head.bias):
+                    parameter[-KEY_WIDTH * len(self.row_entries) :] = 0
+
+    @property
+    def row_keys(self) -> dict[str, RowKeys | None]:
+        return {
+            entry: keys if isinstance(keys, RowKeys) else None
+            for entry, keys in zip(self.row_entries, self.rows, strict=True)
+        }
+
+    def describe_rows(self, entry: str, width: int) -> RowKeys:
+        """Return the module that makes an entry's keys from ``width`` features; it is made if there is none yet."""
+        place = self.row_entries.index(entry)
+        keys = self.rows[place]
+        if not isinstance(keys, RowKeys):
+            hidden = self.trunk[0].out_features if isinstance(self.trunk, nn.Sequential) else _HIDDEN
+            with self.head.weight.device:
+                keys = RowKeys(width, hidden, self.sides)  # type: ignore[arg-type]
+            if not self.identity:
+                nn.init.normal_(keys.gains, std=0.3)
+            keys.to(self.head.weight.dtype).requires_grad_(self.head.weight.requires_grad).train(self.training)
+            self.rows[place] = keys
+        return keys
+
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes (without the rows) of the tensors of an entry."""
+        if isinstance(spec, RowSpec):
+            return {QUERY: (KEY_WIDTH + next(iter(self.sides.values()), 0),)}
+        return self.form.parts(spec)
+
+    def build(
+        self, tensors: Mapping[str, LayerTensors], strength: Tensor | None, active: Tensor | None, training: bool
+    ) -> dict[str, Mask]:
+        """Return the masks of tensors as :meth:`forward` returns them; the arguments are those of the forms."""
+        own = {entry: parts for entry, parts in tensors.items() if QUERY not in parts}
+        masks = self.form.build(own, strength, active, training) if own else {}
+        for entry in self.row_entries:
+            masks[entry] = row_value_mask(tensors[entry][QUERY], self._keys(entry), strength, active)
+        return masks
+
+    def _keys(self, entry: str) -> RowKeys:
+        keys = self.row_keys[entry]
+        if keys is None or keys.features is None:
+            raise RequestError(
+                f"{entry!r}: its row features are not set, so no request can act. They are not stored with an adapter: "
+                "call set_row_features(name, features) on the handle first."
+            )
+        return keys
 
     def forward(self, vectors: Tensor) -> dict[str, LayerTensors]:
         """Return the tensors of each entry by part, each (rows, …), for ``vectors`` of shape (rows, request_dim)."""
@@ -60,10 +134,12 @@ class RequestMaskGenerator(nn.Module):
                 "masks(x, request=…). Blocks, merging and mask states need a handle that is not sharded."
             )
         # In float32 at least: in half precision the zeros of a row without a request would be normalised to 0 / 0.
-        vectors = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        if self.normalize:
-            vectors = functional.normalize(vectors, dim=-1) * self.request_dim**0.5
-        return self.split(self.head(self.trunk(vectors.to(weight.dtype))))
+        given = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        scaled = functional.normalize(given, dim=-1) * self.request_dim**0.5 if self.normalize else given
+        tensors = self.split(self.head(self.trunk(scaled.to(weight.dtype))))
+        for entry in self.row_entries:
+            tensors[entry][QUERY] = self._keys(entry).query(tensors[entry][QUERY], given)
+        return tensors
 
     def split(self, flat: Tensor) -> dict[str, LayerTensors]:
         """Cut an output of shape (rows, total) into the tensors of each entry, by part."""
@@ -97,7 +173,13 @@ def make_generator(config: RequestMaskConfig, specs: Mapping[str, Spec]) -> Requ
         config.generator_width,
         identity=config.init_weights,
         normalize=config.normalize_requests,
+        sides=config.request_sides,
     )
+    widths = config.row_features if isinstance(config.row_features, dict) else {}
+    for entry in generator.row_entries:
+        row_width = widths.get(entry)
+        if row_width is not None:
+            generator.describe_rows(entry, row_width)
     if config.default_request is not None:
         request = config.default_request
         generator.default_request = (

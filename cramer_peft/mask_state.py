@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ _FORMAT = "cramer-peft mask state 1"
 _ACTIVE, _STRENGTH = "__active__", "__strength__"
 
 
+class Layout(Protocol):
+    """A generator, as a mask state is compared with it."""
+
+    form: MaskForm
+    specs: dict[str, Spec]
+
+    def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes (without the rows) of the tensors of an entry."""
+
+
 @dataclass(frozen=True)
 class MaskState:
     """The generator's outputs for some requests.
@@ -37,7 +47,7 @@ class MaskState:
     Attributes:
         tensors: Per masked module and part, a tensor with one row per request: ``row_logits`` and ``column_logits`` for
             the forms ``scale``, ``signed`` and ``topk``, the terms ``a`` (rows, rank, out) and ``b`` (rows, rank, in)
-            for ``low_rank``.
+            for ``low_rank``; ``query`` for a layer whose rows are described, whatever their number.
         active: Rows that have a request, (rows,) bool; the others are the frozen model's.
         strength: Strength per row, (rows,) float32.
         gate: Name of the form of the masks.
@@ -91,19 +101,19 @@ class MaskState:
         tensors = {name: {p: value.detach() for p, value in parts.items()} for name, parts in self.tensors.items()}
         return replace(self, tensors=tensors)
 
-    def check_fits(self, form: MaskForm, specs: Mapping[str, Spec], base_fingerprint: str | None) -> None:
-        """Check that the state is one of an adapter, given the adapter's form, specs by entry and fingerprint.
+    def check_fits(self, generator: Layout, base_fingerprint: str | None) -> None:
+        """Check that the state is one of an adapter, given the adapter's generator and fingerprint.
 
         Raises:
             RequestError: If the state has another form or other layers.
             BaseModelMismatchError: If it was made for another base model.
         """
-        if self.gate != form.name:
-            raise RequestError(f"the mask state has gate={self.gate!r}, the adapter {form.name!r}.")
+        if self.gate != generator.form.name:
+            raise RequestError(f"the mask state has gate={self.gate!r}, the adapter {generator.form.name!r}.")
         expected = {
             f"{entry}.{part}": _any_rank(shape)
-            for entry, spec in specs.items()
-            for part, shape in form.parts(spec).items()
+            for entry, spec in generator.specs.items()
+            for part, shape in generator.parts(spec).items()
         }
         found = {
             f"{entry}.{part}": _any_rank(tuple(value.shape[1:]))
@@ -326,7 +336,7 @@ def _for_rows(
 
     def ready(part: str, value: Tensor) -> Tensor:
         by_row = (-1, *[1] * (value.dim() - 1))
-        if strength is not None and part == "a":
+        if strength is not None and part in ("a", "query"):
             value = value * strength.to(value.dtype).reshape(by_row)
         value = value.expand(rows, *value.shape[1:])
         return value if part == "b" else torch.where(active.reshape(by_row), value, torch.zeros_like(value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cramer_peft.adapter import Adapter, joined
 from cramer_peft.errors import MergeError, RequestError, UnsupportedError
@@ -13,7 +13,8 @@ from cramer_peft.injection.plan import own_modules
 from cramer_peft.injection.record import masked_layers, shared_storages
 from cramer_peft.injection.weights import unusual_weights, weight_reader
 from cramer_peft.layers.masked_layer import RequestMaskLayer
-from cramer_peft.masks import FeatureMask, Mask, Masks
+from cramer_peft.layers.output import MaskedOutput
+from cramer_peft.masks import Mask, Masks
 
 
 @dataclass
@@ -105,7 +106,8 @@ def plan_merge(model: nn.Module, masks: Masks, adapters: list[str], safe: bool =
             found = {part: masks[layer.entry(part)] for part in layer.masked_parts() if layer.entry(part) in masks}
             if not found:
                 continue
-            _check_foldable(layer, modules)
+            if not isinstance(layer, MaskedOutput):
+                _check_foldable(layer, modules)
             merged.swaps += _swaps(layer, found, shared, adapters if safe else None)
             kept = {part: _one_row(mask) for part, mask in found.items() if part in layer.unfoldable_parts()}
             if kept:
@@ -153,6 +155,4 @@ def _swaps(layer: RequestMaskLayer, masks: dict[str, Mask], shared: set[int], sa
 
 
 def _one_row(mask: Mask) -> Mask:
-    assert isinstance(mask, FeatureMask)  # a mask on a weight can always be folded into it
-    values: Tensor = mask.row(0)
-    return FeatureMask(values[None].detach(), shared=True)
+    return mask.map_tensors(lambda value: value[:1].detach()).with_values(shared=True)

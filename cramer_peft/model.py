@@ -37,12 +37,20 @@ class RequestForward:
     """
 
     def __init__(self, handle: RequestMaskModel, forward: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, forward)  # so that inspect.signature still gives the model's own
+        functools.update_wrapper(self, forward, updated=())  # so that inspect.signature still gives the model's own
         self._handle = handle
         self._forward = forward
         parameters = inspect.signature(forward).parameters
         self._own_keyword = "request" in parameters
         self._takes_names = "adapter_names" not in parameters
+
+    def wrap_model(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put a masked output between this object and the model's own forward."""
+        self._forward = wrap(self._forward)
+
+    def unwrap_model(self) -> None:
+        """Undo the last :meth:`wrap_model`."""
+        self._forward = self._forward.__wrapped__  # type: ignore[attr-defined]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # A flag, because torch 2.7 compiles a comparison with a sentinel without a guard, and repeats its first result.
@@ -231,6 +239,29 @@ class RequestMaskModel(RequestMaskTuner):
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
             )
+
+    def set_row_features(
+        self, name: str, features: Tensor, adapter_name: str | None = None, check: bool = True
+    ) -> None:
+        """Describe the rows of a target that ``row_features`` of the configuration names; requests are refused before.
+
+        The first call makes the parameters for this number of features: call it before an optimizer is made. The
+        features are not saved with the adapter, only a few sums over them, so set them again after loading. They are
+        kept as they are given: use a copy if you change them later.
+
+        Args:
+            name: The target, as in ``row_features``.
+            features: One row for each output of the layer, in its order, (rows, features) floating point, finite. For
+                rows described by the layer's own weight, give ``layer.weight``.
+            adapter_name: The adapter; None: the active one.
+            check: Check that they are those that the adapter was made with. False for rows that were added, or others.
+
+        Raises:
+            ConfigError: If the adapter describes no rows of that target.
+            RequestError: If the features are of another kind, shape or width, or not finite.
+            BaseModelMismatchError: If the adapter was made with other features.
+        """
+        self.adapter(adapter_name).set_row_features(name, features, check)
 
     # ---------------------------------------------------------------- generator and encoder
 

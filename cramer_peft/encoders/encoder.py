@@ -6,7 +6,7 @@ import reprlib
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +18,10 @@ from cramer_peft.errors import EncoderError, RequestError
 @runtime_checkable
 class RequestEncoder(Protocol):
     """Turns request texts into vectors.
+
+    An encoder may also have ``sides``, a mapping of names to widths: its vectors are these vectors side by side, such
+    as what a request wants and what it does not want, in the space of the first row features (see ``row_features``
+    of :class:`~cramer_peft.RequestMaskConfig`).
 
     Attributes:
         name: The name by which an adapter's configuration names it.
@@ -137,6 +141,10 @@ class CachedEncoder:
     @property
     def dim(self) -> int:
         return self.encoder.dim
+
+    @property
+    def sides(self) -> Mapping[str, int]:
+        return getattr(self.encoder, "sides", None) or {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of ``texts``, (texts, dim) float32, on the CPU.

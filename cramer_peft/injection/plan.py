@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -18,19 +19,29 @@ from cramer_peft.errors import BaseModelMismatchError, Finding, FindingKind, Tar
 from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
 from cramer_peft.injection.fingerprint import update_digest
 from cramer_peft.injection.frozen_statistics import statistics_kept
+from cramer_peft.injection.outputs import described_modules, output_specs, output_targets
 from cramer_peft.injection.weights import unusual_weights, weight_reader
 from cramer_peft.layers.masked_layer import RequestMaskLayer, entry_name
+from cramer_peft.layers.output import MaskedOutput, OutputTarget
 from cramer_peft.layers.registry import registered_classes, wrapper_for
-from cramer_peft.masks import LayerSpec, Spec
+from cramer_peft.masks import FeatureSpec, LayerSpec, RowSpec, Spec
 
 
 @dataclass(frozen=True)
 class Target:
-    """One module to mask."""
+    """One module to mask, or the output of one."""
 
     name: str
     module: nn.Module
     parts: dict[str, Spec]
+    output: OutputTarget | None = None
+
+    @property
+    def wrapper(self) -> type[RequestMaskLayer]:
+        """The class of the masked layer."""
+        wrapper = MaskedOutput if self.output is not None else wrapper_for(self.module)
+        assert wrapper is not None  # the plan refuses every module without one
+        return wrapper
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,11 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
 
 def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     modules = dict(own_modules(model))
-    resolved = config.with_values(target_modules=_resolve_targets(model, modules, config))
+    outputs = output_targets(modules, config)
+    described = described_modules(modules, config, outputs)
+    resolved = config.with_values(target_modules=_resolve_targets(model, modules, config, list(described)))
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
-    if not matches:
+    if not matches and not outputs:
         raise _whole(_nothing_matches(modules, resolved))
     problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
     if problems:
@@ -72,7 +85,13 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
             *problems,
         )
     _check_saved_whole(matches, resolved)
-    targets = tuple(_masked_parts(matches, resolved))
+    specs, widths = output_specs(config, outputs)
+    masked_outputs = [Target(own.entry, modules[own.module], {"": specs[own.entry]}, own) for own in outputs.values()]
+    # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
+    found = [*_masked_parts(matches, resolved, described), *masked_outputs]
+    targets = tuple(sorted(found, key=lambda target: target.name))
+    widths = {**described, **widths}
+    resolved = resolved.with_values(row_features=widths or None)
     plan = InjectionPlan(resolved, targets)
     layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
     digest = fingerprint(targets)
@@ -80,16 +99,19 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     return InjectionPlan(resolved.with_values(masked_modules=layout, base_fingerprint=digest), targets)
 
 
-def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> list[Target]:
+def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig, described: Container[str]) -> list[Target]:
     wanted = config.module_parts
     targets: list[Target] = []
     known: set[str] = set()
-    # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
-    for name, module in sorted(matches.items()):
+    for name, module in matches.items():
         wrapper = wrapper_for(module)
         assert wrapper is not None  # _refusal has named every module without one
         parts = dict(wrapper.part_specs(module))
         known.update(parts)
+        if name in described:
+            whole = parts[""]
+            assert isinstance(whole, LayerSpec)
+            parts = {"": RowSpec(whole.out_features)}
         if wanted is not None and "" not in parts:
             parts = {part: spec for part, spec in parts.items() if part in wanted}
         if not parts:
@@ -104,16 +126,16 @@ def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig) -> l
 
 
 def _widths(spec: Spec) -> list[int]:
-    return [spec.out_features, spec.in_features] if isinstance(spec, LayerSpec) else [spec.features]
+    if isinstance(spec, RowSpec):
+        return []  # their number may change
+    return [spec.features] if isinstance(spec, FeatureSpec) else [spec.out_features, spec.in_features]
 
 
 def fingerprint(targets: Sequence[Target]) -> str | None:
     """Return a digest of the names, shapes, dtypes and values of the masked weights; None on the meta device."""
     digest = hashlib.sha256()
     for target in targets:
-        wrapper = wrapper_for(target.module)
-        assert wrapper is not None
-        for weight in wrapper.fingerprint_weights(target.module):
+        for weight in target.wrapper.fingerprint_weights(target.module):
             if weight.is_meta:
                 return None
             update_digest(digest, target.name, weight)
@@ -124,9 +146,9 @@ def fingerprint_of_layers(model: nn.Module, adapter_name: str) -> str | None:
     """Return the digest of the weights that an adapter masks, as they are now; None if they cannot be read whole."""
     layers = [m for m in model.modules() if isinstance(m, RequestMaskLayer) and adapter_name in m.request_mask_specs]
     layers = list({layer.module_name: layer for layer in layers}.values())
-    if any(unusual_weights(layer.base_layer) for layer in layers):
+    if any(unusual_weights(layer.base_layer) for layer in layers if not isinstance(layer, MaskedOutput)):
         return None
-    targets = [Target(layer.module_name, layer.base_layer, {}) for layer in layers]
+    targets = [Target(m.module_name, m.base_layer, {}, getattr(m, "target", None)) for m in layers]
     return fingerprint(sorted(targets, key=lambda target: target.name))
 
 
@@ -138,11 +160,22 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
             wrapped.append(name + ".")
-        yield name, module.base_layer if isinstance(module, RequestMaskLayer) else module
+        if not isinstance(module, MaskedOutput):
+            yield name, module.base_layer if isinstance(module, RequestMaskLayer) else module
 
 
-def _resolve_targets(model: nn.Module, modules: dict[str, nn.Module], config: RequestMaskConfig) -> list[str] | str:
-    targets = config.target_modules
+def _resolve_targets(
+    model: nn.Module, modules: dict[str, nn.Module], config: RequestMaskConfig, described: list[str]
+) -> list[str] | str:
+    targets: list[str] | str | None = config.target_modules
+    if described and isinstance(targets, str) and targets != DUMMY_TARGET_MODULES:
+        named = _resolve_targets(model, modules, config, [])
+        return "|".join([str(named), *map(re.escape, described)])
+    if described:
+        own = targets if isinstance(targets, list) else []
+        return [*own, *(name for name in described if name not in own)]
+    if targets is None and config.target_outputs:
+        return str(DUMMY_TARGET_MODULES)  # PEFT's name for none
     if targets is None:
         return _default_targets(model, modules)
     if isinstance(targets, str) and targets.lower() == "all-linear":

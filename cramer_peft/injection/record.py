@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from cramer_peft.errors import ConfigError
+from cramer_peft.injection.outputs import PlacedOutput, remove_outputs
 from cramer_peft.layers import fused_encoder
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 
@@ -43,6 +44,7 @@ class ModelRecord:
     placed: list[nn.Module] = field(default_factory=list)  # the masked layer in each of these places
     unfused: list[nn.Module] = field(default_factory=list)
     methods: list[tuple[nn.Module, str]] = field(default_factory=list)  # set on module objects, by name
+    outputs: list[PlacedOutput] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelRecord:
@@ -118,6 +120,9 @@ class ModelRecord:
         del self.replaced[kept:], self.placed[kept:]
         for layer in masked_layers(model):
             layer.request_mask_specs.pop(adapter_name, None)
+        unused = [output for output in self.outputs if not output.layer.request_mask_specs]
+        remove_outputs(unused)
+        self.outputs = [output for output in self.outputs if output not in unused]
 
     def trained_modules(self, model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
         """Return parent, name and the active adapter's copy of each module in ``modules_to_save``."""
@@ -129,6 +134,8 @@ class ModelRecord:
 
     def restore(self, model: nn.Module) -> None:
         """Restore ``model`` to its recorded state: modules, flags, training mode, attributes; PEFT's hooks go."""
+        remove_outputs(self.outputs)
+        self.outputs.clear()
         fused_encoder.remove(self.unfused)
         self.unfused.clear()
         for module, name in self.methods:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from cramer_peft.context import RequestContext
 from cramer_peft.errors import RequestError, UnsupportedError
 from cramer_peft.layers.hooks import call_with_hooks
-from cramer_peft.masks import BatchMask, LayerMask, LayerSpec, Mask, Spec
+from cramer_peft.masks import BatchMask, FeatureSpec, LayerMask, LayerSpec, Mask, Spec
 from cramer_peft.masks.tracing import trace_refusal
 
 AnyMask = TypeVar("AnyMask", bound=BatchMask)
@@ -80,7 +80,9 @@ class RequestMaskLayer(nn.Module, BaseTunerLayer):
     def widths(cls, base_layer: nn.Module) -> tuple[int, int]:
         """Return ``in_features`` and ``out_features``, which PEFT expects of every wrapped layer."""
         spec = next(iter(cls.part_specs(base_layer).values()))
-        return (spec.in_features, spec.out_features) if isinstance(spec, LayerSpec) else (spec.features, spec.features)
+        if isinstance(spec, LayerSpec):
+            return spec.in_features, spec.out_features
+        return (spec.features, spec.features) if isinstance(spec, FeatureSpec) else (0, 0)
 
     @classmethod
     def unfoldable_parts(cls) -> tuple[str, ...]:

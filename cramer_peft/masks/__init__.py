@@ -13,15 +13,18 @@ from cramer_peft.masks.mask import (
     Masks,
     Projection,
     RowColumnMask,
+    RowSpec,
     Spec,
     WeightProjection,
 )
+from cramer_peft.masks.row_values import KEY_WIDTH, RowKeys, RowValueMask, row_value_mask
 from cramer_peft.masks.scale import ScaleForm
 from cramer_peft.masks.signed import SignedForm
 from cramer_peft.masks.topk import TopKForm
 
 __all__ = [
     "FORMS",
+    "KEY_WIDTH",
     "BatchMask",
     "FeatureMask",
     "FeatureSpec",
@@ -36,6 +39,9 @@ __all__ = [
     "ProductMask",
     "Projection",
     "RowColumnMask",
+    "RowKeys",
+    "RowSpec",
+    "RowValueMask",
     "RowwiseMask",
     "ScaleForm",
     "SignedForm",
@@ -44,6 +50,7 @@ __all__ = [
     "WeightProjection",
     "compose",
     "compose_rowwise",
+    "row_value_mask",
 ]
 
 FORMS: dict[str, type[MaskForm]] = {form.name: form for form in (LowRankForm, ScaleForm, SignedForm, TopKForm)}

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cramer_peft.errors import ConfigError
 from cramer_peft.masks.low_rank import LowRankMask
 from cramer_peft.masks.mask import FeatureMask, LayerMask, Mask, Projection, RowColumnMask, spread
+from cramer_peft.masks.row_values import RowValueMask
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,18 @@ def compose(masks: list[Mask]) -> Mask:
     shared = all(mask.shared for mask in masks)
     features = [mask for mask in masks if isinstance(mask, FeatureMask)]
     if features:
+        if len(features) < len(masks):
+            raise ConfigError(
+                "two active adapters mask the same output, one by gates and one by row values: make one of them active "
+                "at a time, by set_adapter(name)."
+            )
         return FeatureMask(functools.reduce(torch.mul, (mask.values for mask in features)), shared=shared)
     layers = [mask for mask in masks if isinstance(mask, LayerMask)]
     low_rank = [mask for mask in layers if isinstance(mask, LowRankMask)]
     others = [mask for mask in layers if not isinstance(mask, LowRankMask)]
-    # Masks that gate the bias go outside, because those that do not must find the frozen layer's own bias.
-    others.sort(key=lambda mask: isinstance(mask, RowColumnMask) and mask.gate_bias)
+    # Masks that gate the bias go outside, because those that do not must find the frozen layer's own bias. Row values
+    # are added last, so that no gate multiplies them.
+    others.sort(key=lambda mask: 2 * isinstance(mask, RowValueMask) + getattr(mask, "gate_bias", False))
     if len(low_rank) > 1:
         low_rank = [_concatenate(low_rank, rows)]
     parts = (*low_rank, *others)
@@ -116,7 +124,10 @@ def compose_rowwise(masks: dict[int, Mask], adapters: Tensor) -> Mask:
 
     It has the masks' own form if all have the same, so that a row's bits are those it has alone.
     """
-    kinds = {(type(mask), tuple(value.shape[1:] for value in mask.tensors())) for mask in masks.values()}
+    kinds = {
+        (type(mask), getattr(mask, "keys", None), tuple(value.shape[1:] for value in mask.tensors()))
+        for mask in masks.values()
+    }
     bias_rules = {mask.gate_bias for mask in masks.values() if isinstance(mask, RowColumnMask)}
     if len(kinds) > 1 or len(bias_rules) > 1:
         chosen = torch.full_like(adapters, -1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cramer_peft.masks.mask import FeatureSpec, Mask, Spec
+from cramer_peft.masks.mask import FeatureSpec, LayerSpec, Mask, Spec
 
 LayerTensors = dict[str, Tensor]
 
@@ -52,6 +52,7 @@ def row_column_parts(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Return the parts of a form that has one number for each row and column of a weight, or each feature."""
     if isinstance(spec, FeatureSpec):
         return {"row_logits": (spec.features,)}
+    assert isinstance(spec, LayerSpec)
     return {"row_logits": (spec.out_features,), "column_logits": (spec.in_features,)}
 
 

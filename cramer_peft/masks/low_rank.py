@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cramer_peft.masks import low_rank_kernel
 from cramer_peft.masks.form import LayerTensors, MaskForm, init_zero_or_random
-from cramer_peft.masks.mask import FeatureMask, FeatureSpec, LayerMask, Mask, Projection, Spec, spread
+from cramer_peft.masks.mask import FeatureMask, FeatureSpec, LayerMask, LayerSpec, Mask, Projection, Spec, spread
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ class LowRankForm(MaskForm):
     def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
         if isinstance(spec, FeatureSpec):
             return {"a": (spec.features,)}  # gates on features need no second factor
+        assert isinstance(spec, LayerSpec)
         return {"a": (self.rank, spec.out_features), "b": (self.rank, spec.in_features)}
 
     def init_head(self, head: nn.Linear, specs: Mapping[str, Spec], identity: bool) -> None:
@@ -116,6 +117,7 @@ class LowRankForm(MaskForm):
                 if isinstance(spec, FeatureSpec):
                     start += spec.features
                     continue
+                assert isinstance(spec, LayerSpec)
                 start += self.rank * spec.out_features  # past a
                 signs = head.bias[start : start + self.rank * spec.in_features]
                 signs.bernoulli_(0.5).mul_(2).sub_(1)

@@ -38,7 +38,14 @@ class FeatureSpec:
     features: int
 
 
-Spec = Union[LayerSpec, FeatureSpec]
+@dataclass(frozen=True)
+class RowSpec:
+    """An entry whose row values are made from descriptions of its rows; ``rows`` is None until these are set."""
+
+    rows: int | None = None
+
+
+Spec = Union[LayerSpec, FeatureSpec, RowSpec]
 
 
 class Projection(Protocol):

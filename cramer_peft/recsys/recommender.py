@@ -25,8 +25,9 @@ from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
+from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.reading import as_path, read_object
-from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, request_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.storage import new_version
 
@@ -106,8 +107,10 @@ class RequestRecommender:
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
-        if masks.peft_config[masks.active_adapters[0]].encoder == DEFAULT_ENCODER:  # it describes requests by both
-            masks.set_encoder(request_encoder(DEFAULT_ENCODER, catalogue, backbone))
+        encoder = stored_encoder(masks.peft_config[masks.active_adapters[0]].encoder, catalogue, backbone)
+        if encoder is not None:
+            masks.set_encoder(encoder)
+        describe_items(masks, catalogue)
         return cls(masks, catalogue)
 
     def recommend(self, history: Sequence[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:

@@ -66,6 +66,10 @@ _SAME = (
     "batch_dim",
     "batch_folding",
     "masked_modules",
+    "target_outputs",
+    "row_features",
+    "row_fingerprints",
+    "request_sides",
     "modules_to_save",
 )
 
@@ -164,7 +168,7 @@ def read_adapter(folder: Path, check_base: bool, is_trainable: bool) -> StoredAd
     config = parse_config(path, values)
     config = config.with_values(inference_mode=not is_trainable)
     if not check_base:
-        config.base_fingerprint = None
+        config.base_fingerprint = config.row_fingerprints = None
     check_inside(folder, weights)
     with open_regular(weights, "a safetensors file") as (_, size):
         return StoredAdapter(folder, config, size, config_digest(values))

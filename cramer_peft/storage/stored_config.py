@@ -115,13 +115,16 @@ def match_by_list(config: RequestMaskConfig, model: nn.Module) -> None:
         )
     if _is_simple(config):
         return
-    names = sorted({owner for owner in owners.values() if owner is not None})
+    names = sorted({owner for entry, owner in owners.items() if owner is not None and ":" not in entry})
     config.target_modules = "|".join(re.escape(name) for name in names)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
 
 
 def _owner(entry: str, modules: set[str]) -> str | None:
     """Return the module of an entry of the layout: the entry names it, or one of its parts."""
+    if ":" in entry:  # the output of a module's method
+        module = entry.rpartition(":")[0]
+        return module if module in modules else None
     parent = entry.rpartition(".")[0]
     return entry if entry in modules else parent if parent in modules else None
 

@@ -25,6 +25,8 @@ def fit_encoder(
     if encoder is None:
         return config, None
     encoders[adapter_name] = encoder_of_width(encoder, config.request_dim)
+    if config.request_sides is None and encoder.sides:
+        config = config.with_values(request_sides=dict(encoder.sides))
     if config.request_dim is None:
         config = replace(config, request_dim=encoder.dim)  # raises if a stored default request is not as wide
     if config.encoder_tuning == "none":

@@ -27,6 +27,7 @@ from cramer_peft.errors import ConfigError, MergeError, RequestError, Unsupporte
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
 from cramer_peft.injection.frozen_statistics import freeze_statistics
+from cramer_peft.injection.outputs import PlacedOutput
 from cramer_peft.injection.plan import InjectionPlan, plan_injection
 from cramer_peft.injection.pretrained_methods import set_pretrained_methods
 from cramer_peft.injection.record import ModelRecord, locations, masked_layers
@@ -167,6 +168,7 @@ class RequestMaskTuner(BaseTuner):
             with record.foreign_kept():
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
             record.freeze_foreign()
+            self._place_outputs(adapter_name, config, record)
             # Before the root's forward is replaced, because the root may be a fused encoder layer itself.
             record.unfused += fused_encoder.install(model, self.request_context)
             if first:
@@ -226,6 +228,25 @@ class RequestMaskTuner(BaseTuner):
         layer.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
         # In all its places, because a module that the model uses twice must be masked in both.
         self._record.replace(self._places[id(target)], layer)
+
+    def _place_outputs(self, adapter_name: str, config: RequestMaskConfig, record: ModelRecord) -> None:
+        """Put the masked outputs of the plan on the model, or let the adapter mask those that are there."""
+        assert self._plan is not None
+        layout = RowLayout(config.batch_dim, config.batch_folding)
+        there = {output.layer.module_name: output.layer for output in record.outputs}
+        for target in self._plan.targets:
+            if target.output is None:
+                continue
+            layer = there.get(target.name)
+            if layer is None:
+                record.outputs.append(PlacedOutput(target.module, target.output, self.request_context))
+                layer = record.outputs[-1].layer
+                layer.__dict__["_active_adapter"] = list(self.active_adapters)
+            elif layer.target != target.output:
+                raise ConfigError(
+                    f"target_outputs: another adapter masks {target.name!r} as {layer.target}, found {target.output}."
+                )
+            layer.update_layer(adapter_name, target.parts, layout)
 
     def _prepare_adapter_config(self, peft_config: Any, _: Any) -> Any:
         return peft_config  # the plan has filled in everything

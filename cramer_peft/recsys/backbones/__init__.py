@@ -6,7 +6,6 @@ from cramer_peft.recsys.backbones.gru4rec import GRU4Rec
 from cramer_peft.recsys.backbones.kinds import BACKBONES, load_backbone, load_checkpoint, make_backbone, save_backbone
 from cramer_peft.recsys.backbones.replay import ReplaySASRec
 from cramer_peft.recsys.backbones.sasrec import SASRec
-from cramer_peft.recsys.backbones.scoring import set_constant_bias
 from cramer_peft.recsys.backbones.stored import StoredBackbone
 
 __all__ = [
@@ -23,5 +22,4 @@ __all__ = [
     "load_checkpoint",
     "make_backbone",
     "save_backbone",
-    "set_constant_bias",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,10 +12,8 @@ from transformers import BertConfig
 
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.sampling import negatives_for
 
 PADDING = 0
-HEAD_BIAS = 8.0  # chosen on validation users, see docs/results.md
 
 
 @runtime_checkable
@@ -24,7 +23,6 @@ class Backbone(Protocol):
     name: str
     default_targets: list[str] | str | None  # modules inside worth masking; None if the library knows the architecture
     default_parts: list[str] | None  # of these modules; None: all
-    head_targets: list[str]  # modules that score the items
     expands_positions: bool  # ``positions`` multiplies the rows inside, so masks need batch_folding="rows_first"
 
     @property
@@ -53,36 +51,25 @@ class Backbone(Protocol):
         """Write ``config.json`` and ``model.safetensors``."""
 
 
-def config_for(
-    backbone: Any, config: RequestMaskConfig | None = None, sampled: bool | None = None
-) -> RequestMaskConfig:
+def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> RequestMaskConfig:
     """Return a configuration of masks that suits a backbone; targets and folding that ``config`` names stay.
 
-    Three cases:
-
-    - The scoring layer has a bias that all items share (``head_bias``, not 0) and gates act on it (``gate_bias``): it
-      is masked alone. Its gates then add to scores, and masks inside improve nothing further.
-    - The form is ``topk``, as in the paper, training samples the items, or there is no scoring layer: the modules
-      inside are masked alone. Masks of a scoring layer have a gate for each item, so they would grow with the items.
-    - Otherwise both are masked.
-
-    ``backbone`` may be a class if ``sampled`` is given. For other models ``config`` is returned unchanged. ``sampled``
-    is True if training samples items; None: by the catalogue's size, from 20,000 items on.
+    By default the scores that the backbone returns are masked, by row values made from descriptions of the items, and
+    nothing inside. With the form ``topk``, as in the paper, the modules inside are masked. ``backbone`` may be a class.
+    For models that are no backbones ``config`` is returned unchanged.
     """
-    if sampled is None:
-        sampled = negatives_for(int(getattr(backbone, "num_items", 0))) is not None
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
-    heads = [] if config.gate == "topk" or sampled else getattr(backbone, "head_targets", [])
+    given = config.target_modules is not None or config.target_outputs is not None or config.row_features is not None
     targets, parts = getattr(backbone, "default_targets", None), getattr(backbone, "default_parts", None)
-    if heads and config.gate_bias and getattr(backbone, "head_bias", 0.0):
-        targets, parts = list(heads), None
-    elif isinstance(targets, list):
-        targets = [*targets, *heads]
-    if config.target_modules is None and targets is not None:
+    if not given and config.gate != "topk" and hasattr(backbone, "expands_positions"):
+        kind: Any = backbone if isinstance(backbone, type) else type(backbone)
+        chosen = {"candidates": "items"} if "items" in inspect.signature(kind.forward).parameters else {}
+        return replace(config, target_outputs={"": chosen}, row_features=[""])
+    if not given and targets is not None:
         parts = parts if config.module_parts is None else config.module_parts
         changes.update(target_modules=targets, module_parts=parts)
-    if config.batch_folding is None and getattr(backbone, "expands_positions", False):
+    if config.batch_folding is None and config.target_outputs is None and getattr(backbone, "expands_positions", False):
         changes["batch_folding"] = "rows_first"
     return replace(config, **changes) if changes else config
 
@@ -92,7 +79,6 @@ def bert_config(
     positions: int,
     dropout: float = 0.2,
     hidden_size: int = 64,
-    head_bias: float = HEAD_BIAS,
     **options: Any,
 ) -> BertConfig:
     """Return the shape that RecBole 1.2.1 gives its transformers: 2 layers, 2 heads, inner width 4 × hidden, GELU.
@@ -112,7 +98,6 @@ def bert_config(
         type_vocab_size=1,
         layer_norm_eps=1e-12,
         pad_token_id=PADDING,
-        head_bias=head_bias,
         **options,
     )
 

@@ -7,12 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
-from transformers.models.bert.modeling_bert import BertLMPredictionHead
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, PADDING, bert_config, last_positions, prefixes
+from cramer_peft.recsys.backbones.backbone import PADDING, bert_config, last_positions, prefixes
 from cramer_peft.recsys.backbones.draws import uniform_rows
-from cramer_peft.recsys.backbones.scoring import checked_bias
 
 MASKED_SHARE = 0.2
 LAST_ONLY_SHARE = 0.5
@@ -28,30 +26,16 @@ class BERT4Rec(BertForMaskedLM):
     name: ClassVar[str] = "bert4rec"
     default_targets: ClassVar[list[str] | str | None] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
-    head_targets: ClassVar[list[str]] = ["cls.predictions.decoder"]
-    head_bias: float = HEAD_BIAS  # an instance takes it from its configuration
     expands_positions: ClassVar[bool] = True
 
     def __init__(self, config: BertConfig) -> None:
         if config.is_decoder:
             raise DataError("is_decoder is True, expected a configuration of BERT4Rec: it looks in both directions.")
-        self.head_bias = checked_bias(getattr(config, "head_bias", 0.0))
         super().__init__(config)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, BertLMPredictionHead):
-            nn.init.constant_(module.bias, self.head_bias)
-
-    @property
-    def item_bias(self) -> Tensor:
-        """The learned bias of each item's score, (num_items + 2,). It starts at ``head_bias``."""
-        bias: Tensor = self.cls.predictions.bias
-        return bias
 
     @staticmethod
     def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, **sizes: Any) -> BertConfig:
-        """Return the configuration for a catalogue; ``sizes`` are ``hidden_size`` and ``head_bias``."""
+        """Return the configuration for a catalogue; ``sizes`` is ``hidden_size``."""
         return bert_config(num_items + 2, max_length + 1, dropout, **sizes)  # a mask token, and one place for it
 
     @property

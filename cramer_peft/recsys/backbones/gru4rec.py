@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, PADDING
-from cramer_peft.recsys.backbones.scoring import ScoredStates, set_constant_bias
+from cramer_peft.recsys.backbones.backbone import PADDING
+from cramer_peft.recsys.backbones.scoring import ScoredStates, set_earlier_bias
 from cramer_peft.recsys.backbones.stored import StoredBackbone
 
 
@@ -20,10 +20,7 @@ class GRU4Rec(ScoredStates, StoredBackbone):
 
     name: ClassVar[str] = "gru4rec"
     default_targets: ClassVar[list[str] | str | None] = ["gru", "dense"]
-    head_targets: ClassVar[list[str]] = ["head"]
-    head_bias: float = HEAD_BIAS  # an instance takes it from its settings
     tied: ClassVar[dict[str, str]] = {"head.weight": "items.weight"}
-    old_defaults: ClassVar[dict[str, float]] = {"head_bias": 0.0}
 
     def __init__(
         self,
@@ -31,10 +28,10 @@ class GRU4Rec(ScoredStates, StoredBackbone):
         max_length: int = 50,
         dropout: float = 0.2,
         hidden_size: int = 64,
-        head_bias: float = HEAD_BIAS,
+        head_bias: float = 0.0,  # of earlier versions
     ) -> None:
-        super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size, head_bias=head_bias)
-        self.head_bias = head_bias
+        earlier = {"head_bias": head_bias} if head_bias else {}
+        super().__init__(num_items, max_length, dropout=dropout, hidden_size=hidden_size, **earlier)
         self.items = nn.Embedding(num_items + 1, hidden_size, padding_idx=PADDING)
         self.dropout = nn.Dropout(dropout)
         self.gru = nn.GRU(hidden_size, 2 * hidden_size, bias=False, batch_first=True)
@@ -44,14 +41,14 @@ class GRU4Rec(ScoredStates, StoredBackbone):
             self.items.weight[PADDING] = 0
             for weight in self.gru.parameters():
                 nn.init.xavier_uniform_(weight)
-        # a module of its own, tied to the embeddings, so that masks can gate the scores of items too
+        # a module of its own, tied to the embeddings, so that masks can be put on it
         self.head = nn.Linear(hidden_size, num_items + 1, bias=False)
         self.tie()
         self.fill_buffers()
 
     def fill_buffers(self) -> None:
-        """Set the scoring layer's constant bias."""
-        set_constant_bias(self.head, self.settings["head_bias"])
+        """Set the bias that the scoring layer has in files of earlier versions."""
+        set_earlier_bias(self.head, self.settings.get("head_bias", 0.0))
 
     def states(self, item_ids: Tensor) -> Tensor:
         states: Tensor = self.dense(self.gru(self.dropout(self.items(item_ids)))[0])

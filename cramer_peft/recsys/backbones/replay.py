@@ -21,7 +21,6 @@ class ReplaySASRec(StoredBackbone):
     name: ClassVar[str] = "replay-sasrec"
     default_targets: ClassVar[list[str] | str | None] = r".*\.attention_layers\.\d+|.*\.conv[12]"
     default_parts: ClassVar[list[str] | None] = ["out"]
-    head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = True
 
     def __init__(self, num_items: int, max_length: int = 50, dropout: float = 0.2, hidden_size: int = 64) -> None:

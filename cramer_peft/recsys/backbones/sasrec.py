@@ -10,8 +10,8 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS, bert_config
-from cramer_peft.recsys.backbones.scoring import ScoredStates, set_constant_bias
+from cramer_peft.recsys.backbones.backbone import bert_config
+from cramer_peft.recsys.backbones.scoring import ScoredStates, set_earlier_bias
 
 
 class SASRec(ScoredStates, BertPreTrainedModel):
@@ -24,8 +24,6 @@ class SASRec(ScoredStates, BertPreTrainedModel):
     name: ClassVar[str] = "sasrec"
     default_targets: ClassVar[list[str]] = ["intermediate.dense", "output.dense"]
     default_parts: ClassVar[list[str] | None] = None
-    head_targets: ClassVar[list[str]] = ["head"]
-    head_bias: float = HEAD_BIAS  # an instance takes it from its configuration
     _tied_weights_keys: ClassVar[dict[str, str]] = {"head.weight": "bert.embeddings.word_embeddings.weight"}
     expands_positions: ClassVar[bool] = False
 
@@ -34,10 +32,9 @@ class SASRec(ScoredStates, BertPreTrainedModel):
             raise DataError("is_decoder is False, expected a configuration of SASRec: it looks at earlier items alone.")
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
-        # a module of its own, tied to the embeddings, so that masks can gate the scores of items too
+        # a module of its own, tied to the embeddings, so that masks can be put on it
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.head_bias = getattr(config, "head_bias", 0.0)
-        set_constant_bias(self.head, self.head_bias)
+        set_earlier_bias(self.head, getattr(config, "head_bias", 0.0))
         self.post_init()
         # SASRec has no sentence numbers, whose embedding BERT adds: zeros here, and a buffer, because from_pretrained
         # would make a parameter trainable again
@@ -53,7 +50,7 @@ class SASRec(ScoredStates, BertPreTrainedModel):
 
     @staticmethod
     def configure(num_items: int, max_length: int = 50, dropout: float = 0.2, **sizes: Any) -> BertConfig:
-        """Return the configuration for a catalogue; ``sizes`` are ``hidden_size`` and ``head_bias``."""
+        """Return the configuration for a catalogue; ``sizes`` is ``hidden_size``."""
         return bert_config(num_items + 1, max_length, dropout, is_decoder=True, use_cache=False, **sizes)
 
     def get_output_embeddings(self) -> nn.Module:

@@ -1,10 +1,8 @@
-"""The layer that scores items: its constant bias, its scores, and the loss of the next item."""
+"""The layer that scores items: its scores, and the loss of the next item."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,53 +12,24 @@ from cramer_peft.recsys.backbones.backbone import chosen_states
 from cramer_peft.recsys.backbones.sampling import sampled_loss
 
 
-def set_constant_bias(head: nn.Linear, value: float) -> None:
-    """Give the layer that scores items one bias for all items, a buffer that changes no ranking; 0: none.
+def set_earlier_bias(head: nn.Linear, value: Any) -> None:
+    """Give the layer that scores items one bias for all items, as backbones of earlier versions have; 0: none.
 
-    A row gate multiplies an item's score, so it has little effect near 0. With a bias b that it multiplies too, it also
-    adds: (1 + z)(s + b) is s + z·s + z·b. The buffer is not stored: set it again on a loaded model.
+    Masks of that time multiply it, too, so a recommender's folder of then gives the same scores. It is a buffer that is
+    not stored: set it again on a loaded model. Raises a ValueError if it is no finite number.
     """
-    checked_bias(value)
-    if "bias" in dict(head.named_parameters(recurse=False)):
-        raise ValueError("the layer has a bias of its own, which row gates multiply already.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"head_bias is {value!r}, expected a finite number.")
     if value:
         del head.bias  # nn.Linear registers None as a parameter of that name
         bias = torch.full((head.out_features,), value, dtype=head.weight.dtype, device=head.weight.device)
         head.register_buffer("bias", bias, persistent=False)
 
 
-def checked_bias(value: Any) -> float:
-    """Return a configuration's ``head_bias``; raise a ValueError if it is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"head_bias is {value!r}, expected a finite number.")
-    return value
-
-
-@contextmanager
-def without_constant_bias(model: Any) -> Iterator[None]:
-    """Take the items' common bias off a backbone's scoring layer while it is trained.
-
-    It cancels in a softmax and only costs it precision.
-    """
-    learned, head = hasattr(model, "item_bias"), getattr(model, "head", None)
-    fixed = dict(head.named_buffers(recurse=False)).get("bias") if isinstance(head, nn.Linear) else None
-    if learned:
-        model.item_bias.data -= model.head_bias
-    if head is not None and fixed is not None:
-        head.bias = None
-    try:
-        yield
-    finally:
-        if learned:
-            model.item_bias.data += model.head_bias
-        if head is not None and fixed is not None:
-            head.bias = fixed.to(head.weight)
-
-
 def item_scores(head: nn.Linear, states: Tensor, items: Tensor | None = None) -> Tensor:
     """Return the scores of all items, (..., num_items), or of ``items``, (n,) int64 from 0, for states (..., width).
 
-    Row 0 of ``head`` is the padding's. Masks of the layer do not act on the scores of ``items``.
+    Row 0 of ``head`` is the padding's. Masks of the layer itself do not act on the scores of ``items``.
     """
     if items is None:
         scores: Tensor = head(states)
@@ -86,7 +55,7 @@ class ScoredStates:
         positions: Tensor | None = None,
         items: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Score the whole catalogue as a ``Backbone``, or ``items``, (m,) int64 from 0, without masks of the head.
+        """Score the whole catalogue as a ``Backbone``, or ``items`` alone, (m,) int64 from 0.
 
         The loss is cross-entropy at all labelled positions, or :func:`sampled_loss` if ``negatives`` is set.
         """

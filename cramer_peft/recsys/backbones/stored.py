@@ -28,10 +28,8 @@ class StoredBackbone(nn.Module):
     name: ClassVar[str]
     default_targets: ClassVar[list[str] | str | None] = None
     default_parts: ClassVar[list[str] | None] = None
-    head_targets: ClassVar[list[str]] = []
     expands_positions: ClassVar[bool] = False
     tied: ClassVar[dict[str, str]] = {}  # weight → the weight that it shares; only the latter is stored
-    old_defaults: ClassVar[dict[str, float]] = {}  # settings that files of earlier versions do not name
 
     def __init__(self, num_items: int, max_length: int, **settings: float) -> None:
         super().__init__()
@@ -73,7 +71,7 @@ class StoredBackbone(nn.Module):
     def from_pretrained(cls, folder: Path) -> Self:
         """Read the files that :meth:`save_pretrained` wrote; safe for files from strangers."""
         folder = Path(folder)
-        settings = {**cls.old_defaults, **read_config(folder)}
+        settings = read_config(folder)
         settings.pop("architectures")
         for key, value in settings.items():
             most = MAX_LENGTH if key == "max_length" else MAX_SIZE

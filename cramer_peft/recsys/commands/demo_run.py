@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
-from cramer_peft.recsys.backbones import SASRec, config_for, load_checkpoint, save_backbone
+from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
@@ -23,6 +23,7 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
@@ -169,7 +170,7 @@ class _Run:
         torch.manual_seed(options.seed)
         if self._encoder is None:  # one for all methods, to keep its cache
             self._encoder = request_encoder(options.encoder, data.catalogue, self.model)
-        masks = inject_request_masks(self.model, config_for(self.model, config), encoder=self._encoder)
+        masks = mask_backbone(self.model, data.catalogue, config, self._encoder)
         self.say(f"training the generator of {name} ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
         train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress)
         return masks, time.perf_counter() - start

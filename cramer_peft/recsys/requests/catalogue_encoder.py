@@ -27,9 +27,10 @@ from cramer_peft.encoders import (
 from cramer_peft.errors import DataError, EncoderError
 from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_CELLS, Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase
+from cramer_peft.recsys.requests.item_features import TEXT_WIDTH, item_features
 
 DEFAULT_ENCODER = "catalogue"
-TEXT_WIDTH = 64  # wordllama trains its vectors so that they may be cut to their first 64 numbers
+_WHITENED, _RAW = "catalogue-2", "catalogue"  # names in files: by whitened features, and as in earlier versions
 _TEMPERATURE = 0.05  # for similarities of words, which lie in -1 … 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
 _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
@@ -50,17 +51,22 @@ class RequestPhrase:
 class CatalogueEncoder:
     """Encodes a request as the mean description of the items that it wants, and of those that it does not want.
 
-    An item's description is its embedding in the backbone, followed by a vector of its attributes and title. A
-    request's vector is the mean over the items whose words are nearest to what is wanted, then that for what is
-    unwanted; zeros if nothing is asked. So a request can name any attribute, or any word near one by its static vector:
-    "funny" for comedy.
+    ``features`` describe the items, (items, width) float32: see :func:`item_features`. A request's vector is the mean
+    of the features over the items whose words are nearest to what is wanted, then that for what is unwanted; zeros if
+    nothing is asked. So a request can name any attribute, or any word near one by its static vector: "funny" for
+    comedy.
 
     ``embeddings`` are (items, width) float, or None. A DataError is raised unless they are one finite row per item.
+    ``whiten=False`` gives the features of earlier versions, for adapters that were trained with them.
     """
 
-    name = DEFAULT_ENCODER
-
-    def __init__(self, catalogue: Catalogue, embeddings: Tensor | None, reader: RequestReader | None = None) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        embeddings: Tensor | None,
+        reader: RequestReader | None = None,
+        whiten: bool = True,
+    ) -> None:
         if embeddings is not None and (len(embeddings) != len(catalogue) or not bool(torch.isfinite(embeddings).all())):
             raise DataError(
                 f"embeddings: found shape {tuple(embeddings.shape)}, expected one finite row for each of the "
@@ -72,9 +78,17 @@ class CatalogueEncoder:
         self._attributes = {tuple(WORD.findall(phrase(name))): phrase(name) for name in catalogue.attributes}
         self._lengths = _lengths(self._attributes)
         self._words, self._places, self._weights = self._index(catalogue)
-        parts = [] if embeddings is None else [_standard(embeddings.detach().float().cpu())]
-        self.features = torch.cat([*parts, _standard(self._texts())], -1)
-        self.dim = 2 * self.features.shape[1]
+        own = None if embeddings is None else embeddings.detach().float().cpu()
+        self.texts = _standard(self._means(self._places))
+        self.embeddings = None if own is None else _standard(own)
+        if whiten:
+            self.features = item_features(own, *self._attribute_and_title_means())
+        else:
+            self.features = torch.cat([part for part in (self.embeddings, self.texts) if part is not None], -1)
+        width = self.features.shape[1]
+        self.name = _WHITENED if whiten else _RAW
+        self.sides = {"wanted": width, "unwanted": width} if whiten else {}
+        self.dim = 2 * width
         self._middles: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
@@ -188,11 +202,23 @@ class CatalogueEncoder:
         weights[: len(self._attributes)] = 1.0
         return vectors, padded, weights
 
-    def _texts(self) -> Tensor:
-        """Return the mean vector of each item's words, cut to ``TEXT_WIDTH``, (items, TEXT_WIDTH)."""
-        cut = self._words[:, :TEXT_WIDTH]
-        rows = [cut[torch.tensor(sorted(set(row)))].mean(0) for row in self._places.tolist()]
-        return torch.stack(rows)
+    def _means(self, places: Tensor) -> Tensor:
+        """Return the mean of each item's distinct words' vectors, cut to ``TEXT_WIDTH``, (items, TEXT_WIDTH).
+
+        ``places`` are the words' numbers, (items, n) int64, padded by repetition; -1 for none.
+        """
+        ordered = places.sort(1).values
+        counts = ordered >= 0
+        counts[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        weights = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
+        means: Tensor = functional.embedding_bag(
+            ordered.clamp(min=0), self._words[:, :TEXT_WIDTH].contiguous(), mode="sum", per_sample_weights=weights
+        )
+        return means
+
+    def _attribute_and_title_means(self) -> tuple[Tensor, Tensor]:
+        is_attribute = self._places < len(self._attributes)
+        return tuple(self._means(self._places.masked_fill(own, -1)) for own in (~is_attribute, is_attribute))  # type: ignore[return-value]
 
 
 def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
@@ -227,7 +253,8 @@ def _without_catalogue(**options: Any) -> RequestEncoder:
     )
 
 
-register_request_encoder(DEFAULT_ENCODER, _without_catalogue)
+for _name in (_WHITENED, _RAW):
+    register_request_encoder(_name, _without_catalogue)
 
 
 def request_encoder(
@@ -244,9 +271,16 @@ def request_encoder(
     Raises:
         EncoderError: If the name is not registered.
     """
-    if name is None or name == DEFAULT_ENCODER:
+    if name in (None, DEFAULT_ENCODER):
         return cast(RequestEncoder, CachedEncoder(CatalogueEncoder(catalogue, item_embeddings(backbone))))
     return cast(RequestEncoder, CachedEncoder(make_encoder(name, options)))
+
+
+def stored_encoder(name: str | None, catalogue: Catalogue, backbone: Any) -> RequestEncoder | None:
+    """Return the encoder of a loaded adapter, by its stored name, if it describes requests by the catalogue."""
+    if name not in (_WHITENED, _RAW):
+        return None
+    return CatalogueEncoder(catalogue, item_embeddings(backbone), whiten=name == _WHITENED)
 
 
 def text_encoder(encoder: Any) -> RequestEncoder:

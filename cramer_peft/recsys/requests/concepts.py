@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.recsys.requests.catalogue_encoder import TEXT_WIDTH
-
 _SMALLEST, _LARGEST_SHARE = 15, 0.4
 
 
@@ -31,12 +29,13 @@ class Concept:
 
 
 class ConceptGenerator:
-    """Draws sets of items near each other by text, embedding or both, from an encoder's features (items, width)."""
+    """Draws sets of items near each other by text, embedding (None: none) or both, (items, width) each."""
 
-    def __init__(self, features: Tensor, rng: random.Random, generator: torch.Generator) -> None:
-        self._text = functional.normalize(features[:, -TEXT_WIDTH:], dim=-1)
-        own = features[:, :-TEXT_WIDTH]
-        self._embedding = functional.normalize(own, dim=-1) if own.shape[1] else self._text
+    def __init__(
+        self, texts: Tensor, embeddings: Tensor | None, rng: random.Random, generator: torch.Generator
+    ) -> None:
+        self._text = functional.normalize(texts, dim=-1)
+        self._embedding = self._text if embeddings is None else functional.normalize(embeddings, dim=-1)
         self._rng, self._generator = rng, generator
 
     def __call__(self) -> Concept:

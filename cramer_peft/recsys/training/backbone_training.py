@@ -15,7 +15,6 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.backbones.draws import shared_draws
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES, negatives_for
-from cramer_peft.recsys.backbones.scoring import without_constant_bias
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.catalogue_digest import check_count
 from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, seen_mask
@@ -142,8 +141,7 @@ def fit_backbone(
             checkpoints=checkpoints,
             settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
         )
-        with without_constant_bias(model):
-            trainer.train_or_resume()
+        trainer.train_or_resume()
     for name in ("negatives", "calibration"):
         if hasattr(model, name):
             setattr(model, name, None)

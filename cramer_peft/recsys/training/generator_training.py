@@ -127,7 +127,7 @@ def train_generator(
         progress: Show a progress bar.
         checkpoints: Folder for states, to resume after a kill; None: no checkpoints.
         negatives: Train on a step's next items and a sample of the others of this size (SASRec and GRU4Rec, without
-            masks of the layer that scores the items). None: 512 from 20,000 items on if possible, else all items.
+            gates of the layer that scores the items). None: 512 from 20,000 items on if possible, else all items.
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
@@ -171,9 +171,9 @@ def generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int |
     if "items" not in inspect.signature(type(model).forward).parameters:
         obstacle = f"{type(model).__name__}, which cannot score some items alone (SASRec and GRU4Rec can)"
     else:
-        heads = [f".{name}" for name in getattr(model, "head_targets", [])]
         layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
-        gated = [name for name in layout if f".{name}".endswith(tuple(heads))]
+        items = int(model.num_items)  # type: ignore[arg-type]
+        gated = [name for name, widths in layout.items() if widths and widths[0] >= items]
         if gated:
             obstacle = f"masks of {gated[0]!r}, which gate each item's score: leave it out of target_modules"
     if negatives is None:

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from cramer_peft import RequestMaskConfig, inject_request_masks
+from cramer_peft import RequestMaskConfig
 from cramer_peft.encoders import CachedEncoder, encoder_of_width, make_encoder
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import config_for, load_checkpoint, save_backbone
+from cramer_peft.recsys.backbones import load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER, check_backbone_name
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.evaluation.results import TrackResult
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path, printable
 from cramer_peft.recsys.recommender import (
     ADAPTER_FOLDER,
@@ -221,8 +222,7 @@ def _adapted(
     """Mask a frozen backbone and train the generator; return it with the options used."""
     torch.manual_seed(options.seed)
     encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options)
-    sampled = None if options.negatives is None else True
-    masks = inject_request_masks(backbone, config_for(backbone, config, sampled), encoder=encoder)
+    masks = mask_backbone(backbone, data.catalogue, config, encoder)
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
     generator = options.generator or generator_options(backbone)
     if options.batch_size is not None:

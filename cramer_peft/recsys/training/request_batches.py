@@ -118,8 +118,10 @@ class RequestCollator:
         self._negatives = negatives
         self._random, self._generator = random.Random(), torch.Generator()
         self._encoder = _catalogue_encoder(masks)
-        features = None if self._encoder is None else self._encoder.features
-        self._concepts = None if features is None else ConceptGenerator(features, self._random, self._generator)
+        self._concepts: ConceptGenerator | None = None
+        if self._encoder is not None:
+            described = self._encoder.texts, self._encoder.embeddings
+            self._concepts = ConceptGenerator(*described, self._random, self._generator)
 
     def start_at(self, batches: int) -> None:
         """Continue with the batch after the first ``batches``."""

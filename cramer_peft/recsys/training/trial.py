@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from cramer_peft import RequestMaskConfig, inject_request_masks
+from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import config_for, make_backbone
+from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.own_data import OwnData
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, set_loss
 from cramer_peft.recsys.training.generator_training import check_options, generator_negatives, generator_options
@@ -75,8 +76,7 @@ def check_masks(
         model = make_backbone(name, len(data.catalogue), max_length=backbone.max_length, dropout=backbone.dropout)
         set_loss(model, backbone, negatives)
         made = request_encoder(encoder, data.catalogue, model, config.encoder_options)
-        sampled = None if negatives is None else True
-        masks = inject_request_masks(model.eval(), config_for(model, config, sampled), encoder=made)
+        masks = mask_backbone(model.eval(), data.catalogue, config, made)
         options = generator_options(model) if generator is None else generator
         check_options(options, config, data.catalogue)
         RequestCollator(masks, data.catalogue, options, seed=0, negatives=generator_negatives(masks, negatives))

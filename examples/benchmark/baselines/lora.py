@@ -13,7 +13,7 @@ from benchmark.baselines.ranker import RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
 
-_LAYERS = [*SASRec.default_targets, *SASRec.head_targets]
+_LAYERS = [*SASRec.default_targets, "head"]
 
 
 class RequestLoRA(LearnedRanker):

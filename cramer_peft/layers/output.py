@@ -1,0 +1,221 @@
+"""Masks on what a module returns, whatever is inside it: gates on the features of its output, or row values.
+
+A :class:`MaskedOutput` is a child of the module whose output it masks, under a name of its own. The module's method
+hands its result to it (:class:`OutputMethod`). Children that are called by another way while a request applies are
+refused (:class:`RefuseOtherWays`): what they compute would reach the caller without the request.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cramer_peft.context import RequestContext, in_backward
+from cramer_peft.errors import RequestError
+from cramer_peft.layers.masked_layer import RequestMaskLayer
+from cramer_peft.masks import FeatureMask, Mask, RowSpec, Spec
+
+CHILD = "request_mask_output"
+
+
+@dataclass(frozen=True)
+class OutputTarget:
+    """What to mask of a module's results, as ``target_outputs`` of the configuration says."""
+
+    module: str
+    method: str = "forward"
+    field: str | None = None  # of the result that holds the tensor; None: the result is the tensor
+    candidates: str | None = None  # parameter of the method with the rows to score, (n,) or (batch, n) int64
+    features: int | None = None  # of the tensor, for gates; row features say it themselves
+
+    @property
+    def entry(self) -> str:
+        """The name of its masks."""
+        return f"{self.module}:{self.method}"
+
+    @property
+    def child(self) -> str:
+        """The name of the masked output among the module's children."""
+        return CHILD if self.method == "forward" else f"{CHILD}_{self.method}"
+
+
+@dataclass(frozen=True)
+class _WholeOutput:
+    """A projection that only hands on, so that masks of weights can act on an output."""
+
+    feature_dim: int = -1
+    is_product: bool = False
+    base_bias: None = None
+
+    def base_forward(self, x: Tensor) -> Tensor:
+        return x
+
+    project = base_forward
+
+    @property
+    def weight_matrix(self) -> Tensor:
+        raise NotImplementedError  # only low_rank reads it, which has no terms on features
+
+
+class MaskedOutput(RequestMaskLayer):
+    """The masked output of a module's method. It does not own the module: that one owns it."""
+
+    linear = False
+
+    def __init__(self, base_layer: nn.Module, target: OutputTarget, context: RequestContext) -> None:
+        self.target = target
+        super().__init__(base_layer, target.entry, context)
+        del self._modules["base_layer"]  # a child that held its parent would be a circle
+        self.__dict__["base_layer"] = base_layer
+
+    @classmethod
+    def part_specs(cls, base_layer: nn.Module) -> Mapping[str, Spec]:
+        return {"": RowSpec()}
+
+    @classmethod
+    def unfoldable_parts(cls) -> tuple[str, ...]:
+        return ("",)
+
+    @classmethod
+    def fingerprint_weights(cls, base_layer: nn.Module) -> Sequence[Tensor]:
+        named = base_layer.named_parameters()
+        return [value for name, value in named if ".modules_to_save." not in f".{name}" and type(value.data) is Tensor]
+
+    def fold_parts(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, result: Any, chosen: Tensor | None = None) -> Any:
+        """Return a method's result with its tensor masked; ``chosen`` are the rows that the tensor has scores of."""
+        masks = self.context.masks_for(self.module_name, self._entries, self._disable_adapters) or self.merged_masks
+        if not masks:
+            return result
+        tensor = self._tensor(result)
+        return self._with_tensor(result, self._masked(masks[""], tensor, chosen))
+
+    def _masked(self, mask: Mask, tensor: Tensor, chosen: Tensor | None) -> Tensor:
+        batch_dim = self.layout.batch_dim
+        fitted: Any = self.fitted(mask, tensor, batch_dim)
+        if isinstance(fitted, FeatureMask):
+            if chosen is not None:
+                fitted = fitted.with_values(values=_chosen(fitted.values, chosen))
+            if fitted.values.shape[-1] != tensor.shape[-1]:
+                raise RequestError(
+                    f"{self.module_name!r}: found {tensor.shape[-1]} features in an output of shape "
+                    f"{tuple(tensor.shape)}, expected {fitted.values.shape[-1]} (target_outputs: 'features')."
+                )
+            gated: Tensor = fitted.multiply(tensor, batch_dim)
+            return gated
+        if hasattr(fitted, "add"):
+            added: Tensor = fitted.add(tensor, batch_dim, -1, chosen)
+            return added
+        if chosen is not None:
+            raise RequestError(f"{self.module_name!r}: scores of some rows alone follow one active adapter at a time.")
+        composed: Tensor = fitted.apply(_WholeOutput(), tensor, batch_dim)
+        return composed
+
+    def _tensor(self, result: Any) -> Tensor:
+        field = self.target.field
+        found = result if field is None else _item(result, field)
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            shown = "" if field is None else f" in the field {field!r}"
+            raise RequestError(
+                f"{self.module_name!r}: found a {type(found).__name__}{shown} of a {type(result).__name__}, expected a "
+                f"tensor of floating-point numbers; fields: {_fields(result)}. Name one by target_outputs="
+                f"{{{self.target.module!r}: {{'field': …}}}}, or call it without a request."
+            )
+        return found
+
+    def _with_tensor(self, result: Any, tensor: Tensor) -> Any:
+        field = self.target.field
+        if field is None:
+            return tensor
+        if isinstance(result, tuple) and hasattr(result, "_replace"):
+            return result._replace(**{field: tensor})
+        if dataclasses.is_dataclass(result) and not isinstance(result, (type, Mapping)):
+            return dataclasses.replace(result, **{field: tensor})
+        changed = copy.copy(result)
+        if isinstance(changed, Mapping):
+            changed[field] = tensor  # type: ignore[index]
+        else:
+            setattr(changed, field, tensor)
+        return changed
+
+
+class OutputMethod:
+    """A method of one module object that hands its result to the module's masked output."""
+
+    def __init__(self, layer: MaskedOutput, method: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, method, updated=())  # so that inspect.signature still gives the model's own
+        self._layer = layer
+        self._method = method
+        self._name = layer.target.candidates or ""
+        names = list(inspect.signature(method).parameters)
+        self._place = names.index(self._name) if self._name else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer = self._layer
+        if torch.compiler.is_compiling():
+            return layer(self._method(*args, **kwargs), self._chosen(args, kwargs))
+        with layer.context.inside_output(layer.module_name):
+            result = self._method(*args, **kwargs)
+        return layer(result, self._chosen(args, kwargs))
+
+    def _chosen(self, args: Any, kwargs: Any) -> Tensor | None:
+        if self._place is None:
+            return None
+        found: Tensor | None = args[self._place] if self._place < len(args) else kwargs.get(self._name)
+        return found
+
+
+class RefuseOtherWays:
+    """A forward pre-hook on a child of a module whose output is masked."""
+
+    def __init__(self, layer: MaskedOutput, child: str) -> None:
+        self._layer = layer
+        self._child = child
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        context = self._layer.context
+        if torch.compiler.is_compiling() or context.is_inside_output(self._layer.module_name) or in_backward():
+            return
+        if not self._layer._disable_adapters and context.is_masking():
+            target = self._layer.target
+            raise RequestError(
+                f"the module {self._child!r} inside {target.module or 'the model'!r} was called by another way than "
+                f"{target.method!r}, to whose result the request's masks are added: what it gives would not follow the "
+                f"request. Call {target.method!r}, or name the other method in target_outputs; what needs no request, "
+                "call outside the request's block."
+            )
+
+
+def hooked_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the children of a module, by name, that compute with parameters."""
+    return [
+        (name, child)
+        for name, child in module.named_children()
+        if not isinstance(child, MaskedOutput) and any(True for _ in child.parameters())
+    ]
+
+
+def _chosen(values: Tensor, chosen: Tensor) -> Tensor:
+    return values[:, chosen] if chosen.dim() == 1 else values.expand(len(chosen), -1).gather(1, chosen)
+
+
+def _item(result: Any, field: str) -> Any:
+    return result.get(field) if isinstance(result, Mapping) else getattr(result, field, None)
+
+
+def _fields(result: Any) -> list[str]:
+    if isinstance(result, Mapping):
+        return sorted(map(str, result))
+    if dataclasses.is_dataclass(result):
+        return [item.name for item in dataclasses.fields(result)]
+    return list(getattr(result, "_fields", ()))

@@ -1,0 +1,54 @@
+"""Puts request masks on a backbone, and describes its items to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cramer_peft import RequestEncoder, RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft.recsys.backbones import config_for
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, without_cache
+
+
+def mask_backbone(
+    backbone: Any,
+    catalogue: Catalogue,
+    config: RequestMaskConfig | None = None,
+    encoder: RequestEncoder | None = None,
+) -> RequestMaskModel:
+    """Put masks on a backbone, in place, as :func:`config_for` says; return the handle.
+
+    Args:
+        backbone: The frozen backbone.
+        catalogue: Its items.
+        config: The configuration; None: the default.
+        encoder: An encoder object, in place of the one that ``config`` names.
+
+    Raises:
+        ConfigError: If the configuration is impossible.
+        DataError: If the catalogue is not that of the backbone.
+        EncoderError: If the encoder is unknown or has another width.
+        TargetModuleError: If the backbone has no such modules.
+    """
+    masks = inject_request_masks(backbone, config_for(backbone, config), encoder=encoder)
+    try:
+        describe_items(masks, catalogue)
+    except BaseException:
+        masks.unload()
+        raise
+    return masks
+
+
+def describe_items(masks: RequestMaskModel, catalogue: Catalogue, check: bool = True) -> None:
+    """Set the features of the items, where the active adapter describes rows: those of its encoder, if it has any.
+
+    ``check`` is False for items that were added since the adapter was trained.
+    """
+    config = masks.peft_config[masks.active_adapters[0]]
+    if not config.row_features:
+        return
+    encoder = without_cache(masks.encoder()) if config.encoder is not None else None
+    if not isinstance(encoder, CatalogueEncoder):
+        encoder = CatalogueEncoder(catalogue, item_embeddings(masks.model))
+    for entry in list(config.row_features):
+        masks.set_row_features(entry, encoder.features, check=check)
