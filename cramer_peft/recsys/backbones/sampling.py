@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -72,20 +73,24 @@ def sampled_loss(
     return gbce(states, table, targets, negatives, calibration)
 
 
-def with_negatives(targets: Tensor, num_items: int, negatives: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+def with_negatives(
+    targets: Tensor, num_items: int, negatives: int, rng: random.Random, drawn: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return targets (n,) int64 and a uniform sample of other items, and terms to add to their scores.
 
+    ``drawn`` are items in an order drawn evenly, of which the first that are no targets are taken; None: draws them.
     A drawn item stands for ``others / drawn`` items, so its term is the logarithm of that; a target's is 0. The result
     is the items (m,) int64, first the distinct targets, ascending, and the terms (m,) float32.
     """
     own = targets.unique()
     known, others = set(own.tolist()), num_items - len(own)
     count = min(negatives, others)
-    # at least `count` of these are no targets, and any such items are a uniform sample
-    drawn = [item for item in rng.sample(range(num_items), count + len(own)) if item not in known][:count]
-    added = torch.zeros(len(own) + count)
-    added[len(own) :] = math.log(others / count) if count else 0.0
-    return torch.cat([own, torch.tensor(drawn, dtype=torch.long)]), added
+    if drawn is None:
+        drawn = rng.sample(range(num_items), count + len(own))  # at least `count` of these are no targets
+    taken = [item for item in drawn if item not in known][:count]  # any such items are a uniform sample
+    added = torch.zeros(len(own) + len(taken))
+    added[len(own) :] = math.log(others / len(taken)) if taken else 0.0
+    return torch.cat([own, torch.tensor(taken, dtype=torch.long)]), added
 
 
 def _scores(states: Tensor, table: Tensor, targets: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,31 +38,37 @@ class ConceptGenerator:
         self._embedding = self._text if embeddings is None else functional.normalize(embeddings, dim=-1)
         self._rng, self._generator = rng, generator
 
-    def __call__(self) -> Concept:
-        """Draw a wanted set, an unwanted set, or one of each."""
+    def __call__(self, among: Tensor | None = None) -> Concept:
+        """Draw a wanted set, an unwanted set, or one of each, of the items ``among``, (n,) int64; None: of all."""
         kind = self._rng.choices(("for", "against", "mixed"), (5, 3, 2))[0]
         return Concept(
-            None if kind == "against" else self._members(),
-            None if kind == "for" else self._members(),
+            None if kind == "against" else self._members(among),
+            None if kind == "for" else self._members(among),
         )
 
-    def _members(self) -> Tensor:
+    def _members(self, among: Tensor | None) -> Tensor:
         """Draw a set, (items,) bool, not empty."""
-        items = len(self._text)
+        texts, embeddings = (v if among is None else v[among] for v in (self._text, self._embedding))
+        items = len(texts)
         largest = max(_SMALLEST + 1, int(_LARGEST_SHARE * items))
         size = min(items, int(math.exp(self._rng.uniform(math.log(_SMALLEST), math.log(largest)))))
         members = torch.zeros(items, dtype=torch.bool)
         for _ in range(self._rng.choice((1, 1, 2, 3))):
-            members[self._nearness(self._rng.randrange(items)).topk(size).indices] = True
+            members[self._nearness(self._rng.randrange(items), texts, embeddings).topk(size).indices] = True
         kept = members & (torch.rand(items, generator=self._generator) < self._rng.choice((1.0, 0.8)))
-        return kept if bool(kept.any()) else members
+        chosen = kept if bool(kept.any()) else members
+        if among is None:
+            return chosen
+        everywhere = torch.zeros(len(self._text), dtype=torch.bool)
+        everywhere[among[chosen]] = True
+        return everywhere
 
-    def _nearness(self, item: int) -> Tensor:
+    def _nearness(self, item: int, texts: Tensor, embeddings: Tensor) -> Tensor:
         by_embedding = self._rng.choice((0.0, 0.0, 0.3, 1.0))
         noise = self._rng.choice((0.0, 0.1, 0.3))
-        drawn = torch.randn(len(self._text), generator=self._generator)  # drawn in any case: later draws depend on it
+        drawn = torch.randn(len(texts), generator=self._generator)  # drawn in any case: later draws depend on it
         near = torch.zeros_like(drawn)
-        for weight, vectors in ((1 - by_embedding, self._text), (by_embedding, self._embedding)):
+        for weight, vectors in ((1 - by_embedding, texts), (by_embedding, embeddings)):
             if weight:
                 near += weight * (vectors @ vectors[item])
         return near + noise * drawn if noise else near

@@ -22,6 +22,7 @@ from cramer_peft.recsys.requests.matching import match_scores, satisfied_by
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.training import SHARE, Processes
 
+_CONCEPT_ITEMS = 8192  # of a larger catalogue, made-up sets hold items of a sample of so many, drawn for each batch
 _LIMITS: dict[str, tuple[int, float]] = {
     **dict.fromkeys(("steps", "batch_size", "positions"), (1, 1e9)),
     **dict.fromkeys(("random_share", "empty_share", "concept_share", "concept_until"), (0, 1)),
@@ -111,8 +112,7 @@ class RequestCollator:
         # plus one, because a weight must be positive
         weights = [1.0 + having[name] for name in allowed] if options.against_by_frequency else None
         self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES, weights)
-        names = (catalogue.attribute_names(index) for index in range(len(catalogue)))
-        self._names = [tuple(name for name in own if name in allowed) for own in names]
+        self._allowed = frozenset(allowed)
         self._seed, self._batches = seed, 0
         self._processes = Processes() if processes is None else processes
         self._negatives = negatives
@@ -135,12 +135,12 @@ class RequestCollator:
         items match. If items are sampled: ``items`` (I,) int64 and the terms ``added`` (I,) of their scores.
         """
         labels = torch.stack([window["labels"] for window in windows])
-        requests, concepts, noise = self._draw(labels)
+        requests, concepts, noise, drawn = self._draw(labels)
         known = labels >= 0
         fits = self._fits(requests, concepts, labels.clamp(min=0)) & known
         positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
         looked_at = {"positions": positions, "known": known.gather(1, positions), "fits": fits.gather(1, positions)}
-        looked_at["targets"], sample = self._sample(labels.gather(1, positions))
+        looked_at["targets"], sample = self._sample(labels.gather(1, positions), drawn)
         share = self._processes.share(len(windows))
         vectors, match = self._wishes(requests[share.rows], concepts[share.rows], sample.get("items"))
         batch = {
@@ -152,18 +152,23 @@ class RequestCollator:
         }
         return batch if self._processes.count == 1 else {**batch, SHARE: share.as_tensor()}
 
-    def _sample(self, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sample(self, targets: Tensor, drawn: Sequence[int] | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the columns of the next items, (rows, positions), among the items scored, and those items."""
         if self._negatives is None:
             return targets, {}
         known = targets >= 0
-        items, added = with_negatives(targets[known], len(self._catalogue), self._negatives, self._random)
+        items, added = with_negatives(targets[known], len(self._catalogue), self._negatives, self._random, drawn)
         columns = torch.full_like(targets, NO_LABEL)
         columns[known] = targets[known].unique(return_inverse=True)[1]  # the targets come first, in this order
         return columns, {"items": items, "added": added}
 
-    def _draw(self, labels: Tensor) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor]:
-        """Draw all that is random in the next batch: requests with their truth, concepts, noise for positions."""
+    def _draw(
+        self, labels: Tensor
+    ) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor, list[int] | None]:
+        """Draw what is random in the next batch: requests with their truth, concepts, noise for positions, items.
+
+        The items are those that concepts are made of, beside the labels; None: all.
+        """
         self._random.seed(f"{self._seed} {self._batches}")
         self._generator.manual_seed(self._random.getrandbits(63))
         early = self._batches < self._options.concept_until * self._options.steps
@@ -174,9 +179,14 @@ class RequestCollator:
         requests = [self._request(row) for row in items]
         noise = torch.rand(labels.shape, generator=self._generator)
         if self._concepts is None:
-            return requests, [None] * len(requests), noise
+            return requests, [None] * len(requests), noise, None
         chosen = [self._random.random() < concept_share for _ in requests]
-        return requests, [self._concepts() if own else None for own in chosen], noise
+        drawn: list[int] | None = None
+        among: Tensor | None = None
+        if self._negatives is not None and max(_CONCEPT_ITEMS, 2 * self._negatives) < len(self._catalogue) // 2:
+            drawn = self._random.sample(range(len(self._catalogue)), max(_CONCEPT_ITEMS, 2 * self._negatives))
+            among = torch.cat([labels[known], torch.tensor(drawn)]).unique()
+        return requests, [self._concepts(among) if own else None for own in chosen], noise, drawn
 
     def _fits(
         self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], items: Tensor
@@ -218,7 +228,8 @@ class RequestCollator:
         if draw < self._options.empty_share + self._options.random_share:
             return self._requests.counterfactual(self._random), False
         target = known[self._random.randrange(len(known))]
-        return self._requests.truthful(self._names[target], self._random), True
+        names = [name for name in self._catalogue.attribute_names(target) if name in self._allowed]
+        return self._requests.truthful(names, self._random), True
 
 
 def _catalogue_encoder(masks: Any) -> CatalogueEncoder | None:
