@@ -12,7 +12,7 @@ from torch import nn
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.context import RequestContext
 from cramer_peft.errors import Finding, FindingKind, TargetModuleError
-from cramer_peft.layers.output import MaskedOutput, OutputMethod, OutputTarget, RefuseOtherWays, hooked_children
+from cramer_peft.layers.output import MaskedOutput, OutputMethod, OutputTarget, RefuseOtherWays, hooked_modules
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.masks import FeatureSpec, LayerSpec, RowSpec, Spec
 
@@ -126,8 +126,7 @@ class PlacedOutput:
         else:
             setattr(module, target.method, OutputMethod(self.layer, getattr(module, target.method)))
         self._hooks = [
-            child.register_forward_pre_hook(RefuseOtherWays(self.layer, name))
-            for name, child in hooked_children(module)
+            child.register_forward_pre_hook(RefuseOtherWays(self.layer, name)) for name, child in hooked_modules(module)
         ]
 
     def remove(self) -> None:

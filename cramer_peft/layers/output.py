@@ -1,8 +1,8 @@
 """Masks on what a module returns, whatever is inside it: gates on the features of its output, or row values.
 
 A :class:`MaskedOutput` is a child of the module whose output it masks, under a name of its own. The module's method
-hands its result to it (:class:`OutputMethod`). Children that are called by another way while a request applies are
-refused (:class:`RefuseOtherWays`): what they compute would reach the caller without the request.
+hands its result to it (:class:`OutputMethod`). Modules inside that are called by another way while a request applies
+are refused (:class:`RefuseOtherWays`): what they compute would reach the caller without the request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.context import RequestContext, in_backward
-from cramer_peft.errors import RequestError
+from cramer_peft.errors import RequestError, UnsupportedError
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.masks import FeatureMask, Mask, RowSpec, Spec
 
@@ -163,10 +163,20 @@ class OutputMethod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self._layer
         if torch.compiler.is_compiling():
+            if sum(name.startswith(CHILD) for name in layer.base_layer._modules) > 1:
+                raise UnsupportedError(
+                    f"{layer.target.module or 'the model'!r} has several masked methods, of which one may call "
+                    "another: name the one that is compiled alone in target_outputs."
+                )
             return layer(self._method(*args, **kwargs), self._chosen(args, kwargs))
-        with layer.context.inside_output(layer.module_name):
+        with layer.context.inside_output(layer.base_layer) as running:
             result = self._method(*args, **kwargs)
-        return layer(result, self._chosen(args, kwargs))
+        if running.masked:
+            return result
+        masked = layer(result, self._chosen(args, kwargs))
+        if masked is not result:
+            layer.context.output_was_masked(layer.base_layer)
+        return masked
 
     def _chosen(self, args: Any, kwargs: Any) -> Tensor | None:
         if self._place is None:
@@ -176,33 +186,37 @@ class OutputMethod:
 
 
 class RefuseOtherWays:
-    """A forward pre-hook on a child of a module whose output is masked."""
+    """A forward pre-hook on a module inside one whose output is masked."""
 
-    def __init__(self, layer: MaskedOutput, child: str) -> None:
+    def __init__(self, layer: MaskedOutput, name: str) -> None:
         self._layer = layer
-        self._child = child
+        self._name = name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         context = self._layer.context
-        if torch.compiler.is_compiling() or context.is_inside_output(self._layer.module_name) or in_backward():
+        if torch.compiler.is_compiling() or context.is_inside_output(self._layer.base_layer) or in_backward():
             return
         if not self._layer._disable_adapters and context.is_masking():
             target = self._layer.target
             raise RequestError(
-                f"the module {self._child!r} inside {target.module or 'the model'!r} was called by another way than "
+                f"the module {self._name!r} inside {target.module or 'the model'!r} was called by another way than "
                 f"{target.method!r}, to whose result the request's masks are added: what it gives would not follow the "
                 f"request. Call {target.method!r}, or name the other method in target_outputs; what needs no request, "
                 "call outside the request's block."
             )
 
 
-def hooked_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the children of a module, by name, that compute with parameters."""
-    return [
-        (name, child)
-        for name, child in module.named_children()
-        if not isinstance(child, MaskedOutput) and any(True for _ in child.parameters())
-    ]
+def hooked_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules inside a module, by name, that compute with parameters of their own."""
+    found: list[tuple[str, nn.Module]] = []
+    for name, child in module.named_children():
+        if isinstance(child, RequestMaskLayer):  # hooks of the module that it wraps would cost it its fast way
+            found += [] if isinstance(child, MaskedOutput) else [(name, child)]
+        elif any(True for _ in child.parameters(recurse=False)):
+            found.append((name, child))
+        else:
+            found += [(f"{name}.{inner}", other) for inner, other in hooked_modules(child)]
+    return found
 
 
 def _chosen(values: Tensor, chosen: Tensor) -> Tensor:
