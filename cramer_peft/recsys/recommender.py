@@ -143,10 +143,9 @@ class RequestRecommender:
         return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked))
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
-        flags = self.catalogue.item_attributes.float()
-        pairs = zip(
-            self.catalogue.attributes, flags[before].mean(0).tolist(), flags[after].mean(0).tolist(), strict=True
-        )
+        flags = self.catalogue.item_attributes
+        means = (flags[items].float().mean(0).tolist() for items in (before, after))
+        pairs = zip(self.catalogue.attributes, *means, strict=True)
         return {name: (old, new) for name, old, new in pairs if old or new}
 
 

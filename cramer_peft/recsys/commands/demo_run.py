@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
@@ -18,11 +19,12 @@ from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
-from cramer_peft.recsys.evaluation.metrics import share, top_items
+from cramer_peft.recsys.evaluation.batches import rows_together
+from cramer_peft.recsys.evaluation.metrics import top_items
 from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
-from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers, Scorer, mask_scorer, score_histories
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
@@ -99,7 +101,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
 def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) -> DemoResult:
     run = _Run(options, folder, say)
     model, users, split = run.model, run.users, run.data.split
-    before = score_histories(model, users.item_ids)
+    before = scores_digest(model, users)
     run.measure(FROZEN, None, lambda item_ids, _: model(item_ids), run.backbone_seconds)
     paper, seconds = run.masked(PAPER, RequestMaskConfig.paper(), options.paper_generator)
     run.measure(PAPER, mask_scorer(paper), mask_scorer(paper), seconds)
@@ -112,14 +114,14 @@ def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) ->
     keep_card(options.output, folder)
     recommender.save(folder)
     shares = attribute_shares(masks, users)
-    user = int(users.seen.sum(1).sort().indices[len(users) // 2])  # the user with the median length of history
+    lengths = torch.tensor([len(history.unique()) for history in users.histories])
+    user = int(lengths.sort().indices[len(users) // 2])  # the user with the median length of history
     examples = _examples(recommender, split.history("test")[user].tolist())
     masks.unload()
-    after = score_histories(model, users.item_ids)
-    titles = [_title(run.data.catalogue, item) for item in top_items(after, users.seen, 5)[user].tolist()]
-    result = DemoResult(
-        options.output, run.rows, [*examples, Example(None, titles)], torch.equal(after, before), shares
-    )
+    restored, rows = scores_digest(model, users) == before, slice(user, user + 1)
+    top = top_items(score_histories(model, users.item_ids[rows]), users.seen_by(rows), 5)[0]
+    titles = [_title(run.data.catalogue, item) for item in top.tolist()]
+    result = DemoResult(options.output, run.rows, [*examples, Example(None, titles)], restored, shares)
     _write_results(folder, result, options)
     return result
 
@@ -189,22 +191,34 @@ class _Run:
         self.rows[name] = {**mean_metrics(scorer, frozen, self.users, self._tracks), "seconds": seconds}
 
 
+def scores_digest(model: nn.Module, users: EvaluationUsers) -> str:
+    """Return a digest of the scores of all users, (users, items), that another bit in one of them would change."""
+    digest = hashlib.sha256()
+    for item_ids in users.item_ids.split(rows_together(len(users.catalogue), BATCH)):
+        digest.update(score_histories(model, item_ids).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def attribute_shares(
     masks: RequestMaskModel, users: EvaluationUsers, sample: int = _SHOWN_USERS
 ) -> dict[str, tuple[float, float, float]]:
     """Return each attribute's share of the first users' top ten: no request, asked for, asked against."""
-    item_ids, seen = users.item_ids[:sample], users.seen[:sample]
+    item_ids, size = users.item_ids[:sample], rows_together(len(users.catalogue), sample)
 
     def top(texts: Sequence[str | None]) -> Tensor:
+        lists = []
         with torch.no_grad():
-            return top_items(masks(item_ids, request=list(texts)), seen)
+            for start in range(0, len(item_ids), size):
+                rows = slice(start, min(start + size, len(item_ids)))
+                lists.append(top_items(masks(item_ids[rows], request=list(texts[rows])), users.seen_by(rows)))
+        return torch.cat(lists)
 
     def worded(family: str, **named: str) -> list[str | None]:
         templates = TEST_TEMPLATES[family]
         return [templates[user % len(templates)].format(**named) for user in range(len(item_ids))]
 
     def mean_share(flags: Tensor, items: Tensor) -> float:
-        return float(share(items, flags.expand(len(items), -1)).mean())
+        return float(flags[items].float().mean(1).mean())
 
     frozen, shares = top([None] * len(item_ids)), {}
     for index, name in enumerate(users.catalogue.attributes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import heapq
 import html
 import html.entities
 import json
@@ -11,7 +12,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,9 +29,11 @@ from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
 CATALOGUE_FILE = "catalogue.json"  # inside a recommender's folder
-MAX_CATALOGUE_BYTES = 64 * 2**20
+MAX_CATALOGUE_BYTES = 2**28
 MAX_CATALOGUE_CELLS = 2**28
 _COMPARED = 200  # characters of a text that the search for near ones looks at, since it takes quadratic time
+_NEAR = 5000  # texts that the search looks at closely; of more, those that share most pairs of letters
+_PAIRS = 30  # pairs of letters that are compared
 
 _ROMANCE_ARTICLES = ("la", "le", "les", "l'", "il", "lo", "gli", "el", "los", "las", "un", "une")
 _ARTICLES = frozenset({"the", "a", "an", "der", "die", "das", "ein", "eine", *_ROMANCE_ARTICLES})
@@ -256,8 +259,17 @@ def _title_forms(title: str) -> tuple[str, str]:
 def nearest(text: str, among: Sequence[str]) -> str:
     """Return the three texts that are nearest to ``text`` in any case, by their beginnings, quoted, for a message."""
     by_folded = {candidate[:_COMPARED].casefold(): candidate for candidate in among if candidate}
-    near = difflib.get_close_matches(text[:_COMPARED].casefold(), by_folded, n=3, cutoff=0.0)
+    folded = text[:_COMPARED].casefold()
+    near = difflib.get_close_matches(folded, _alike(folded, by_folded), n=3, cutoff=0.0)
     return ", ".join(repr(by_folded[name]) for name in near) or "none"
+
+
+def _alike(text: str, among: Collection[str]) -> Collection[str]:
+    """Return the texts that share most pairs of letters with a text, if there are too many to look at closely."""
+    if len(among) <= _NEAR:
+        return among
+    pairs = {text[start : start + 2] for start in range(min(len(text), _PAIRS))}
+    return heapq.nlargest(_NEAR, among, key=lambda candidate: sum(pair in candidate for pair in pairs))
 
 
 def plain_text(attribute: str) -> str:
@@ -293,18 +305,31 @@ def _dense_attributes(path: Path, rows: object, items: int, attributes: int) -> 
     if not isinstance(rows, list) or len(rows) != items:
         found = f"{len(rows)} entries" if isinstance(rows, list) else type(rows).__name__
         raise DataError(f"{path}: item_attributes: found {found}, expected a list of {items}.")
-    if items * attributes > MAX_CATALOGUE_CELLS:
-        raise DataError(f"{path}: {items} items × {attributes} attributes are more than {MAX_CATALOGUE_CELLS} cells.")
+    check_cells(path, items, attributes)
     for position, row in enumerate(rows):
         if not _is_index_list(row, attributes):
             raise DataError(
                 f"{path}: item_attributes[{position}]: expected a list of increasing integers "
                 f"from 0 to {attributes - 1}."
             )
-    matrix = torch.zeros(items, attributes, dtype=torch.bool)
+    return flags_of(rows, attributes)
+
+
+def check_cells(path: Path, items: int, attributes: int) -> None:
+    """Raise a DataError if a table of items and attributes would be too large to load."""
+    if items * attributes > MAX_CATALOGUE_CELLS:
+        raise DataError(
+            f"{path}: {items} items × {attributes} attributes are more than {MAX_CATALOGUE_CELLS} cells. Leave out "
+            "rare attributes: raise min_attribute_items."
+        )
+
+
+def flags_of(rows: Sequence[Sequence[int]], attributes: int) -> Tensor:
+    """Return the table with True in the columns that each row names, (rows, attributes) bool."""
+    matrix = torch.zeros(len(rows), attributes, dtype=torch.bool)
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     columns = torch.tensor([column for row in rows for column in row], dtype=torch.long)
-    matrix[torch.repeat_interleave(torch.arange(items), lengths), columns] = True
+    matrix[torch.repeat_interleave(torch.arange(len(rows)), lengths), columns] = True
     return matrix
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
-from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
+from cramer_peft.recsys.data.catalogue import Catalogue, check_cells, flags_of, plain_text
 from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.times import has_dates, parse_times
 from cramer_peft.recsys.reading import as_path
@@ -96,7 +96,7 @@ def load_interactions(
     twice = items["item_id"][items["item_id"].duplicated()]
     _refuse(item_path, twice, "{n} values of item_id are there more than once: {ids}. Keep one line per item.")
     pieces = [_pieces(cell, separator) for cell in items[attribute_column]]
-    catalogue = _build_catalogue(items, title_column, pieces, min_attribute_items)
+    catalogue = _build_catalogue(item_path, items, title_column, pieces, min_attribute_items)
     _refuse_wordless(item_path, attribute_column, catalogue.attributes, pieces)
     return catalogue, _load_sequences(inter_path, item_path.name, catalogue, min_interactions, min_rating)
 
@@ -161,14 +161,15 @@ def _is_no_attribute(text: str) -> bool:
     return not text.strip() or text.strip().casefold() in _NO_ATTRIBUTE
 
 
-def _build_catalogue(items: pd.DataFrame, title_column: str, pieces: list[list[str]], min_items: int) -> Catalogue:
+def _build_catalogue(
+    path: Path, items: pd.DataFrame, title_column: str, pieces: list[list[str]], min_items: int
+) -> Catalogue:
     counts = Counter(piece for row in pieces for piece in set(row))
     kept = (name for name, count in counts.items() if count >= min_items)
     attributes = tuple(sorted(name for name in kept if not _is_no_attribute(name)))
     columns = {name: column for column, name in enumerate(attributes)}
-    matrix = torch.zeros(len(items), len(attributes), dtype=torch.bool)
-    for index, row in enumerate(pieces):
-        matrix[index, [columns[piece] for piece in row if piece in columns]] = True
+    check_cells(path, len(items), len(attributes))
+    matrix = flags_of([[columns[piece] for piece in row if piece in columns] for row in pieces], len(attributes))
     item_ids = tuple(items["item_id"])
     titles = (str(title).strip() for title in items[title_column])
     named = tuple(title or item_id for title, item_id in zip(titles, item_ids, strict=True))

@@ -1,12 +1,13 @@
 """The evaluator of every command: it scores users under requests and keeps one value per user, track and metric.
 
-Users are measured in blocks, so memory does not grow with users times items.
+Users are measured in blocks, so memory does not grow with users times items, nor with the items but for one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.own_data import LIST_LENGTH
 from cramer_peft.recsys.evaluation import metrics
+from cramer_peft.recsys.evaluation.batches import by_rows, rows_together
 from cramer_peft.recsys.evaluation.tracks import ACCURACY, CONTROL, FAVOURITE, OVERLAP, Track
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
 from cramer_peft.recsys.requests.matching import excludes, satisfies
 
-BLOCK = 1024  # users measured together
+BLOCK = 1024  # users measured together, at most; see rows_together
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,11 @@ class Block:
     targets: Tensor  # next items, (n,) int64
     frozen: Tensor  # (n, items)
     frozen_top: Tensor  # (n, k)
+
+    @cached_property
+    def frozen_ranks(self) -> Tensor:
+        """Ranks of the next items by the frozen model, (n,) float."""
+        return metrics.unseen_ranks(self.frozen, self.seen, self.targets)
 
 
 class Evaluator:
@@ -59,27 +66,28 @@ class Evaluator:
     @torch.no_grad()
     def run(self) -> dict[str, Tensor]:
         """Return "track/metric" → float32 (users,), NaN where a user does not count, if anybody does."""
-        for block in self.blocks():
-            self.measure(block)
+        for rows in self.rows.split(rows_together(len(self.users.catalogue), BLOCK)):
+            self.measure(self.block(rows))  # not kept while the next one is made
         return {key: column for key, column in self._columns.items() if not bool(column.isnan().all())}
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the users block by block."""
-        for rows in self.rows.split(BLOCK):
-            histories = [self.users.histories[row] for row in rows.tolist()]
-            item_ids = pad_histories(histories, self.users.max_length)
-            seen = seen_mask(histories, len(self.users.catalogue))
-            frozen = batched_scores(self.frozen, item_ids, [None] * len(rows))
-            yield Block(rows, item_ids, seen, self.users.targets[rows], frozen, metrics.top_items(frozen, seen, self.k))
+    def block(self, rows: Tensor) -> Block:
+        """Return some users, (n,) int64, as a block."""
+        histories = [self.users.histories[row] for row in rows.tolist()]
+        item_ids = pad_histories(histories, self.users.max_length)
+        seen = seen_mask(histories, len(self.users.catalogue))
+        frozen = batched_scores(self.frozen, item_ids, [None] * len(rows))
+        return Block(rows, item_ids, seen, self.users.targets[rows], frozen, metrics.top_items(frozen, seen, self.k))
 
     def measure(self, block: Block) -> None:
         """Ask and measure all tracks for some users."""
         for name, track in self.tracks.items():
             requests = [track.requests[row] for row in block.rows.tolist()]
-            scores = block.frozen
-            if self.scorer is not None:
-                scores = batched_scores(self.scorer, block.item_ids, [request.text for request in requests])
-            self.measure_track(name, track, block, requests, scores)
+            self.measure_track(name, track, block, requests, self._scores(block, requests))
+
+    def _scores(self, block: Block, requests: Sequence[AttributeRequest]) -> Tensor:
+        if self.scorer is None:
+            return block.frozen
+        return batched_scores(self.scorer, block.item_ids, [request.text for request in requests])
 
     def measure_track(
         self, name: str, track: Track, block: Block, requests: Sequence[AttributeRequest], scores: Tensor
@@ -101,8 +109,7 @@ class Evaluator:
         column[rows] = values if counts is None else torch.where(counts, values, torch.nan)
 
     def _accuracy(self, name: str, block: Block, counts: Tensor, scores: Tensor) -> None:
-        ranks = metrics.target_ranks(scores.masked_fill(block.seen, -torch.inf), block.targets)
-        before = metrics.target_ranks(block.frozen.masked_fill(block.seen, -torch.inf), block.targets)
+        ranks, before = metrics.unseen_ranks(scores, block.seen, block.targets), block.frozen_ranks
         for metric, value in metrics.RANK_METRICS.items():
             self.put(f"{name}/{metric}", block.rows, value(ranks, self.k), counts)
         for metric in self.frozen_rank_metrics:
@@ -125,11 +132,18 @@ class Evaluator:
             self._shares(name, metric, block, excludes(requests, *vocabulary), counts, scores)
         if ACCURACY in track.metrics:
             return  # the target of a truthful request always satisfies it, so retention would say nothing
-        inside = (fits & ~block.seen).gather(1, block.targets[:, None])[:, 0] & counts
+        own = block.targets[:, None]
+        inside = (fits.gather(1, own) & ~block.seen.gather(1, own))[:, 0] & counts
         if bool(inside.any()):
-            rest = block.seen[inside], fits[inside], block.targets[inside], self.k
             for label, given in (("", scores), ("frozen_", block.frozen)):
-                self.put(f"{name}/{label}inside_ndcg", block.rows[inside], metrics.ndcg_inside(given[inside], *rest))
+                values = self._ndcg_inside(given, block, fits, inside.nonzero().flatten())
+                self.put(f"{name}/{label}inside_ndcg", block.rows[inside], values)
+
+    def _ndcg_inside(self, scores: Tensor, block: Block, fits: Tensor, inside: Tensor) -> Tensor:
+        def measure(rows: Tensor) -> Tensor:
+            return metrics.ndcg_inside(scores[rows], block.seen[rows], fits[rows], block.targets[rows], self.k)
+
+        return by_rows(measure, scores.shape[1], inside)  # the rows are copied, so only a few at a time
 
     def _shares(self, name: str, metric: str, block: Block, flags: Tensor, counts: Tensor, scores: Tensor) -> None:
         for label, given in (("", scores), ("frozen_", block.frozen)):

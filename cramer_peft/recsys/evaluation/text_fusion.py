@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.devices import brought_to
-from cramer_peft.recsys.evaluation.metrics import ndcg, target_ranks
+from cramer_peft.recsys.evaluation.batches import rows_together
+from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, item_text
 
@@ -55,10 +56,12 @@ class TextFusion:
         """Set the weight to that of ``WEIGHTS`` with the best NDCG@10 under truthful requests of validation users."""
         ranks: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
         with torch.no_grad():
-            for start in range(0, len(users), BATCH):  # scores of all users at once may not fit into memory
-                rows = slice(start, start + BATCH)
+            size = rows_together(len(users.catalogue), BATCH)
+            for start in range(0, len(users), size):  # scores of all users at once may not fit into memory
+                rows = slice(start, start + size)
+                seen = users.seen_by(rows)
                 parts = self._parts(users.item_ids[rows], [request.text for request in requests[rows]])
                 for weight in WEIGHTS:
-                    scores = self._fused(*parts, weight).cpu().masked_fill(users.seen[rows], -torch.inf)
-                    ranks[weight].append(target_ranks(scores, users.targets[rows]))
+                    scores = self._fused(*parts, weight).cpu()
+                    ranks[weight].append(unseen_ranks(scores, seen, users.targets[rows]))
         self.weight = max(WEIGHTS, key=lambda weight: float(ndcg(torch.cat(ranks[weight])).mean()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.evaluation.metrics import finite_scores, without_nan
 
-BATCH = 256  # users scored together
+BATCH = 256  # users scored together, at most; see rows_together
 
 # Scores (rows, items) of histories (rows, length) under one request text, or None, for each row.
 Scorer = Callable[[Tensor, Sequence[str | None]], Tensor]
@@ -43,8 +43,15 @@ class EvaluationUsers:
 
     @cached_property
     def seen(self) -> Tensor:
-        """Items of each whole history, (users, items) bool; they are never recommended."""
-        return seen_mask(self.histories, len(self.catalogue))
+        """Items of each whole history, (users, items) bool; they are never recommended.
+
+        This is for few users or a small catalogue; :meth:`seen_by` gives the rows of some users.
+        """
+        return self.seen_by(slice(None))
+
+    def seen_by(self, rows: slice) -> Tensor:
+        """Return the rows of :attr:`seen` of some users, (rows, items) bool, computed for them alone."""
+        return seen_mask(self.histories[rows], len(self.catalogue))
 
     def __len__(self) -> int:
         """Return the number of users."""
@@ -68,7 +75,7 @@ def score_histories(model: nn.Module, item_ids: Tensor) -> Tensor:
     training = model.training
     model.eval()
     try:
-        return torch.cat([model(batch) for batch in item_ids.split(BATCH)])
+        return _joined(len(item_ids), (model(batch) for batch in item_ids.split(BATCH)))
     finally:
         model.train(training)
 
@@ -76,8 +83,20 @@ def score_histories(model: nn.Module, item_ids: Tensor) -> Tensor:
 def batched_scores(scorer: Scorer, item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
     """Return a scorer's scores, computed in batches, (rows, items) float32 on the CPU."""
     starts = range(0, len(item_ids), BATCH)
-    parts = [scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts]
-    return torch.cat([without_nan(part.float().cpu()) for part in parts])
+    parts = (scorer(item_ids[start : start + BATCH], texts[start : start + BATCH]) for start in starts)
+    return _joined(len(item_ids), (without_nan(part.float().cpu()) for part in parts))
+
+
+def _joined(rows: int, parts: Iterable[Tensor]) -> Tensor:
+    """Return parts of a table one under another, without keeping them beside it; ``rows`` are those of all."""
+    table, start = torch.empty(0), 0
+    for part in parts:
+        if len(part) == rows:
+            return part
+        table = table if start else part.new_empty(rows, *part.shape[1:])
+        table[start : start + len(part)] = part
+        start += len(part)
+    return table
 
 
 def drawn_rows(count: int, most: int | None, seed: int) -> Tensor:

@@ -7,13 +7,15 @@ attribute that is not in the vocabulary, an attribute repeats there, or ``item_a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from cramer_peft.recsys.data.catalogue import check_item_attributes
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, check_attributes, columns_of
+
+_PIECE = 2**24  # numbers that are computed for some items together, so that memory does not grow with the items
 
 
 def match_scores(
@@ -25,7 +27,10 @@ def match_scores(
     """
     wanted, unwanted = _attribute_counts(requests, catalogue_attributes, item_attributes)
     weights = _shares(wanted) - _shares(unwanted)
-    return weights @ item_attributes.to(torch.float32).T
+    scores = weights.new_empty(len(requests), len(item_attributes))
+    for items, product in _products(weights, item_attributes):
+        scores[:, items] = product
+    return scores
 
 
 def satisfies(
@@ -33,10 +38,11 @@ def satisfies(
 ) -> Tensor:
     """Mark the items that have every wanted attribute and no unwanted one of a request, (requests, items) bool."""
     wanted, unwanted = _attribute_counts(requests, catalogue_attributes, item_attributes)
-    has = item_attributes.to(torch.float32).T
-    # one product counts the wanted attributes that are missing and the unwanted ones that are there
-    failures = wanted @ (1 - has) + unwanted @ has
-    return failures == 0
+    fits = torch.empty(len(requests), len(item_attributes), dtype=torch.bool, device=wanted.device)
+    needed = wanted.sum(1, keepdim=True)
+    for items, surplus in _products(*_named(wanted - unwanted, item_attributes)):
+        fits[:, items] = surplus == needed  # exact: these are whole numbers
+    return fits
 
 
 def excludes(
@@ -44,7 +50,10 @@ def excludes(
 ) -> Tensor:
     """Mark the items that have an attribute which a request excludes, (requests, items) bool."""
     _, unwanted = _attribute_counts(requests, catalogue_attributes, item_attributes)
-    return unwanted @ item_attributes.to(torch.float32).T > 0
+    excluded = torch.empty(len(requests), len(item_attributes), dtype=torch.bool, device=unwanted.device)
+    for items, found in _products(*_named(unwanted, item_attributes)):
+        excluded[:, items] = found > 0
+    return excluded
 
 
 def satisfied_by(
@@ -55,6 +64,20 @@ def satisfied_by(
     has = item_attributes[items].to(torch.float32)
     surplus = has @ (wanted - unwanted)[:, :, None]  # exact: these are whole numbers
     return surplus.squeeze(-1) == wanted.sum(dim=1, keepdim=True)
+
+
+def _named(weights: Tensor, item_attributes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns of both of the attributes that a request gives a weight."""
+    columns = weights.any(0).nonzero().flatten()
+    return weights[:, columns], item_attributes[:, columns]
+
+
+def _products(weights: Tensor, item_attributes: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield weights (requests, attributes) times the attributes of some items after others, (requests, n) float32."""
+    size = max(1, _PIECE // max(1, sum(weights.shape)))
+    for start in range(0, len(item_attributes), size):
+        items = slice(start, start + size)
+        yield items, weights @ item_attributes[items].to(torch.float32).T
 
 
 def _shares(counts: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.catalogue_digest import check_count
 from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, seen_mask
 from cramer_peft.recsys.data.splits import Split
-from cramer_peft.recsys.evaluation.metrics import ndcg, target_ranks
+from cramer_peft.recsys.evaluation.batches import rows_together
+from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, score_histories
 from cramer_peft.training import Checkpoints, Processes, ResumableTrainer
 
@@ -198,8 +199,9 @@ class _BackboneTrainer(ResumableTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Rank the validation users, each process its share of the batches; all processes get the same figures."""
         ranks = torch.zeros_like(self._targets)
-        for start in range(0, len(ranks), BATCH)[self.processes.index :: self.processes.count]:
-            users = slice(start, start + BATCH)
+        rows = rows_together(self.model.num_items, BATCH)
+        for start in range(0, len(ranks), rows)[self.processes.index :: self.processes.count]:
+            users = slice(start, start + rows)
             ranks[users] = self._ranks(users)
         if self.processes.count > 1:
             ranks = self.accelerator.reduce(ranks.to(self.args.device), "sum").cpu()
@@ -212,7 +214,7 @@ class _BackboneTrainer(ResumableTrainer):
         """Return the ranks of some users' targets; only one batch's scores are kept at a time."""
         seen = seen_mask(self._histories[users], self.model.num_items)
         scores = score_histories(self.model, self._item_ids[users].to(self.args.device)).cpu()
-        return target_ranks(scores.masked_fill(seen, -torch.inf), self._targets[users])
+        return unseen_ranks(scores, seen, self._targets[users])
 
 
 def quiet_arguments(seed: int, progress: bool) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from cramer_peft.recsys.commands.demo_run import (
     DemoResult,
     attribute_shares,
     run_demo,
+    scores_digest,
 )
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.users import EvaluationUsers
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import phrase
@@ -221,8 +221,10 @@ def test_what_the_demo_can_know_first(options: DemoOptions, tmp_path: Path) -> N
 # --- shares
 
 
-def test_attribute_shares(masks: Any, users: EvaluationUsers, split: Split) -> None:
+def test_attribute_shares(masks: Any, users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:
     shares = attribute_shares(masks, users, sample=7)
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", 3 * len(users.catalogue))
+    assert attribute_shares(masks, users, sample=7) == shares
     assert list(shares) == list(users.catalogue.attributes)
     assert all(0 <= value <= 1 for triple in shares.values() for value in triple)
     scores = masks(users.item_ids[:7], request=None).masked_fill(users.seen[:7], -torch.inf)
@@ -234,3 +236,20 @@ def test_attribute_shares(masks: Any, users: EvaluationUsers, split: Split) -> N
     scores = masks(users.item_ids[:7], request=asked).masked_fill(users.seen[:7], -torch.inf)
     drama = users.catalogue.item_attributes[scores.topk(10).indices, users.catalogue.attributes.index("Drama")]
     assert shares["Drama"][2] == pytest.approx(drama.float().mean().item())
+
+
+def test_the_digest_is_of_every_bit(sasrec: SASRec, users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scores_digest(sasrec, users)
+    assert scores_digest(sasrec, users) == before
+    weight = next(sasrec.parameters())
+    with torch.no_grad():
+        kept = weight.clone()
+        weight.mul_(1 + 1e-6)
+        assert scores_digest(sasrec, users) != before
+        weight.copy_(kept)
+    assert scores_digest(sasrec, users) == before
+    sizes: list[int] = []
+    sasrec.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", 8 * len(users.catalogue))
+    scores_digest(sasrec, users)
+    assert sizes == [8, 8, 8, 6]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data import catalogue as catalogue_module
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import Catalogue, nearest
 
 pytest.importorskip("pandas")
 
@@ -239,6 +239,14 @@ def test_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Catalogue.load(path)
     with pytest.raises(DataError, match="more than the 20"):
         small().save(path)
+
+
+def test_of_many_titles_those_with_most_letters_in_common_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = [f"{word} {number}" for word in ("Night", "Harbour", "Castle") for number in range(40)]
+    expected = [nearest(text, titles) for text in ("harbor 17", "Knight 3", "x")]
+    monkeypatch.setattr(catalogue_module, "_NEAR", 50)
+    assert [nearest(text, titles) for text in ("harbor 17", "Knight 3")] == expected[:2]
+    assert nearest("x", titles).count("'") == 6
 
 
 def test_near_titles_are_sought_by_their_beginnings(monkeypatch: pytest.MonkeyPatch) -> None:

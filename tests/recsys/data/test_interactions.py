@@ -330,3 +330,10 @@ def test_attributes_and_titles_that_look_the_same_are_one(tmp_path: Path) -> Non
     catalogue, _ = load_interactions(write_pair(tmp_path, three_items(), items), min_attribute_items=3)
     assert catalogue.attributes == ("Com\u00e9die",)
     assert catalogue.find_title("caf\u00e9") == 0
+
+
+def test_too_many_attributes_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_pair(tmp_path, three_items())
+    monkeypatch.setattr("cramer_peft.recsys.data.catalogue.MAX_CATALOGUE_CELLS", 2)
+    with pytest.raises(DataError, match=r"4 items × 2 attributes are more than 2 cells.*raise min"):
+        load_interactions(folder, min_attribute_items=1)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.evaluation import batches
 from cramer_peft.recsys.evaluation.metrics import (
     best_share,
     expected_share,
@@ -20,6 +21,7 @@ from cramer_peft.recsys.evaluation.metrics import (
     share,
     target_ranks,
     top_items,
+    unseen_ranks,
 )
 from cramer_peft.recsys.evaluation.results import RATIOS
 
@@ -81,6 +83,52 @@ def test_top_items_leave_out_what_was_seen() -> None:
     seen = torch.tensor([[True, False, False, False], [False, False, False, True]])
     assert top_items(scores, seen, 2).tolist() == [[2, 3], [2, 1]]
     assert top_items(scores, seen, 3).tolist() == [[2, 3, 1], [2, 1, 0]]
+
+
+@given(st.lists(st.lists(cells, min_size=7, max_size=7), min_size=1, max_size=5), st.integers(0, 10_000))
+def test_of_equal_scores_the_first_item_comes_first(rows: list[list[float]], seed: int) -> None:
+    scores, generator = torch.tensor(rows), torch.Generator().manual_seed(seed)
+    seen = torch.rand(scores.shape, generator=generator) < 0.3
+    unseen = int((~seen).sum(1).min())
+    for k in range(1, unseen + 1):
+        expected = [
+            sorted((item for item in range(7) if not seen[row, item]), key=lambda item: (-values[item], item))[:k]
+            for row, values in enumerate(rows)
+        ]
+        assert top_items(scores, seen, k).tolist() == expected
+
+
+def test_a_short_list_begins_a_long_one() -> None:
+    scores = torch.randint(0, 50, (4, 3000), generator=torch.Generator().manual_seed(0)).float()
+    seen = torch.zeros(4, 3000, dtype=torch.bool)
+    longest = top_items(scores, seen, 200)
+    for k in (1, 5, 100):
+        assert torch.equal(top_items(scores, seen, k), longest[:, :k])
+
+
+def test_metrics_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 9, (11, 40), generator=generator).float()
+    seen, flags = (torch.rand(11, 40, generator=generator) < 0.4 for _ in range(2))
+    targets = (flags & ~seen).int().argmax(1)
+
+    def measured() -> list[Tensor]:
+        return [
+            top_items(scores, seen, 5),
+            expected_share(scores, seen, flags, 5),
+            best_share(flags, seen, 5),
+            unseen_ranks(scores, seen, targets),
+            ndcg_inside(scores, seen, flags, targets, 5),
+        ]
+
+    whole = measured()
+    assert torch.equal(whole[3], target_ranks(scores.masked_fill(seen, -INF), targets))
+    for piece in (1, 120):
+        monkeypatch.setattr(batches, "_PIECE", piece)
+        for found, expected in zip(measured(), whole, strict=True):
+            assert torch.equal(found, expected)
+        with pytest.raises(DataError, match="row 7 has 0 unseen items"):
+            top_items(scores, seen.index_fill(0, torch.tensor([7]), True), 5)
 
 
 def test_too_few_unseen_items() -> None:

@@ -144,6 +144,22 @@ def test_metrics_do_not_depend_on_the_batch(
     assert max(sizes[-20:]) == 7
 
 
+def test_a_large_catalogue_is_measured_in_small_blocks(
+    users: EvaluationUsers, tracks: dict[str, Track], frozen: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, plain = [], scorer_of(users, frozen)
+
+    def scorer(item_ids: Tensor, texts: Sequence[str | None]) -> Tensor:
+        sizes.append(len(item_ids))
+        return plain(item_ids, texts)
+
+    whole = mean_metrics(scorer, scorer, users, tracks, K)
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", 4 * len(users.catalogue) + 1)
+    sizes.clear()
+    assert mean_metrics(scorer, scorer, users, tracks, K) == whole
+    assert set(sizes) == {4, 2}  # 30 users
+
+
 @pytest.fixture
 def loaded(stated: Path) -> OwnData:
     return load_own_data(stated)

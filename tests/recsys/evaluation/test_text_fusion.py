@@ -106,8 +106,9 @@ def test_tuning_does_not_depend_on_its_batches(
     users: EvaluationUsers, tracks: dict[str, Track], sasrec: SASRec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = set()
-    for batch in (7, 256):
+    for batch, cells in ((7, 2**25), (256, 2**25), (256, 4 * len(users.catalogue))):
         monkeypatch.setattr(module, "BATCH", batch)
+        monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", cells)
         fusion = TextFusion(sasrec, OneHot(), users.catalogue)
         fusion.tune(users, tracks["truthful"].requests)
         found.add(fusion.weight)

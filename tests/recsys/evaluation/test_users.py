@@ -21,6 +21,7 @@ def test_users_of_a_stage(catalogue: Catalogue, split: Split) -> None:
         assert users.item_ids.shape == (30, 4)
         assert users.seen.sum(1).tolist() == [6 + user % 7 - length for user in range(30)]  # not cut at 4
         assert not users.seen.gather(1, targets[:, None]).any()
+        assert torch.equal(users.seen_by(slice(7, 12)), users.seen[7:12])
 
 
 def test_scores_are_those_of_one_batch(users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:

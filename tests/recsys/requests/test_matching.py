@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.requests import matching
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
-from cramer_peft.recsys.requests.matching import match_scores, satisfied_by, satisfies
+from cramer_peft.recsys.requests.matching import excludes, match_scores, satisfied_by, satisfies
 
 ITEM_ATTRIBUTES = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool)
 ABC = ("a", "b", "c")
@@ -65,6 +66,18 @@ def test_matching_agrees_with_a_plain_loop(asked: list[tuple[list[str], list[str
             share -= sum(name in has for name in unwanted) / max(len(unwanted), 1)
             assert scores[row, item].item() == pytest.approx(share, abs=1e-6)
             assert fits[row, item].item() == (set(wanted) <= has and not set(unwanted) & has)
+
+
+def test_matching_does_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [request(["a"]), request(["b"], ["a"]), request(unwanted=["c", "a"]), request(), request(["a"], ["a"])]
+    flags = torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    functions = (match_scores, satisfies, excludes)
+    whole = [function(asked, ABC, flags) for function in functions]
+    monkeypatch.setattr(matching, "_PIECE", 30)
+    for function, expected in zip(functions, whole, strict=True):
+        assert torch.equal(function(asked, ABC, flags), expected)
+        assert function(asked, ABC, flags[:0]).shape == (5, 0)
+        assert function([], ABC, flags).shape == (0, 50)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 3), torch.tensor(True)])

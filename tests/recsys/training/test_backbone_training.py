@@ -107,6 +107,8 @@ def test_validation_in_training_does_not_depend_on_the_batch(
     for size in (256, 7, 1):
         monkeypatch.setattr("cramer_peft.recsys.training.backbone_training.BATCH", size)
         assert trainer.evaluate()["eval_ndcg@10"] == expected
+    monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", 3 * scores.shape[1])
+    assert trainer.evaluate()["eval_ndcg@10"] == expected
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
