@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cramer_peft.errors import MergeError, RequestError, UnsupportedError
 from cramer_peft.masks.mask import LayerMask, Projection, spread
 
-KEY_WIDTH = 64  # numbers of a row's key that the network makes
+KEY_WIDTH = 16  # numbers of a row's key that the network makes
 SCALE = 8.0  # the constant c: scores span several units, and parameters learn best near 1
 
 

@@ -51,9 +51,9 @@ class RequestPhrase:
 class CatalogueEncoder:
     """Encodes a request as the mean description of the items that it wants, and of those that it does not want.
 
-    ``features`` describe the items, (items, width) float32: see :func:`item_features`. A request's vector is the mean
-    of the features over the items whose words are nearest to what is wanted, then that for what is unwanted; zeros if
-    nothing is asked. So a request can name any attribute, or any word near one by its static vector: "funny" for
+    ``features`` describe the items, (items, width) float32: see :func:`item_features`. A request's vector is the mean of
+    the attributes' part of them over the items whose words are nearest to what is wanted, then that for what is
+    unwanted; zeros if nothing is asked. So a request can name any attribute, or any word near one by its static vector: "funny" for
     comedy.
 
     ``embeddings`` are (items, width) float, or None. A DataError is raised unless they are one finite row per item.
@@ -85,7 +85,9 @@ class CatalogueEncoder:
             self.features = item_features(own, *self._attribute_and_title_means())
         else:
             self.features = torch.cat([part for part in (self.embeddings, self.texts) if part is not None], -1)
-        width = self.features.shape[1]
+        # A request is compared with what items are: their attributes, the first part of the features.
+        self._sides = self.features[:, :TEXT_WIDTH] if whiten else self.features
+        width = self._sides.shape[1]
         self.name = _WHITENED if whiten else _RAW
         self.sides = {"wanted": width, "unwanted": width} if whiten else {}
         self.dim = 2 * width
@@ -104,10 +106,10 @@ class CatalogueEncoder:
 
     def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
         """Return the vector (dim,) of a request for and against sets of items, (items,) bool, not empty, or None."""
-        slots = torch.zeros(2, self.features.shape[1])
+        slots = torch.zeros(2, self._sides.shape[1])
         for place, members in enumerate((wanted, unwanted)):
             if members is not None:
-                slots[place] = self.features[members].mean(0)
+                slots[place] = self._sides[members].mean(0)
         return slots.flatten()
 
     def _vectors_of(self, requests: Sequence[Sequence[RequestPhrase]]) -> Tensor:
@@ -117,7 +119,7 @@ class CatalogueEncoder:
             for row, phrases in enumerate(requests)
             for part in phrases
         ]
-        slots, total = torch.zeros(2 * len(requests), self.features.shape[1]), torch.zeros(2 * len(requests), 1)
+        slots, total = torch.zeros(2 * len(requests), self._sides.shape[1]), torch.zeros(2 * len(requests), 1)
         if parts:
             slot, weight, middle = zip(*parts, strict=True)
             weights, places = torch.tensor(weight)[:, None], torch.tensor(slot)
@@ -172,7 +174,7 @@ class CatalogueEncoder:
             if text not in self._middles:
                 similarity = (self._words @ self._phrase_vector(text)) * self._weights
                 best = torch.cat([similarity[block].max(1).values for block in self._places.split(_BLOCK)])
-                self._middles[text] = (best / _TEMPERATURE).softmax(0) @ self.features
+                self._middles[text] = (best / _TEMPERATURE).softmax(0) @ self._sides
             middle: Tensor = self._middles[text]
             return middle
 

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 TEXT_WIDTH = 64  # wordllama trains its vectors so that they may be cut to their first 64 numbers
-_FLOORS = {"embedding": 0.05, "attributes": 0.01, "title": 0.05}  # of the largest variance: less is taken for noise
+_FLOORS = {"attributes": 0.01, "title": 0.05, "embedding": 0.05}  # of the largest variance: less is taken for noise
 
 
 def item_features(embeddings: Tensor | None, attributes: Tensor, titles: Tensor) -> Tensor:
-    """Return the features of items, (items, width) float32: embedding if there is one, attributes, title, whitened.
+    """Return the features of items, (items, width) float32: attributes, title, embedding if there is one, whitened.
 
     Args:
         embeddings: The items' vectors in a backbone, (items, width) float; None: none.
         attributes: The mean word vector of each item's attributes, (items, TEXT_WIDTH) float.
         titles: That of its title.
     """
-    parts = {"embedding": embeddings, "attributes": attributes, "title": titles}
+    parts = {"attributes": attributes, "title": titles, "embedding": embeddings}
     return torch.cat([_unit(whitened(part, _FLOORS[name])) for name, part in parts.items() if part is not None], -1)
 
 
