@@ -72,31 +72,26 @@ class RowKeys(nn.Module):
         """Number of features that the sides are compared with."""
         return next(iter(self.sides.values()), 0)
 
-    def keys(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return both parts of the keys of all rows, or of ``rows`` int64 of any shape, (..., width) each."""
+    def keys(self, rows: Tensor | None = None) -> Tensor:
+        """Return the keys of all rows, or of ``rows`` int64 of any shape, (..., :attr:`query_width`)."""
         features = self.features
         if features is None:
             raise RequestError("the row features are not set: call set_row_features(name, features) first.")
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            chosen = features if rows is None else features[rows]
-            return self.network(chosen), chosen[..., : self.compared]
-        made = self._kept_keys(features)
-        return (
-            (made, features[:, : self.compared])
-            if rows is None
-            else (
-                made[rows],
-                features[rows][..., : self.compared],
-            )
-        )
+            return self._made(features if rows is None else features[rows])
+        kept = self._kept_keys(features)
+        return kept if rows is None else kept[rows]
+
+    def _made(self, features: Tensor) -> Tensor:
+        return torch.cat([self.network(features), features[..., : self.compared]], dim=-1)
 
     def _kept_keys(self, features: Tensor) -> Tensor:
-        """Return the network's keys of all rows, made once for equal parameters."""
+        """Return the keys of all rows, made once for equal parameters."""
         parameters = tuple(self.network.parameters())
         kept = self._kept
         if kept is None or kept[0] is not features or not _equal(kept[1:-1], parameters):
-            made = self.network(features)
-            kept = self._kept = (features, *(value.detach().clone() for value in parameters), made)
+            copies = (value.detach().clone() for value in parameters)
+            kept = self._kept = (features, *copies, self._made(features))
         return kept[-1]
 
     def __getstate__(self) -> dict[str, object]:
@@ -128,28 +123,27 @@ class RowValueMask(LayerMask):
 
     def add(self, output: Tensor, batch_dim: int, feature_dim: int = -1, chosen: Tensor | None = None) -> Tensor:
         """Return ``output`` plus the values of all rows, or of the rows ``chosen``, (n,) or (batch, n) int64."""
-        parts = self.keys.keys(chosen)
-        if output.shape[feature_dim] != parts[0].shape[-2]:
+        keys = self.keys.keys(chosen)
+        if output.shape[feature_dim] != keys.shape[-2]:
             raise RequestError(
                 f"an output of shape {tuple(output.shape)} has {output.shape[feature_dim]} features, but "
-                f"{parts[0].shape[-2]} rows are described: give row features of the rows that the layer has, in their "
+                f"{keys.shape[-2]} rows are described: give row features of the rows that the layer has, in their "
                 "order, or name the argument that chooses some of them (target_outputs: 'candidates')."
             )
-        changed = self._added(output, parts, batch_dim, feature_dim)
+        changed = self._added(output, keys.to(output.dtype), batch_dim, feature_dim)
         if self.active is None:
             return changed
         return torch.where(spread(self.active[:, None].float(), output, batch_dim, feature_dim) > 0, changed, output)
 
-    def _added(self, output: Tensor, parts: tuple[Tensor, Tensor], batch_dim: int, feature_dim: int) -> Tensor:
-        queries = self.query.to(output.dtype).split([part.shape[-1] for part in parts], dim=-1)
-        pairs = [(q, part.to(output.dtype)) for q, part in zip(queries, parts, strict=True) if part.shape[-1]]
-        plain = output.dim() == 2 and batch_dim in (0, -2) and len(self.query) == len(output)
-        if plain and all(part.dim() == 2 for _, part in pairs):
-            for query, part in pairs:
-                output = torch.addmm(output, query, part.T)
-            return output
-        values = sum(query @ part.T if part.dim() == 2 else (part @ query[..., None])[..., 0] for query, part in pairs)
-        return output + spread(values, output, batch_dim, feature_dim)  # type: ignore[arg-type]
+    def _added(self, output: Tensor, keys: Tensor, batch_dim: int, feature_dim: int) -> Tensor:
+        query = self.query.to(output.dtype)
+        if keys.dim() == 3:  # other rows for each row of the batch
+            values = (keys @ query[..., None])[..., 0]
+        elif output.dim() == 2 and batch_dim in (0, -2) and len(query) == len(output):
+            return torch.addmm(output, query, keys.T)
+        else:
+            values = query @ keys.T
+        return output + spread(values, output, batch_dim, feature_dim)
 
     def weight_mask(self) -> Tensor:
         raise UnsupportedError("row values are added to an output: there is no mask on the weight.")

@@ -51,10 +51,10 @@ class RequestPhrase:
 class CatalogueEncoder:
     """Encodes a request as the mean description of the items that it wants, and of those that it does not want.
 
-    ``features`` describe the items, (items, width) float32: see :func:`item_features`. A request's vector is the mean of
-    the attributes' part of them over the items whose words are nearest to what is wanted, then that for what is
-    unwanted; zeros if nothing is asked. So a request can name any attribute, or any word near one by its static vector: "funny" for
-    comedy.
+    ``features`` describe the items, (items, width) float32: see :func:`item_features`. A request's vector is the mean
+    of their attributes' part over the items whose words are nearest to what is wanted, then that for what is unwanted;
+    zeros if nothing is asked. So a request can name any attribute, or any word near one by its static vector: "funny"
+    for comedy.
 
     ``embeddings`` are (items, width) float, or None. A DataError is raised unless they are one finite row per item.
     ``whiten=False`` gives the features of earlier versions, for adapters that were trained with them.
