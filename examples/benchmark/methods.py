@@ -22,11 +22,10 @@ from benchmark.baselines import (
     paper_gate_with_our_loss,
 )
 from benchmark.cells import CellSettings
-from benchmark.variants import ABLATIONS, INSIDE_INSTEAD, INSIDE_TOO
+from benchmark.variants import ABLATIONS
 from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import ConfigError, MissingModelError
 from cramer_peft.recsys.backbones import BACKBONES, config_for
-from cramer_peft.recsys.backbones.sampling import negatives_for
 
 OURS = "ours"
 OURS_SHUFFLED = "ours, shuffled requests"
@@ -124,9 +123,6 @@ def not_on(method: str, variant: str | None, backbone: str) -> str | None:
     for name, known in ((method, method_named(method)), (variant, ABLATIONS.get(variant or ""))):
         if known is not None and known.backbones is not None and backbone not in known.backbones:
             return f"{name!r} needs the inside of {' or '.join(sorted(known.backbones))}: {backbone} has another."
-    kind = BACKBONES.get(backbone)
-    if variant in (INSIDE_TOO, INSIDE_INSTEAD) and kind is not None and not kind.head_targets:
-        return f"{variant!r}: {backbone} has no layer of its own that scores the items."
     return None
 
 
@@ -146,12 +142,11 @@ def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None
         raise ConfigError(f"{method}: {error}. Expected fields of RequestMaskConfig.") from error
 
 
-def mask_config_on(backbone: str, items: int, config: RequestMaskConfig | None) -> RequestMaskConfig | None:
+def mask_config_on(backbone: str, config: RequestMaskConfig | None) -> RequestMaskConfig | None:
     """Return a configuration with the backbone's own modules filled in if it names none.
 
     Args:
         backbone: Name of the backbone.
-        items: Number of items of the catalogue.
         config: Return value of :func:`mask_config`.
     """
-    return None if config is None else config_for(BACKBONES.get(backbone), config, negatives_for(items) is not None)
+    return None if config is None else config_for(BACKBONES.get(backbone), config)

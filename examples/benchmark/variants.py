@@ -11,6 +11,7 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import BACKBONES, SASRec
 
 _SASREC = frozenset({"sasrec"})
+_SCORES = {"target_outputs": [""], "row_features": [""]}
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,10 @@ class Ablation:
 
 INSIDE_TOO, INSIDE_INSTEAD = "masks inside too", "masks inside instead"  # named for SASRec; others: see ablation_on
 ABLATIONS: dict[str, Ablation] = {
-    "gate scale": Ablation({"gate": "scale"}),
-    "gate low_rank, 1 term": Ablation({"gate": "low_rank", "rank": 1}),
-    "gate low_rank, 4 terms": Ablation({"gate": "low_rank", "rank": 4}),
-    INSIDE_TOO: Ablation({"target_modules": [*SASRec.default_targets, *SASRec.head_targets]}),
+    "a free gate for each item": Ablation({"target_modules": ["head"]}, backbones=_SASREC | {"gru4rec"}),
+    INSIDE_TOO: Ablation({"target_modules": SASRec.default_targets, **_SCORES}),
     INSIDE_INSTEAD: Ablation({"target_modules": SASRec.default_targets}),
+    "masks inside instead, low_rank": Ablation({"target_modules": SASRec.default_targets, "gate": "low_rank"}),
     "all linear layers": Ablation({"target_modules": r".*dense|.*(query|key|value)|head"}, backbones=_SASREC),
     "last block's masks instead": Ablation(
         {"target_modules": r".*layer\.1\.(attention\.output|intermediate|output)\.dense"},
@@ -50,7 +50,6 @@ ABLATIONS: dict[str, Ablation] = {
     "kappa 8": Ablation(generator={"kappa": 8.0}),
     "kappa 16": Ablation(generator={"kappa": 16.0}),
     "against drawn evenly": Ablation(generator={"against_by_frequency": False}),
-    "biases not gated": Ablation({"gate_bias": False}),
     "no concepts": Ablation(generator={"concept_share": 0.0}),
     "concepts to the end": Ablation(generator={"concept_share": 0.25, "concept_until": 1.0}),
     "encoder wordllama": Ablation(encoder="wordllama"),
@@ -68,11 +67,10 @@ def ablation_on(variant: str, backbone: str) -> Ablation:
         backbone: Name of the backbone.
     """
     ablation, kind = ABLATIONS[variant], BACKBONES.get(backbone)
-    if backbone in _SASREC or kind is None or not kind.head_targets or variant not in (INSIDE_TOO, INSIDE_INSTEAD):
+    if backbone in _SASREC or kind is None or "target_modules" not in ablation.config or ablation.backbones is not None:
         return ablation
-    heads = kind.head_targets if variant == INSIDE_TOO else []
-    targets = [*(kind.default_targets or []), *heads]
-    return replace(ablation, config={"target_modules": targets, "module_parts": kind.default_parts})
+    own = {"target_modules": kind.default_targets, "module_parts": kind.default_parts}
+    return replace(ablation, config={**ablation.config, **own})
 
 
 def varied_settings(variant: str, settings: CellSettings, backbone: str) -> CellSettings:

@@ -30,6 +30,7 @@ from cramer_peft.recsys.requests.attribute_requests import phrase
 from cramer_peft.recsys.requests.item_features import TEXT_WIDTH, item_features
 
 DEFAULT_ENCODER = "catalogue"
+TEXT_ENCODER = "catalogue-text"  # by texts alone, which mean the same in every catalogue
 _WHITENED, _RAW = "catalogue-2", "catalogue"  # names in files: by whitened features, and as in earlier versions
 _TEMPERATURE = 0.05  # for similarities of words, which lie in -1 … 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
@@ -88,7 +89,7 @@ class CatalogueEncoder:
         # A request is compared with what items are: their attributes, the first part of the features.
         self._sides = self.features[:, :TEXT_WIDTH] if whiten else self.features
         width = self._sides.shape[1]
-        self.name = _WHITENED if whiten else _RAW
+        self.name = _RAW if not whiten else TEXT_ENCODER if own is None else _WHITENED
         self.sides = {"wanted": width, "unwanted": width} if whiten else {}
         self.dim = 2 * width
         self._middles: dict[str, Tensor] = {}
@@ -255,7 +256,7 @@ def _without_catalogue(**options: Any) -> RequestEncoder:
     )
 
 
-for _name in (_WHITENED, _RAW):
+for _name in (_WHITENED, TEXT_ENCODER, _RAW):
     register_request_encoder(_name, _without_catalogue)
 
 
@@ -265,7 +266,8 @@ def request_encoder(
     """Return a request encoder, behind a cache.
 
     Args:
-        name: ``"catalogue"`` or None for :class:`CatalogueEncoder`, or a registered name.
+        name: ``"catalogue"`` or None for :class:`CatalogueEncoder`, ``"catalogue-text"`` for one without the
+            backbone's embeddings, whose generator also serves other catalogues and backbones, or a registered name.
         catalogue: The items.
         backbone: The model whose item embeddings describe the items.
         options: Options of a registered encoder.
@@ -273,16 +275,18 @@ def request_encoder(
     Raises:
         EncoderError: If the name is not registered.
     """
-    if name in (None, DEFAULT_ENCODER):
-        return cast(RequestEncoder, CachedEncoder(CatalogueEncoder(catalogue, item_embeddings(backbone))))
+    if name in (None, DEFAULT_ENCODER, TEXT_ENCODER):
+        embeddings = None if name == TEXT_ENCODER else item_embeddings(backbone)
+        return cast(RequestEncoder, CachedEncoder(CatalogueEncoder(catalogue, embeddings)))
     return cast(RequestEncoder, CachedEncoder(make_encoder(name, options)))
 
 
 def stored_encoder(name: str | None, catalogue: Catalogue, backbone: Any) -> RequestEncoder | None:
     """Return the encoder of a loaded adapter, by its stored name, if it describes requests by the catalogue."""
-    if name not in (_WHITENED, _RAW):
+    if name not in (_WHITENED, TEXT_ENCODER, _RAW):
         return None
-    return CatalogueEncoder(catalogue, item_embeddings(backbone), whiten=name == _WHITENED)
+    embeddings = None if name == TEXT_ENCODER else item_embeddings(backbone)
+    return CatalogueEncoder(catalogue, embeddings, whiten=name != _RAW)
 
 
 def text_encoder(encoder: Any) -> RequestEncoder:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from benchmark.baselines.learning import LearnedRanker, Learner
 from benchmark.baselines.ranker import BaselineRanker, RankerTask, frozen_copy
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft import RequestMaskConfig, RequestMaskModel
+from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
@@ -34,8 +36,7 @@ class MaskRanker(BaselineRanker):
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
         torch.manual_seed(task.seed)
-        config = config_for(task.backbone, self._config)
-        masks = inject_request_masks(frozen_copy(task.backbone), config, encoder=task.encoder)
+        masks = mask_backbone(frozen_copy(task.backbone), task.catalogue, self._config, task.encoder)
         self.trainable = masks.get_nb_trainable_parameters()[0]
         train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
         self.masks = masks
@@ -98,14 +99,14 @@ class StaticMask(LearnedRanker):
         )
 
     def _make(self, task: RankerTask) -> Learner:
-        return _Static(task.backbone, config_for(task.backbone, self._config))
+        return _Static(task.backbone, task.catalogue, self._config)
 
 
 class _Static(Learner):
-    def __init__(self, backbone: SASRec, config: RequestMaskConfig) -> None:
+    def __init__(self, backbone: SASRec, catalogue: Catalogue, config: RequestMaskConfig) -> None:
         super().__init__(backbone)
         assert config.request_dim is not None
-        self.masks = inject_request_masks(self.backbone, config)
+        self.masks = mask_backbone(self.backbone, catalogue, config)
         self.vector = nn.Parameter(torch.randn(config.request_dim))
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:

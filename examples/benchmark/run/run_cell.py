@@ -31,7 +31,7 @@ _HELD_OUT = 0.2  # share of the attributes, or of the users
 
 def digest_of(cell: Cell, data: LoadedData) -> str:
     """Return the digest of everything that determines the cell's result."""
-    config = mask_config_on(cell.backbone, data.size.items, mask_config(cell.method, cell.settings))
+    config = mask_config_on(cell.backbone, mask_config(cell.method, cell.settings))
     return cell_digest(cell, data.digest, None if config is None else config.to_dict(), digest_of_study(cell))
 
 
