@@ -18,7 +18,7 @@ from cramer_peft.adapter import Adapter, check_row_names, joined, masks_by_row, 
 from cramer_peft.checks import LayerEffect, check_effect
 from cramer_peft.context import BASE, NO_MASK, NO_MASK_IN_RECOMPUTE, FixedMasks, LazyMasks, NoMask, RequestMasks
 from cramer_peft.encoders import CachedEncoder, RequestEncoder
-from cramer_peft.errors import MergeError, RequestError
+from cramer_peft.errors import ConfigError, MergeError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
 from cramer_peft.mask_state import MaskState
 from cramer_peft.masks import Mask
@@ -262,6 +262,24 @@ class RequestMaskModel(RequestMaskTuner):
             BaseModelMismatchError: If the adapter was made with other features.
         """
         self.adapter(adapter_name).set_row_features(name, features, check)
+
+    def mask_output(self, result: Any, name: str = "", candidates: Tensor | None = None) -> Any:
+        """Mask what a target of ``target_outputs`` returned without a request, by the request that applies here.
+
+        Several requests about one result, or a training, need not run the frozen model again for each.
+
+        Args:
+            result: What the target's method returned.
+            name: The target, as in ``target_outputs``.
+            candidates: The rows that the result has scores of, (n,) or (rows, n) int64; None: all.
+
+        Raises:
+            ConfigError: If there is no such target.
+        """
+        outputs = {placed.layer.target.spelled: placed.layer for placed in self._check_loaded().outputs}
+        if name not in outputs:
+            raise ConfigError(f"{name!r} is no target output; there are {sorted(outputs)}.")
+        return outputs[name](result, candidates)
 
     # ---------------------------------------------------------------- generator and encoder
 

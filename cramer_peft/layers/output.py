@@ -42,6 +42,11 @@ class OutputTarget:
         return f"{self.module}:{self.method}"
 
     @property
+    def spelled(self) -> str:
+        """Its name in ``target_outputs``."""
+        return self.module if self.method == "forward" else f"{self.module}.{self.method}".lstrip(".")
+
+    @property
     def child(self) -> str:
         """The name of the masked output among the module's children."""
         return CHILD if self.method == "forward" else f"{CHILD}_{self.method}"

@@ -70,7 +70,7 @@ class GeneratorTrainer(ResumableTrainer):
         share = self.share_of(inputs)
         with self.own_noise():
             state = masks.mask_state(inputs["vectors"])
-            scores = _scores(model, inputs, state)
+            scores, frozen = self._scores(model, masks, inputs, state)
         next_item, edit, sparse = self.scales(share, inputs["fits"].sum(), inputs["known"].sum(), len(scores))
         loss = scores.sum() * 0  # a process's share of a small batch may have no term of any loss
         if self._options.next_item_weight and bool(inputs["fits"].any()):
@@ -78,17 +78,28 @@ class GeneratorTrainer(ResumableTrainer):
             entropy = functional.cross_entropy(scores[fits], inputs["targets"][fits])
             loss = loss + self._options.next_item_weight * next_item * entropy
         if self._options.edit_weight:
-            loss = loss + self._options.edit_weight * edit * self._edit_loss(masks, inputs, scores)
+            loss = loss + self._options.edit_weight * edit * self._edit_loss(inputs, scores, frozen)
         if self._options.sparsity_weight:
             drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
             assert drop_ratio is not None  # the form topk, the only one with this loss, sets it
             loss = loss + self._options.sparsity_weight * sparse * SparsityLoss(drop_ratio)(state)
         return (loss, {"scores": scores}) if return_outputs else loss
 
-    def _edit_loss(self, masks: RequestMaskModel, inputs: dict[str, Tensor], scores: Tensor) -> Tensor:
-        known = inputs["known"]
+    def _scores(
+        self, model: torch.nn.Module, masks: RequestMaskModel, inputs: dict[str, Tensor], state: MaskState
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores under the requests and without, (rows, positions, items) each."""
         with torch.no_grad():
             frozen = _scores(masks, inputs, None)
+        layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+        if list(layout) != [":forward"] or self.processes.count > 1:  # the wrapper of several processes must be called
+            return _scores(model, inputs, state) + inputs.get("added", 0.0), frozen + inputs.get("added", 0.0)
+        with masks.request(state):
+            masked: Tensor = masks.mask_output(frozen, candidates=inputs.get("items"))
+        return masked + inputs.get("added", 0.0), frozen + inputs.get("added", 0.0)
+
+    def _edit_loss(self, inputs: dict[str, Tensor], scores: Tensor, frozen: Tensor) -> Tensor:
+        known = inputs["known"]
         match = inputs["match"][:, None].expand_as(frozen)
         return minimal_edit_loss(scores[known], frozen[known], match[known], self._options.kappa, self._options.floor)
 
@@ -100,7 +111,7 @@ def _scores(model: torch.nn.Module, inputs: dict[str, Tensor], request: MaskStat
         scores: Tensor = model(where[0], positions=where[1], request=request)
         return scores
     sampled: Tensor = model(where[0], positions=where[1], items=inputs["items"], request=request)
-    return sampled + inputs["added"]
+    return sampled
 
 
 def train_generator(
