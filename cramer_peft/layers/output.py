@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from cramer_peft.errors import RequestError
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.masks import FeatureMask, Mask, RowSpec, Spec
 
-CHILD = "request_mask_output"
+CHILD = "masked_output"  # without PEFT's prefix of ours, by which it would pass over the child
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class MaskedOutput(RequestMaskLayer):
 
     def _masked(self, mask: Mask, tensor: Tensor, chosen: Tensor | None) -> Tensor:
         batch_dim = self.layout.batch_dim
+        if chosen is not None:
+            chosen = self._checked(chosen)
         fitted: Any = self.fitted(mask, tensor, batch_dim)
         if isinstance(fitted, FeatureMask):
             if chosen is not None:
@@ -120,6 +123,16 @@ class MaskedOutput(RequestMaskLayer):
             raise RequestError(f"{self.module_name!r}: scores of some rows alone follow one active adapter at a time.")
         composed: Tensor = fitted.apply(_WholeOutput(), tensor, batch_dim)
         return composed
+
+    def _checked(self, chosen: Any) -> Tensor:
+        whole = isinstance(chosen, Tensor) and not chosen.is_floating_point() and chosen.dtype is not torch.bool
+        if not whole or chosen.dim() not in (1, 2):
+            shown = f"{chosen.dtype} of shape {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen)
+            raise RequestError(
+                f"{self.module_name!r}: found {shown} as {self.target.candidates!r}, expected row numbers, (n,) or "
+                "(batch, n) int64."
+            )
+        return chosen.long()  # type: ignore[no-any-return]
 
     def _tensor(self, result: Any) -> Tensor:
         field = self.target.field
@@ -141,6 +154,8 @@ class MaskedOutput(RequestMaskLayer):
             return result._replace(**{field: tensor})
         if dataclasses.is_dataclass(result) and not isinstance(result, (type, Mapping)):
             return dataclasses.replace(result, **{field: tensor})
+        if type(result) is dict:  # torch.compile cannot trace a copy of it
+            return {**result, field: tensor}
         changed = copy.copy(result)
         if isinstance(changed, Mapping):
             changed[field] = tensor  # type: ignore[index]
@@ -157,15 +172,21 @@ class OutputMethod:
         self._layer = layer
         self._method = method
         self._name = layer.target.candidates or ""
-        names = list(inspect.signature(method).parameters)
-        self._place = names.index(self._name) if self._name else None
+        parameters = inspect.signature(method).parameters if self._name else {}
+        self._place = list(parameters).index(self._name) if self._name else None
+        if self._name and parameters[self._name].kind is inspect.Parameter.KEYWORD_ONLY:
+            self._place = sys.maxsize  # after any number of positional arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self._layer
         if torch.compiler.is_compiling():
             return layer(self._method(*args, **kwargs), self._chosen(args, kwargs))
-        with layer.context.inside_output(layer.module_name):
+        running = layer.context.running_outputs
+        running.append(layer.target.module)
+        try:
             result = self._method(*args, **kwargs)
+        finally:
+            running.pop()
         return layer(result, self._chosen(args, kwargs))
 
     def _chosen(self, args: Any, kwargs: Any) -> Tensor | None:
@@ -183,11 +204,13 @@ class RefuseOtherWays:
         self._child = child
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        context = self._layer.context
-        if torch.compiler.is_compiling() or context.is_inside_output(self._layer.module_name) or in_backward():
+        layer, target = self._layer, self._layer.target
+        if torch.compiler.is_compiling() or target.module in layer.context.running_outputs or in_backward():
             return
-        if not self._layer._disable_adapters and context.is_masking():
-            target = self._layer.target
+        masked = not layer._disable_adapters and layer.context.is_masking_entry(
+            layer.module_name, layer.request_mask_specs
+        )
+        if masked or layer.merged_masks:
             raise RequestError(
                 f"the module {self._child!r} inside {target.module or 'the model'!r} was called by another way than "
                 f"{target.method!r}, to whose result the request's masks are added: what it gives would not follow the "
@@ -196,17 +219,29 @@ class RefuseOtherWays:
             )
 
 
-def hooked_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the children of a module, by name, that compute with parameters."""
+def hooked_children(model: nn.Module, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the children of a module, by name, that compute with parameters and for it alone.
+
+    A child that another module of the model holds, too, such as an embedding, is called there as well. A hook would
+    take an ``nn.TransformerEncoderLayer`` off torch's fused path, whose bits differ.
+    """
+    inside = {id(owner) for owner in module.modules()}
+    elsewhere = {id(child) for owner in model.modules() if id(owner) not in inside for child in owner.children()}
     return [
         (name, child)
         for name, child in module.named_children()
-        if not isinstance(child, MaskedOutput) and any(True for _ in child.parameters())
+        if not isinstance(child, MaskedOutput)
+        and id(child) not in elsewhere
+        and not isinstance(module, nn.TransformerEncoderLayer)
+        and not isinstance(child, nn.TransformerEncoderLayer)
+        and any(True for _ in child.parameters())
     ]
 
 
 def _chosen(values: Tensor, chosen: Tensor) -> Tensor:
-    return values[:, chosen] if chosen.dim() == 1 else values.expand(len(chosen), -1).gather(1, chosen)
+    if chosen.dim() == 1:
+        return values[:, chosen]
+    return values.expand(len(chosen), -1)[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
 
 
 def _item(result: Any, field: str) -> Any:
