@@ -80,8 +80,8 @@ class RowKeys(nn.Module):
         if features is None:
             raise RequestError("the row features are not set: call set_row_features(name, features) first.")
         parameters = tuple(self.network.parameters())
-        compiling = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() or compiling or not all(map(is_plain, (features, *parameters))):
+        changing = torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(features)
+        if changing or any(map(torch._C._functorch.is_functorch_wrapped_tensor, parameters)):
             chosen = features if rows is None else features[rows]
             return self.network(chosen), chosen[..., : self.compared]
         made, compared = self._kept_keys(features, parameters), features[:, : self.compared]
