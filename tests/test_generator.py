@@ -51,7 +51,7 @@ def test_outputs_of_described_rows_come_last_and_start_at_zero() -> None:
     specs = {"a.head": RowSpec(7), "b": LayerSpec(3, 2), "c:forward": RowSpec()}
     generator = RequestMaskGenerator(4, specs, LowRankForm(rank=1), None, sides={"wanted": 2, "unwanted": 2})
     assert generator.row_keys == {"a.head": None, "c:forward": None}
-    with pytest.raises(RequestError, match="'a.head': its row features are not set"):
+    with pytest.raises(RequestError, match=r"'a\.head': its row features are not set"):
         generator(torch.ones(1, 4))
     for entry in generator.row_entries:
         keys = generator.describe_rows(entry, 5)
