@@ -18,9 +18,9 @@ from cramer_peft.errors import ConfigError, EncoderError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
 from cramer_peft.injection.plan import fingerprint_of_layers
 from cramer_peft.injection.record import check_row_layouts
-from cramer_peft.injection.row_features import check_same, checked_features, sketch
+from cramer_peft.injection.row_features import describe_rows
 from cramer_peft.mask_state import MaskState
-from cramer_peft.masks import LayerTensors, Mask, RowSpec, compose, compose_rowwise
+from cramer_peft.masks import LayerTensors, Mask, compose, compose_rowwise
 from cramer_peft.requests import (
     AdapterRequests,
     AllRequests,
@@ -250,7 +250,7 @@ class Adapter:
             return masks if rows is not None else {e: mask.with_values(shared=True) for e, mask in masks.items()}
 
         device = generator.head.weight.device
-        return LazyMasks(make, model, self._check_present, device, generator.form.draws_noise, rows)
+        return LazyMasks(make, model, self._check_present, device, generator.form.draws_noise, rows, [self.name])
 
     def _check_present(self) -> None:
         generators = self._holder.request_mask_generator
@@ -261,33 +261,7 @@ class Adapter:
 
     def set_row_features(self, name: str, features: Tensor, check: bool = True) -> None:
         """Describe the rows of a target; see :meth:`RequestMaskModel.set_row_features`."""
-        entry = self._described_entry(name)
-        config, generator = self.config, self.generator
-        assert isinstance(config.row_features, dict)  # filled in at injection
-        spec, known = generator.specs[entry], (config.row_fingerprints or {}).get(entry)
-        rows = spec.rows if isinstance(spec, RowSpec) and ":" not in entry else None
-        compared = next(iter(generator.sides.values()), 0)
-        found = checked_features(name, features, rows, config.row_features[entry], compared)
-        if known is not None and check:
-            check_same(name, found, known)
-        keys = generator.describe_rows(entry, found.shape[1])
-        keys.features = found.to(keys.gains.device)
-        generator.specs[entry] = RowSpec(len(found))
-        config.fill_in(
-            row_features={**config.row_features, entry: found.shape[1]},
-            row_fingerprints={**(config.row_fingerprints or {}), entry: sketch(found)},
-        )
-
-    def _described_entry(self, name: str) -> str:
-        entries = self.generator.row_entries
-        exact = [entry for entry in entries if name in (entry, entry.partition(":")[0], entry.replace(":", "."))]
-        found = exact or [entry for entry in entries if entry.partition(":")[0].endswith(f".{name}")]
-        if len(found) != 1:
-            raise ConfigError(
-                f"adapter {self.name!r} describes the rows of {entries}, found {name!r}: name one of them, as in "
-                "row_features of the configuration."
-            )
-        return found[0]
+        describe_rows(self.name, self.config, self.generator, name, features, check)
 
     # ---------------------------------------------------------------- stored default request
 

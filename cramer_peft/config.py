@@ -12,6 +12,7 @@ from peft import PeftConfig
 
 from cramer_peft.errors import ConfigError
 from cramer_peft.masks import FORMS
+from cramer_peft.masks.config_values import check_outputs, check_sides, is_finite_number, is_int, is_layout
 
 DEFAULT_ENCODER = "wordllama"
 
@@ -23,8 +24,6 @@ _FORM_FIELDS: dict[str, dict[str, Any]] = {
     "temperature_end": {"topk": 0.3},
     "gate_bias": {"topk": False, "scale": True, "signed": True},
 }
-
-_LARGEST = 3.4028234663852886e38  # the largest number in float32, in which masks are made
 
 
 class RequestMaskPeftType(str, Enum):
@@ -307,18 +306,18 @@ class RequestMaskConfig(PeftConfig):
     def _check_types(self) -> None:
         for name in ("rank", "generator_width", "request_dim"):
             value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < 1):
+            if value is not None and (not is_int(value) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, found {value!r}.")
         for name in ("strength", "drop_ratio", "temperature_start", "temperature_end"):
             value = getattr(self, name)
-            if (value is not None or name == "strength") and not _is_finite_number(value):
+            if (value is not None or name == "strength") and not is_finite_number(value):
                 raise ConfigError(f"{name} must be a finite number, found {value!r}.")
         for name in ("init_weights", "inference_mode", "normalize_requests"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, found {getattr(self, name)!r}.")
         if self.gate_bias is not None and not isinstance(self.gate_bias, bool):
             raise ConfigError(f"gate_bias must be true, false or None, found {self.gate_bias!r}.")
-        if not _is_int(self.batch_dim) or self.batch_dim == -1:
+        if not is_int(self.batch_dim) or self.batch_dim == -1:
             raise ConfigError(
                 f"batch_dim must be a whole number other than -1 (the last dimension holds features), "
                 f"found {self.batch_dim!r}."
@@ -328,36 +327,10 @@ class RequestMaskConfig(PeftConfig):
         for name in ("base_fingerprint", "encoder_fingerprint"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} must be text or None, found {getattr(self, name)!r}.")
-        if self.masked_modules is not None and not _is_layout(self.masked_modules):
+        if self.masked_modules is not None and not is_layout(self.masked_modules):
             raise ConfigError("masked_modules must map names to [out_features, in_features], [features] or [].")
-        self._check_outputs()
-
-    def _check_outputs(self) -> None:
-        types: dict[str, Any] = {"target_outputs": dict, "row_features": (int, type(None))}
-        for name, kind in types.items():
-            value = getattr(self, name)
-            names = value if isinstance(value, (list, dict)) else [] if value is None else [0]
-            if not all(isinstance(item, str) for item in names):
-                raise ConfigError(f"{name} must be a list of names, or a dictionary by name, found {value!r}.")
-            if isinstance(value, dict) and not all(isinstance(item, kind) for item in value.values()):
-                raise ConfigError(f"{name}: found {value!r}, expected a dictionary as its help text describes.")
-        for name, options in self.target_outputs.items() if isinstance(self.target_outputs, dict) else ():
-            kinds = {"field": str, "candidates": str, "features": int}
-            if not all(key in kinds and isinstance(value, kinds[key]) for key, value in options.items()):
-                raise ConfigError(
-                    f"target_outputs: found {options!r} for {name!r}, expected 'field' and 'candidates' as texts and "
-                    "'features' as a whole number, each if needed."
-                )
-        sides = self.request_sides
-        if sides is None:
-            return
-        widths = list(sides.values()) if isinstance(sides, dict) else []
-        if not widths or not all(_is_int(width) and width > 0 for width in widths) or len(set(widths)) > 1:
-            raise ConfigError(f"request_sides: found {sides!r}, expected names with one width for all, above 0.")
-        if self.request_dim not in (None, sum(widths)):
-            raise ConfigError(
-                f"request_sides: found {sum(widths)} numbers together, request_dim is {self.request_dim}."
-            )
+        check_outputs(self.target_outputs, self.row_features, self.row_fingerprints)
+        check_sides(self.request_sides, self.request_dim)
 
     def _check_targets(self) -> None:
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "module_parts"):
@@ -374,7 +347,7 @@ class RequestMaskConfig(PeftConfig):
             raise ConfigError("target_modules is empty: name at least one module, or leave it out for the default.")
         layers = self.layers_to_transform
         if layers is not None:
-            if not all(_is_int(i) and i >= 0 for i in (layers if isinstance(layers, list) else [layers])):
+            if not all(is_int(i) and i >= 0 for i in (layers if isinstance(layers, list) else [layers])):
                 raise ConfigError(f"layers_to_transform must be layer indices of at least 0, found {layers!r}.")
             if isinstance(self.target_modules, str):
                 raise ConfigError(
@@ -452,29 +425,9 @@ class RequestMaskConfig(PeftConfig):
                 raise ConfigError("default_request as a text needs an encoder: name it, or give a vector of numbers.")
             if not request.strip():
                 raise ConfigError("default_request is blank, which asks nothing: leave it out.")
-        elif not isinstance(request, list) or not request or not all(_is_finite_number(value) for value in request):
+        elif not isinstance(request, list) or not request or not all(is_finite_number(value) for value in request):
             raise ConfigError(f"default_request must be a text or a list of finite numbers, found {request!r}.")
         elif self.request_dim is not None and len(request) != self.request_dim:
             raise ConfigError(
                 f"default_request must hold request_dim={self.request_dim} numbers, found {len(request)}."
             )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite_number(value: object) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return value == value and abs(value) <= _LARGEST
-
-
-def _is_layout(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str)
-        and isinstance(shape, list)
-        and len(shape) <= 2
-        and all(_is_int(n) and n > 0 for n in shape)
-        for name, shape in value.items()
-    )

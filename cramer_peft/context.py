@@ -15,7 +15,7 @@ import copy
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -99,8 +99,9 @@ class LazyMasks(RequestMasks):
         device: torch.device,
         draws_noise: bool = False,
         rows: int | None = None,
+        adapters: Sequence[str] = (),
     ) -> None:
-        self.make = make
+        self.make, self.adapters = make, adapters
         self.device = device
         self.rows = rows
         self.for_recompute = in_backward()  # made inside backward, so meant for the recompute
@@ -120,7 +121,7 @@ class LazyMasks(RequestMasks):
                 each.check()
 
         first, draws_noise = masks[0], any(each._draws_noise for each in masks)
-        new = cls(make, first._model, check, first.device, draws_noise)
+        new = cls(make, first._model, check, first.device, draws_noise, adapters=[n for m in masks for n in m.adapters])
         new.is_default = all(each.is_default for each in masks)
         new.for_recompute = all(each.for_recompute for each in masks)
         return new
@@ -337,6 +338,12 @@ class RequestContext:
     def is_masking(self) -> bool:
         """Return True if a layer that is called here will be masked."""
         return self.enabled and self.current() is not None
+
+    def is_masking_entry(self, entry: str, adapters: Container[str]) -> bool:
+        """Return True if an entry that ``adapters`` mask is masked here; no masks are made to find out."""
+        masks = self.current() if self.enabled else None
+        found = masks.adapters if isinstance(masks, LazyMasks) else ()
+        return any(name in adapters for name in found) or (isinstance(masks, FixedMasks) and entry in masks.masks)
 
     @contextmanager
     def using(self, masks: RequestMasks | None, note: bool = True) -> Iterator[None]:

@@ -130,7 +130,11 @@ def _check_foldable(layer: RequestMaskLayer, modules: dict[str, nn.Module]) -> N
 
 def _swaps(layer: RequestMaskLayer, masks: dict[str, Mask], shared: set[int], safe_for: list[str] | None) -> list[Swap]:
     swaps = []
-    for path, tensor in layer.fold_parts(masks, 0).items():
+    try:
+        folded = layer.fold_parts(masks, 0)
+    except MergeError as error:
+        raise MergeError(f"module {layer.module_name!r}: {error.args[0]}") from error
+    for path, tensor in folded.items():
         owner_path, _, name = path.rpartition(".")
         owner = layer.base_layer.get_submodule(owner_path)
         original = owner._parameters.get(name)

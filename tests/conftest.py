@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from transformers.pytorch_utils import Conv1D
 
-from cramer_peft import RequestMaskConfig
+from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 
 GATES = ("low_rank", "scale", "signed", "topk")
 settings.register_profile("no deadline", deadline=None)  # machines are shared: a time limit is no test
@@ -47,6 +47,29 @@ class TinyRecommender(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         return self._score(x)
+
+
+class TinyScores(nn.Module):
+    """Scores 20 items by products with its embedding: no module computes the scores, only methods do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.layer = nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def state(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(self.items(x))).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.state(x) @ self.items.weight.T
+
+    def predict(self, x: Tensor) -> Tensor:
+        return self.state(x) @ self.items.weight.T
+
+    def score(self, x: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """Score all items, or some, (n,) or (rows, n)."""
+        items = self.items.weight if candidates is None else self.items.weight[candidates]
+        state = self.state(x)
+        return state @ items.T if items.dim() == 2 else (items @ state[..., None])[..., 0]
 
 
 @dataclass
@@ -139,6 +162,55 @@ def make_model() -> Callable[..., TinyRecommender]:
 @pytest.fixture
 def model(make_model: Callable[..., TinyRecommender]) -> TinyRecommender:
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def make_scores() -> Callable[[], TinyScores]:
+    """Makes a model whose scores no module computes, in eval mode, with equal weights."""
+
+    def make() -> TinyScores:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return TinyScores().eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_features() -> Callable[..., Tensor]:
+    """Makes descriptions of rows."""
+
+    def make(rows: int = 20, width: int = 5, seed: int = 0) -> Tensor:
+        return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_described(
+    make_scores: Callable[[], TinyScores], make_features: Callable[..., Tensor]
+) -> Callable[..., RequestMaskModel]:
+    """Makes a masked model whose output has row values, with requests of 8 numbers; ``features=None``: not yet set."""
+
+    def make(
+        name: str = "", model: nn.Module | None = None, features: Tensor | str | None = "made", **options: Any
+    ) -> RequestMaskModel:
+        values: dict[str, Any] = {"target_outputs": [name], "row_features": [name], "request_dim": 8}
+        config = RequestMaskConfig(**{**values, "init_weights": False, **options})
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            masks = inject_request_masks(make_scores() if model is None else model, config)
+            if features is not None:
+                masks.set_row_features(name, make_features() if isinstance(features, str) else features)
+        return masks
+
+    return make
+
+
+@pytest.fixture
+def vectors() -> Tensor:
+    """Requests for a batch of three."""
+    return torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from cramer_peft.errors import RequestError
 from cramer_peft.generator import RequestMaskGenerator
-from cramer_peft.masks import LayerSpec, LowRankForm, ScaleForm, TopKForm
+from cramer_peft.masks import LayerSpec, LowRankForm, RowSpec, ScaleForm, TopKForm
 
 SPECS = {"block.up": LayerSpec(6, 4), "block.down": LayerSpec(4, 6)}
 
@@ -44,3 +45,20 @@ def test_vectors_take_the_generators_dtype() -> None:
     output = generator(vectors)["block.up"]["row_logits"]
     assert output.dtype == torch.float32
     assert torch.equal(output, generator(vectors.float())["block.up"]["row_logits"])
+
+
+def test_outputs_of_described_rows_come_last_and_start_at_zero() -> None:
+    specs = {"a.head": RowSpec(7), "b": LayerSpec(3, 2), "c:forward": RowSpec()}
+    generator = RequestMaskGenerator(4, specs, LowRankForm(rank=1), None, sides={"wanted": 2, "unwanted": 2})
+    assert generator.row_keys == {"a.head": None, "c:forward": None}
+    with pytest.raises(RequestError, match=r"'a\.head': its row features are not set"):
+        generator(torch.ones(1, 4))
+    for entry in generator.row_entries:
+        keys = generator.describe_rows(entry, 5)
+        assert generator.describe_rows(entry, 5) is keys
+        keys.features = torch.ones(7, 5)
+    tensors = generator(torch.randn(3, 4))
+    assert tensors["b"]["a"].shape == (3, 1, 3)
+    for entry in generator.row_entries:
+        assert torch.equal(tensors[entry]["query"], torch.zeros(3, 66))
+    assert not any("features" in name for name in generator.state_dict())

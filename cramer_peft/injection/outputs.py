@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.context import RequestContext
-from cramer_peft.errors import Finding, FindingKind, TargetModuleError
+from cramer_peft.errors import ConfigError, Finding, FindingKind, TargetModuleError
+from cramer_peft.layers.masked_layer import RowLayout
 from cramer_peft.layers.output import MaskedOutput, OutputMethod, OutputTarget, RefuseOtherWays, hooked_modules
 from cramer_peft.layers.registry import wrapper_for
 from cramer_peft.masks import FeatureSpec, LayerSpec, RowSpec, Spec
@@ -25,7 +27,13 @@ def output_targets(modules: Mapping[str, nn.Module], config: RequestMaskConfig) 
     """
     given = config.target_outputs or []
     options = given if isinstance(given, dict) else {name: {} for name in given}
-    return {name: _target(name, own, modules) for name, own in options.items()}
+    found: dict[str, OutputTarget] = {}
+    for name, own in options.items():
+        target = _target(name, own, modules)
+        if target.entry in {other.entry for other in found.values()}:
+            raise _refused(name, "is named twice.")
+        found[name] = target
+    return found
 
 
 def _target(name: str, options: dict[str, Any], modules: Mapping[str, nn.Module]) -> OutputTarget:
@@ -37,16 +45,27 @@ def _target(name: str, options: dict[str, Any], modules: Mapping[str, nn.Module]
         raise _refused(name, f"is no module of this model and no method of one. Near: {', '.join(near) or 'nothing'}.")
     if method != "forward" and (method.startswith("_") or hasattr(nn.Module, method)):
         raise _refused(name, "is no method that returns scores.")
+    _check_runs(name, owner, module)
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError) as error:  # a function of torch that is kept as an attribute
+        raise _refused(name, "is no method, but a function without a signature.") from error
+    target = OutputTarget(owner, method, **options)
+    if target.candidates is not None and target.candidates not in parameters:
+        raise _refused(name, f"has no parameter {target.candidates!r} (candidates); there are {', '.join(parameters)}.")
+    return target
+
+
+def _check_runs(name: str, owner: str, module: nn.Module) -> None:
+    """Check that a module has a method of its own whose result can be masked."""
+    kind = type(module).__name__
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         last = f"{owner}.{len(module) - 1}".lstrip(".")
         raise _refused(name, f"is an nn.Sequential, whose output is that of its last module: name {last!r}.")
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise _refused(name, f"is a {kind}, which would run over the masked output as one of its own modules.")
     if type(module).forward is nn.Module.forward:
-        raise _refused(name, f"is a {type(module).__name__}, which returns nothing.")
-    target = OutputTarget(owner, method, **options)
-    if target.candidates is not None and target.candidates not in inspect.signature(found).parameters:
-        names = ", ".join(inspect.signature(found).parameters)
-        raise _refused(name, f"has no parameter {target.candidates!r} (candidates); there are {names}.")
-    return target
+        raise _refused(name, f"is a {kind}, which returns nothing.")
 
 
 def _refused(name: str, problem: str) -> TargetModuleError:
@@ -107,26 +126,23 @@ def output_specs(
     return specs, described
 
 
-def find_outputs(model: nn.Module) -> list[MaskedOutput]:
-    """Return the masked outputs in ``model``."""
-    return [module for module in model.modules() if isinstance(module, MaskedOutput)]
-
-
 class PlacedOutput:
     """A masked output on a model, and what it takes to remove it."""
 
-    def __init__(self, module: nn.Module, target: OutputTarget, context: RequestContext) -> None:
+    def __init__(self, model: nn.Module, module: nn.Module, target: OutputTarget, context: RequestContext) -> None:
         self.layer = MaskedOutput(module, target, context)
         self._module, self._method = module, target.method
         self._before: Any = vars(module).get(target.method)
+        self._root, self._own = _root_forward(module, target.method), None
         module.add_module(target.child, self.layer)
-        root = self._before if hasattr(self._before, "wrap_model") else None
-        if root is not None:  # the handle's own forward gives the request, so the output is masked inside it
-            root.wrap_model(lambda forward: OutputMethod(self.layer, forward))
+        if self._root is not None:  # it gives the request, so the output is masked inside it
+            self._root.wrap_model(lambda forward: OutputMethod(self.layer, forward))
         else:
-            setattr(module, target.method, OutputMethod(self.layer, getattr(module, target.method)))
+            self._own = OutputMethod(self.layer, getattr(module, target.method))
+            setattr(module, target.method, self._own)
         self._hooks = [
-            child.register_forward_pre_hook(RefuseOtherWays(self.layer, name)) for name, child in hooked_modules(module)
+            child.register_forward_pre_hook(RefuseOtherWays(self.layer, name))
+            for name, child in hooked_modules(model, module)
         ]
 
     def remove(self) -> None:
@@ -134,15 +150,58 @@ class PlacedOutput:
         for hook in self._hooks:
             hook.remove()
         delattr(self._module, self.layer.target.child)
-        if hasattr(self._before, "wrap_model"):
-            self._before.unwrap_model()
+        if self._root is not None:
+            self._root.unwrap_model()
+        elif vars(self._module).get(self._method) is not self._own:
+            return  # somebody has wrapped it since; without masks it only hands on
         elif self._before is None:
-            vars(self._module).pop(self._method, None)
+            vars(self._module).pop(self._method)
         else:
             setattr(self._module, self._method, self._before)
 
 
-def remove_outputs(placed: Sequence[PlacedOutput]) -> None:
-    """Remove masked outputs, the last first."""
-    for output in reversed(placed):
+def _root_forward(module: nn.Module, method: str) -> Any:
+    """Return the object that takes requests out of the root's calls, below a wrapper of accelerate; else None."""
+    found = (vars(module).get(name) for name in ("forward", "_old_forward")) if method == "forward" else ()
+    return next((forward for forward in found if hasattr(forward, "wrap_model")), None)
+
+
+def place_outputs(
+    model: nn.Module,
+    targets: Iterable[tuple[nn.Module, OutputTarget, Mapping[str, Spec]]],
+    there: list[PlacedOutput],
+    adapter_name: str,
+    layout: RowLayout,
+    context: RequestContext,
+    active: Sequence[str],
+) -> None:
+    """Put masked outputs on the model for an adapter, or let it mask those that are ``there``; new ones join them.
+
+    Raises:
+        ConfigError: If another adapter masks another field or other rows of the same output.
+    """
+    layers = {output.layer.module_name: output.layer for output in there}
+    for module, target, parts in targets:
+        layer = layers.get(target.entry)
+        if layer is None:
+            there.append(PlacedOutput(model, module, target, context))
+            layer = there[-1].layer
+            layer.__dict__["_active_adapter"] = list(active)
+        elif replace(layer.target, features=None) != replace(target, features=None):
+            raise ConfigError(
+                f"target_outputs: another adapter masks {target.entry!r} as {layer.target}, found {target}."
+            )
+        layer.update_layer(adapter_name, parts, layout)
+
+
+def remove_unused(outputs: list[PlacedOutput]) -> None:
+    """Remove the masked outputs, the last first, that no adapter masks."""
+    for output in [output for output in reversed(outputs) if not output.layer.request_mask_specs]:
         output.remove()
+        outputs.remove(output)
+
+
+def remove_outputs(outputs: list[PlacedOutput]) -> None:
+    """Remove all masked outputs, the last first."""
+    while outputs:
+        outputs.pop().remove()

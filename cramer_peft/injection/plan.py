@@ -73,9 +73,11 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     described = described_modules(modules, config, outputs)
     resolved = config.with_values(target_modules=_resolve_targets(model, modules, config, list(described)))
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
-    if not matches and not outputs:
+    if not matches and not (outputs and resolved.target_modules == DUMMY_TARGET_MODULES):
         raise _whole(_nothing_matches(modules, resolved))
     problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
+    masked = {name for name, module in model.named_modules() if isinstance(module, RequestMaskLayer)} | set(matches)
+    problems += [_twice(output.module) for output in outputs.values() if output.module in masked]
     if problems:
         raise TargetModuleError.of(
             "these modules cannot be masked:\n  "
@@ -148,7 +150,8 @@ def fingerprint_of_layers(model: nn.Module, adapter_name: str) -> str | None:
     layers = list({layer.module_name: layer for layer in layers}.values())
     if any(unusual_weights(layer.base_layer) for layer in layers if not isinstance(layer, MaskedOutput)):
         return None
-    targets = [Target(m.module_name, m.base_layer, {}, getattr(m, "target", None)) for m in layers]
+    outputs = [layer.target if isinstance(layer, MaskedOutput) else None for layer in layers]
+    targets = [Target(m.module_name, m.base_layer, {}, output) for m, output in zip(layers, outputs, strict=True)]
     return fingerprint(sorted(targets, key=lambda target: target.name))
 
 
@@ -252,6 +255,8 @@ def _whole(message: str) -> TargetModuleError:
 def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     """Return the reason why the module cannot be masked, or None."""
     module = modules[name]
+    if any(isinstance(child, MaskedOutput) for child in module.children()):
+        return _twice(name)
     if isinstance(module, BaseTunerLayer):
         message = (
             f"{name!r} is adapted by another PEFT method already ({type(module).__module__}.{type(module).__name__}): "
@@ -299,6 +304,14 @@ def _nested(name: str, matches: dict[str, nn.Module]) -> Finding | None:
     if outer is None:
         return None
     message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
+    return Finding(FindingKind.NESTED_TARGET, message, name)
+
+
+def _twice(name: str) -> Finding:
+    message = (
+        f"{name!r} would be masked both as a module and as an output: name it in target_modules or in target_outputs. "
+        "For row values on top of gates, use row_features without target_outputs, in an adapter of its own."
+    )
     return Finding(FindingKind.NESTED_TARGET, message, name)
 
 

@@ -13,7 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.injection.outputs import PlacedOutput, remove_outputs
+from cramer_peft.injection.outputs import PlacedOutput, remove_outputs, remove_unused
 from cramer_peft.layers import fused_encoder
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 
@@ -120,9 +120,7 @@ class ModelRecord:
         del self.replaced[kept:], self.placed[kept:]
         for layer in masked_layers(model):
             layer.request_mask_specs.pop(adapter_name, None)
-        unused = [output for output in self.outputs if not output.layer.request_mask_specs]
-        remove_outputs(unused)
-        self.outputs = [output for output in self.outputs if output not in unused]
+        remove_unused(self.outputs)
 
     def trained_modules(self, model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
         """Return parent, name and the active adapter's copy of each module in ``modules_to_save``."""
@@ -135,7 +133,6 @@ class ModelRecord:
     def restore(self, model: nn.Module) -> None:
         """Restore ``model`` to its recorded state: modules, flags, training mode, attributes; PEFT's hooks go."""
         remove_outputs(self.outputs)
-        self.outputs.clear()
         fused_encoder.remove(self.unfused)
         self.unfused.clear()
         for module, name in self.methods:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cramer_peft.errors import BaseModelMismatchError, RequestError
+from cramer_peft.config import RequestMaskConfig
+from cramer_peft.errors import BaseModelMismatchError, ConfigError, RequestError
+from cramer_peft.masks import RowKeys, RowSpec, Spec
 
 _SUMS = 16
 _TOLERANCE = 1e-4  # of the length of all features: other machines round otherwise, and one other row moves more
@@ -62,10 +64,9 @@ def sketch(features: Tensor) -> list[float]:
     return [float(rows), float(width), squares**0.5, *sums.tolist()]
 
 
-def check_same(name: str, features: Tensor, known: Sequence[float]) -> None:
-    """Raise a BaseModelMismatchError if features are not those of a sketch, up to rounding."""
-    found = sketch(features)
-    near = len(found) == len(known) and found[:2] == list(known[:2])
+def check_same(name: str, found: Sequence[float], known: Sequence[float]) -> None:
+    """Raise a BaseModelMismatchError if two sketches are not those of the same features, up to rounding."""
+    near = len(found) == len(known) and list(found[:2]) == list(known[:2])
     if near and all(abs(a - b) <= _TOLERANCE * max(known[2], 1e-12) for a, b in zip(found, known, strict=True)):
         return
     raise BaseModelMismatchError(
@@ -74,3 +75,54 @@ def check_same(name: str, features: Tensor, known: Sequence[float]) -> None:
         f"{known[2]:.4g}, or they are in another order. Give the same; for rows that were added, or another catalogue, "
         "pass check=False."
     )
+
+
+class Describable(Protocol):
+    """A generator, as far as the description of rows needs it."""
+
+    row_entries: list[str]
+    sides: dict[str, int]
+    specs: dict[str, Spec]
+
+    def describe_rows(self, entry: str, width: int) -> RowKeys:
+        """Return the module that makes an entry's keys from ``width`` features."""
+
+
+def describe_rows(
+    adapter: str, config: RequestMaskConfig, generator: Describable, name: str, given: Tensor, check: bool
+) -> None:
+    """Describe the rows of a target of an adapter; see :meth:`RequestMaskModel.set_row_features`."""
+    entry = _described_entry(adapter, generator.row_entries, name)
+    assert isinstance(config.row_features, dict)  # filled in at injection
+    spec, known = generator.specs[entry], (config.row_fingerprints or {}).get(entry)
+    rows = spec.rows if isinstance(spec, RowSpec) and ":" not in entry else None
+    compared = next(iter(generator.sides.values()), 0)
+    features = checked_features(name, given, rows, config.row_features[entry], compared)
+    found = sketch(features)
+    if known is not None and check:
+        check_same(name, found, known)
+    keys = generator.describe_rows(entry, features.shape[1])
+    keys.features = features.to(keys.gains)  # device and dtype
+    generator.specs[entry] = RowSpec(len(features))
+    config.fill_in(
+        row_features={**config.row_features, entry: features.shape[1]},
+        row_fingerprints={**(config.row_fingerprints or {}), entry: found},
+    )
+
+
+def _described_entry(adapter: str, entries: Sequence[str], name: str) -> str:
+    """Return the entry that ``name`` names, as in ``row_features``: a module, or a method of one."""
+    exact = [entry for entry in entries if name in (entry, _spelled(entry))]
+    found = exact or [entry for entry in entries if _spelled(entry).endswith(f".{name}")]
+    if len(found) != 1:
+        raise ConfigError(
+            f"adapter {adapter!r} describes the rows of {[_spelled(entry) for entry in entries]}, found {name!r}: name "
+            "one of them, as in row_features of the configuration."
+        )
+    return found[0]
+
+
+def _spelled(entry: str) -> str:
+    """Return an entry as target_outputs names it: the module, or the module's method."""
+    module, _, method = entry.partition(":")
+    return module if method in ("", "forward") else f"{module}.{method}".lstrip(".")

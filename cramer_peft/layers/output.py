@@ -11,7 +11,8 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from cramer_peft.errors import RequestError, UnsupportedError
 from cramer_peft.layers.masked_layer import RequestMaskLayer
 from cramer_peft.masks import FeatureMask, Mask, RowSpec, Spec
 
-CHILD = "request_mask_output"
+CHILD = "masked_output"  # without PEFT's prefix of ours, by which it would pass over the child
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class MaskedOutput(RequestMaskLayer):
 
     def _masked(self, mask: Mask, tensor: Tensor, chosen: Tensor | None) -> Tensor:
         batch_dim = self.layout.batch_dim
+        if chosen is not None:
+            chosen = self._checked(chosen)
         fitted: Any = self.fitted(mask, tensor, batch_dim)
         if isinstance(fitted, FeatureMask):
             if chosen is not None:
@@ -125,6 +128,16 @@ class MaskedOutput(RequestMaskLayer):
             raise RequestError(f"{self.module_name!r}: scores of some rows alone follow one active adapter at a time.")
         composed: Tensor = fitted.apply(_WholeOutput(), tensor, batch_dim)
         return composed
+
+    def _checked(self, chosen: Any) -> Tensor:
+        whole = isinstance(chosen, Tensor) and not chosen.is_floating_point() and chosen.dtype is not torch.bool
+        if not whole or chosen.dim() not in (1, 2):
+            shown = f"{chosen.dtype} of shape {tuple(chosen.shape)}" if isinstance(chosen, Tensor) else type(chosen)
+            raise RequestError(
+                f"{self.module_name!r}: found {shown} as {self.target.candidates!r}, expected row numbers, (n,) or "
+                "(batch, n) int64."
+            )
+        return chosen.long()  # type: ignore[no-any-return]
 
     def _tensor(self, result: Any) -> Tensor:
         field = self.target.field
@@ -146,6 +159,8 @@ class MaskedOutput(RequestMaskLayer):
             return result._replace(**{field: tensor})
         if dataclasses.is_dataclass(result) and not isinstance(result, (type, Mapping)):
             return dataclasses.replace(result, **{field: tensor})
+        if type(result) is dict:  # torch.compile cannot trace a copy of it
+            return {**result, field: tensor}
         changed = copy.copy(result)
         if isinstance(changed, Mapping):
             changed[field] = tensor  # type: ignore[index]
@@ -162,8 +177,10 @@ class OutputMethod:
         self._layer = layer
         self._method = method
         self._name = layer.target.candidates or ""
-        names = list(inspect.signature(method).parameters)
-        self._place = names.index(self._name) if self._name else None
+        parameters = inspect.signature(method).parameters if self._name else {}
+        self._place = list(parameters).index(self._name) if self._name else None
+        if self._name and parameters[self._name].kind is inspect.Parameter.KEYWORD_ONLY:
+            self._place = sys.maxsize  # after any number of positional arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self._layer
@@ -198,11 +215,13 @@ class RefuseOtherWays:
         self._name = name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        context = self._layer.context
-        if torch.compiler.is_compiling() or context.is_inside_output(self._layer.base_layer) or in_backward():
+        layer, target = self._layer, self._layer.target
+        if torch.compiler.is_compiling() or layer.context.is_inside_output(layer.base_layer) or in_backward():
             return
-        if not self._layer._disable_adapters and context.is_masking():
-            target = self._layer.target
+        masked = not layer._disable_adapters and layer.context.is_masking_entry(
+            layer.module_name, layer.request_mask_specs
+        )
+        if masked or layer.merged_masks:
             raise RequestError(
                 f"the module {self._name!r} inside {target.module or 'the model'!r} was called by another way than "
                 f"{target.method!r}, to whose result the request's masks are added: what it gives would not follow the "
@@ -211,21 +230,32 @@ class RefuseOtherWays:
             )
 
 
-def hooked_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules inside a module, by name, that compute with parameters of their own."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in module.named_children():
-        if isinstance(child, RequestMaskLayer):  # hooks of the module that it wraps would cost it its fast way
-            found += [] if isinstance(child, MaskedOutput) else [(name, child)]
-        elif any(True for _ in child.parameters(recurse=False)):
-            found.append((name, child))
-        else:
-            found += [(f"{name}.{inner}", other) for inner, other in hooked_modules(child)]
-    return found
+def hooked_modules(model: nn.Module, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules inside a module, by name, that compute with parameters of their own, and for it alone.
+
+    One that a module elsewhere in the model holds, too, such as an embedding, is called there as well. A hook would
+    take an ``nn.TransformerEncoderLayer`` off torch's fused path, whose bits differ, so none is put inside.
+    """
+    inside = {id(owner) for owner in module.modules()}
+    elsewhere = {id(child) for owner in model.modules() if id(owner) not in inside for child in owner.children()}
+
+    def below(owner: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in owner.named_children():
+            if isinstance(child, (MaskedOutput, nn.TransformerEncoderLayer)) or id(child) in elsewhere:
+                continue
+            # Not inside a masked layer: a hook there would cost it its fast way.
+            if isinstance(child, RequestMaskLayer) or any(True for _ in child.parameters(recurse=False)):
+                yield prefix + name, child
+            else:
+                yield from below(child, f"{prefix}{name}.")
+
+    return [] if isinstance(module, nn.TransformerEncoderLayer) else list(below(module, ""))
 
 
 def _chosen(values: Tensor, chosen: Tensor) -> Tensor:
-    return values[:, chosen] if chosen.dim() == 1 else values.expand(len(chosen), -1).gather(1, chosen)
+    if chosen.dim() == 1:
+        return values[:, chosen]
+    return values.expand(len(chosen), -1)[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
 
 
 def _item(result: Any, field: str) -> Any:

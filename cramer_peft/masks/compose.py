@@ -101,11 +101,7 @@ def compose(masks: list[Mask]) -> Mask:
     shared = all(mask.shared for mask in masks)
     features = [mask for mask in masks if isinstance(mask, FeatureMask)]
     if features:
-        if len(features) < len(masks):
-            raise ConfigError(
-                "two active adapters mask the same output, one by gates and one by row values: make one of them active "
-                "at a time, by set_adapter(name)."
-            )
+        _check_one_kind(masks)
         return FeatureMask(functools.reduce(torch.mul, (mask.values for mask in features)), shared=shared)
     layers = [mask for mask in masks if isinstance(mask, LayerMask)]
     low_rank = [mask for mask in layers if isinstance(mask, LowRankMask)]
@@ -130,6 +126,7 @@ def compose_rowwise(masks: dict[int, Mask], adapters: Tensor) -> Mask:
     }
     bias_rules = {mask.gate_bias for mask in masks.values() if isinstance(mask, RowColumnMask)}
     if len(kinds) > 1 or len(bias_rules) > 1:
+        _check_one_kind(list(masks.values()))
         chosen = torch.full_like(adapters, -1)
         for index, number in enumerate(masks):
             chosen = torch.where(adapters == number, index, chosen)
@@ -142,6 +139,14 @@ def compose_rowwise(masks: dict[int, Mask], adapters: Tensor) -> Mask:
         values = iter(mask.tensors())
         result = result.map_tensors(lambda old: _pick(adapters == number, next(values), old))  # noqa: B023 (used at once)
     return result
+
+
+def _check_one_kind(masks: list[Mask]) -> None:
+    if len({isinstance(mask, FeatureMask) for mask in masks}) > 1:
+        raise ConfigError(
+            "two adapters mask the same output, one by gates and one by row values: use one of them at a time, by "
+            "set_adapter(name)."
+        )
 
 
 def _concatenate(masks: list[LowRankMask], rows: int) -> LowRankMask:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.errors import MergeError, RequestError, UnsupportedError
-from cramer_peft.masks.mask import LayerMask, Projection, spread
+from cramer_peft.masks.mask import LayerMask, Projection, spread, with_strides_of
+from cramer_peft.masks.tracing import is_plain
 
 KEY_WIDTH = 16  # numbers of a row's key that the network makes
 SCALE = 8.0  # the constant c: scores span several units, and parameters learn best near 1
@@ -46,7 +47,8 @@ class RowKeys(nn.Module):
         self.network = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, KEY_WIDTH))
         self.gains = nn.Parameter(torch.zeros(len(self.sides)))
         self.register_buffer("features", None, persistent=False)  # not stored: as large as the layer
-        self._kept: tuple[Tensor, ...] | None = None  # features, parameters of the network, and the keys of all rows
+        # The features and their version, the network's parameters, and the keys of all rows.
+        self._kept: tuple[Tensor, int, tuple[Tensor, ...], Tensor] | None = None
 
     def query(self, made: Tensor, vectors: Tensor) -> Tensor:
         """Return the queries of requests, (requests, :attr:`query_width`).
@@ -77,22 +79,24 @@ class RowKeys(nn.Module):
         features = self.features
         if features is None:
             raise RequestError("the row features are not set: call set_row_features(name, features) first.")
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        parameters = tuple(self.network.parameters())
+        changing = torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(features)
+        if changing or any(map(torch._C._functorch.is_functorch_wrapped_tensor, parameters)):
             return self._made(features if rows is None else features[rows])
-        kept = self._kept_keys(features)
+        kept = self._kept_keys(features, parameters)
         return kept if rows is None else kept[rows]
 
     def _made(self, features: Tensor) -> Tensor:
         return torch.cat([self.network(features), features[..., : self.compared]], dim=-1)
 
-    def _kept_keys(self, features: Tensor) -> Tensor:
+    def _kept_keys(self, features: Tensor, parameters: tuple[nn.Parameter, ...]) -> Tensor:
         """Return the keys of all rows, made once for equal parameters."""
-        parameters = tuple(self.network.parameters())
+        version = -1 if features.is_inference() else features._version
         kept = self._kept
-        if kept is None or kept[0] is not features or not _equal(kept[1:-1], parameters):
-            copies = (value.detach().clone() for value in parameters)
-            kept = self._kept = (features, *copies, self._made(features))
-        return kept[-1]
+        if kept is None or kept[0] is not features or kept[1] != version or not _equal(kept[2], parameters):
+            copies = tuple(value.detach().clone() for value in parameters)
+            kept = self._kept = (features, version, copies, self._made(features))
+        return kept[3]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}  # a copy makes its own
@@ -123,24 +127,36 @@ class RowValueMask(LayerMask):
 
     def add(self, output: Tensor, batch_dim: int, feature_dim: int = -1, chosen: Tensor | None = None) -> Tensor:
         """Return ``output`` plus the values of all rows, or of the rows ``chosen``, (n,) or (batch, n) int64."""
-        keys = self.keys.keys(chosen)
+        kind = output.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._add(output, batch_dim, feature_dim, chosen)
+        # It would round the frozen output, too; and keys that are kept must not depend on it.
+        with torch.autocast(kind, enabled=False):
+            return self._add(output, batch_dim, feature_dim, chosen)
+
+    def _add(self, output: Tensor, batch_dim: int, feature_dim: int, chosen: Tensor | None) -> Tensor:
+        keys = self.keys.keys(chosen).to(output.dtype)
         if output.shape[feature_dim] != keys.shape[-2]:
             raise RequestError(
                 f"an output of shape {tuple(output.shape)} has {output.shape[feature_dim]} features, but "
                 f"{keys.shape[-2]} rows are described: give row features of the rows that the layer has, in their "
                 "order, or name the argument that chooses some of them (target_outputs: 'candidates')."
             )
-        changed = self._added(output, keys.to(output.dtype), batch_dim, feature_dim)
-        if self.active is None:
-            return changed
-        return torch.where(spread(self.active[:, None].float(), output, batch_dim, feature_dim) > 0, changed, output)
+        changed = self._added(output, keys, batch_dim, feature_dim)
+        if self.active is not None:
+            chosen_rows = spread(self.active[:, None].float(), output, batch_dim, feature_dim) > 0
+            changed = torch.where(chosen_rows, changed, output)
+        return with_strides_of(changed, output)
 
     def _added(self, output: Tensor, keys: Tensor, batch_dim: int, feature_dim: int) -> Tensor:
         query = self.query.to(output.dtype)
         if keys.dim() == 3:  # other rows for each row of the batch
             values = (keys @ query[..., None])[..., 0]
-        elif output.dim() == 2 and batch_dim in (0, -2) and len(query) == len(output):
-            return torch.addmm(output, query, keys.T)
+        elif output.dim() == 2 and batch_dim in (0, -2) and feature_dim == -1 and len(query) == len(output):
+            if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(output):
+                return torch.addmm(output, query, keys.T)
+            result = torch.empty_strided(output.shape, output.stride(), dtype=output.dtype, device=output.device)
+            return torch.addmm(output, query, keys.T, out=result)  # the strides at once, without a copy
         else:
             values = query @ keys.T
         return output + spread(values, output, batch_dim, feature_dim)

@@ -23,6 +23,7 @@ from cramer_peft.errors import AdapterFileError, EncoderError, UnsupportedError
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.fingerprint import module_fingerprint
 from cramer_peft.injection.plan import own_modules, plan_injection
+from cramer_peft.injection.row_features import check_same
 from cramer_peft.storage.files import (
     CONFIG_NAME,
     MAX_HEADER_BYTES,
@@ -68,7 +69,6 @@ _SAME = (
     "masked_modules",
     "target_outputs",
     "row_features",
-    "row_fingerprints",
     "request_sides",
     "modules_to_save",
 )
@@ -293,6 +293,10 @@ def check_same_form(stored: StoredAdapter, current: RequestMaskConfig, adapter_n
             f"{stored.folder} cannot be swapped in for adapter {adapter_name!r}: {listed}. Add it beside the other by "
             "load_adapter(folder, name), or swap in one of the same form."
         )
+    own = current.row_fingerprints or {}
+    for entry, known in (found.row_fingerprints or {}).items():
+        if entry in own:
+            check_same(entry, own[entry], known)
 
 
 def _difference(name: str, found: RequestMaskConfig, current: RequestMaskConfig) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from cramer_peft.config import RequestMaskConfig, RequestMaskPeftType
@@ -116,7 +117,7 @@ def match_by_list(config: RequestMaskConfig, model: nn.Module) -> None:
     if _is_simple(config):
         return
     names = sorted({owner for entry, owner in owners.items() if owner is not None and ":" not in entry})
-    config.target_modules = "|".join(re.escape(name) for name in names)
+    config.target_modules = "|".join(re.escape(name) for name in names) or DUMMY_TARGET_MODULES
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
 
 

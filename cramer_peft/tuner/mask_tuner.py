@@ -27,7 +27,7 @@ from cramer_peft.errors import ConfigError, MergeError, RequestError, Unsupporte
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.default_targets import DEFAULT_TARGET_MODULES
 from cramer_peft.injection.frozen_statistics import freeze_statistics
-from cramer_peft.injection.outputs import PlacedOutput
+from cramer_peft.injection.outputs import place_outputs, remove_unused
 from cramer_peft.injection.plan import InjectionPlan, plan_injection
 from cramer_peft.injection.pretrained_methods import set_pretrained_methods
 from cramer_peft.injection.record import ModelRecord, locations, masked_layers
@@ -168,11 +168,13 @@ class RequestMaskTuner(BaseTuner):
             with record.foreign_kept():
                 super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
             record.freeze_foreign()
-            self._place_outputs(adapter_name, config, record)
             # Before the root's forward is replaced, because the root may be a fused encoder layer itself.
             record.unfused += fused_encoder.install(model, self.request_context)
             if first:
                 self._replace_root_forward(model)
+            outputs = ((target.module, target.output, target.parts) for target in plan.targets if target.output)
+            layout, active = RowLayout(config.batch_dim, config.batch_folding), list(self.active_adapters)
+            place_outputs(model, outputs, record.outputs, adapter_name, layout, self.request_context, active)
             _restore_flags([] if first else flags)  # PEFT keeps requires_grad only for parameters inside the model
             record.methods += freeze_statistics(model) + set_pretrained_methods(model)
             follow_row_names(record.own_layers(model), self.request_context)
@@ -228,25 +230,6 @@ class RequestMaskTuner(BaseTuner):
         layer.update_layer(adapter_name, self._plan.parts_of(current_key), layout)
         # In all its places, because a module that the model uses twice must be masked in both.
         self._record.replace(self._places[id(target)], layer)
-
-    def _place_outputs(self, adapter_name: str, config: RequestMaskConfig, record: ModelRecord) -> None:
-        """Put the masked outputs of the plan on the model, or let the adapter mask those that are there."""
-        assert self._plan is not None
-        layout = RowLayout(config.batch_dim, config.batch_folding)
-        there = {output.layer.module_name: output.layer for output in record.outputs}
-        for target in self._plan.targets:
-            if target.output is None:
-                continue
-            layer = there.get(target.name)
-            if layer is None:
-                record.outputs.append(PlacedOutput(target.module, target.output, self.request_context))
-                layer = record.outputs[-1].layer
-                layer.__dict__["_active_adapter"] = list(self.active_adapters)
-            elif layer.target != target.output:
-                raise ConfigError(
-                    f"target_outputs: another adapter masks {target.name!r} as {layer.target}, found {target.output}."
-                )
-            layer.update_layer(adapter_name, target.parts, layout)
 
     def _prepare_adapter_config(self, peft_config: Any, _: Any) -> Any:
         return peft_config  # the plan has filled in everything
@@ -327,6 +310,7 @@ class RequestMaskTuner(BaseTuner):
         with self._check_loaded().foreign_kept():
             super().delete_adapter(adapter_name)
         adapter.remove()
+        remove_unused(self._check_loaded().outputs)
         if adapter_name in active and self.peft_config:
             names = [name for name in active if name != adapter_name] or [next(iter(self.peft_config))]
             self.set_adapter(names, inference_mode=all(self.peft_config[name].inference_mode for name in names))

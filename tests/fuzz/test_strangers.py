@@ -311,6 +311,12 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     "masked_modules": st.sampled_from(
         [{}, {"up": [16, 8]}, {"up": [8], "down": [8, 16]}, {"../up": [1, 1]}, {"": [1, 1]}, {"up.q": [16, 8]}]
     ),
+    "target_outputs": st.sampled_from(
+        [[""], ["predict"], {"": {"features": 20}}, {"": {"features": 2**62}}, ["_x"], {}, []]
+    ),
+    "row_features": st.sampled_from([["up"], [""], {"": 5}, {"up": 2**62}, {"out": None}, ["gone"], {}, []]),
+    "row_fingerprints": st.sampled_from([{}, {"up": [1.0] * 19}, {"up": [1e300]}, {"": "x"}, []]),
+    "request_sides": st.sampled_from([{"a": 8, "b": 8}, {"a": 16}, {"a": 2**62}, {}, ["a"]]),
     "strength": st.sampled_from([0, 0.5, -1, 1e39, 1e300, True]),
     "base_fingerprint": st.sampled_from([None, "sha256:0", ""]),
     "base_model_name_or_path": st.sampled_from(["/etc", "owner/name", "https://example.com"]),

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import cpu_offload
@@ -110,6 +110,21 @@ class Named(nn.Module):
         return {"scores": (self.list[-1](hidden), None)}
 
 
+class Answer(NamedTuple):
+    scores: Tensor
+    note: str
+
+
+class Answering(Block):
+    """Returns scores in a named tuple; another method returns them alone."""
+
+    def score(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return Answer(super().forward(x), "scores")
+
+
 class OwnLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) @ self.weight.T @ self.weight
@@ -140,7 +155,7 @@ class Animal:
     """
 
     make: Callable[[], nn.Module] = Block
-    targets: list[str] | str = field(default_factory=lambda: ["a", "b"])
+    targets: list[str] | str | None = field(default_factory=lambda: ["a", "b"])
     refuses: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     after: Callable[[nn.Module], object] = lambda model: None
@@ -270,6 +285,21 @@ ZOO = {
     "offloaded afterwards": Animal(
         after=offload,
         refuses={"merge": "'a'.*offloaded"},
+    ),
+    # outputs
+    "output of the root": Animal(TiedScores, None, ids=True, options={"target_outputs": {"": {"features": 20}}}),
+    "a field of an output": Animal(
+        Answering, None, options={"target_outputs": {"": {"field": "scores", "features": WIDTH}}}
+    ),
+    "output of a method": Animal(
+        lambda: Around(Answering(), lambda inner, x: inner.score(x)),
+        None,
+        options={"target_outputs": {"inner.score": {"features": WIDTH}}},
+    ),
+    "output of a module twice": Animal(
+        lambda: Around(Block(), lambda inner, x: inner(inner(x))),
+        None,
+        options={"target_outputs": {"inner": {"features": WIDTH}}},
     ),
     # statistics
     "batch norm": Animal(lambda: Block(between=nn.BatchNorm1d(LENGTH))),
