@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from cramer_peft import RequestEncoder, RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -37,6 +39,22 @@ def mask_backbone(
         masks.unload()
         raise
     return masks
+
+
+def item_layers(masks: RequestMaskModel) -> list[str]:
+    """Return what the active adapter masks that has one mask for each item: layers that score items, gated outputs."""
+    table = item_embeddings(masks.model)
+    layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+    own = None if table is None else table.untyped_storage().data_ptr()
+
+    def is_gated(name: str, widths: list[int]) -> bool:
+        if ":" in name:
+            return bool(widths)
+        layer = masks.model.get_submodule(name) if len(widths) != 1 else None
+        weight = getattr(getattr(layer, "base_layer", layer), "weight", None)
+        return isinstance(weight, Tensor) and weight.untyped_storage().data_ptr() == own
+
+    return [name for name, widths in layout.items() if is_gated(name, widths)]
 
 
 def describe_items(masks: RequestMaskModel, catalogue: Catalogue, check: bool = True) -> None:
