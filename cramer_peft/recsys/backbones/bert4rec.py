@@ -57,8 +57,7 @@ class BERT4Rec(BertForMaskedLM):
     def append_items(self, vectors: Tensor) -> None:
         """Add items after the last, in place, with these embeddings, (items, width) float; the mask token moves."""
         predictions = self.cls.predictions
-        append_rows(self.bert.embeddings.word_embeddings, predictions.decoder, vectors, last=1)
-        predictions.bias = predictions.decoder.bias
+        predictions.bias = append_rows(self.bert.embeddings.word_embeddings, predictions.decoder, vectors, last=1)
         self.config.vocab_size += len(vectors)
 
     def forward(

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from cramer_peft.errors import UnsupportedError
 
 
-def append_rows(table: nn.Embedding, head: nn.Linear, vectors: Tensor, last: int = 0) -> None:
-    """Add rows to the table of the items, and to the layer that scores items by it, in place.
+def append_rows(table: nn.Embedding, head: nn.Linear, vectors: Tensor, last: int = 0) -> Tensor | None:
+    """Add rows to the table of the items, and to the layer that scores items by it, in place; return that one's bias.
 
     Args:
         table: The embeddings: a row for the padding, then the items, then ``last`` others, such as a mask token's.
@@ -34,3 +34,4 @@ def append_rows(table: nn.Embedding, head: nn.Linear, vectors: Tensor, last: int
         longer = torch.cat([bias[:end], new, bias[end:]]).detach()
         learned = isinstance(bias, nn.Parameter)
         head.bias = nn.Parameter(longer, requires_grad=bias.requires_grad) if learned else longer  # type: ignore[assignment]
+    return head.bias

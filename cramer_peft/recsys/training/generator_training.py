@@ -174,7 +174,7 @@ def generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int |
     else:
         scoring = [name for name in item_layers(masks) if ":" not in name]  # an output's gates follow its candidates
         if scoring:
-            obstacle = f"masks of {scoring[0]!r}, which scores all items: leave it out of target_modules"
+            obstacle = f"masks of {scoring[0]!r}, which masks each item's score: leave it out of target_modules"
     if negatives is None:
         return None if obstacle else negatives_for(int(model.num_items))  # type: ignore[arg-type]
     if negatives < 1 or obstacle:
