@@ -54,7 +54,8 @@ def predicted_embeddings(known_texts: Tensor, embeddings: Tensor, texts: Tensor)
 
     penalty = min(_PENALTIES * variances.mean().clamp(min=1e-12), key=score)
     weights = directions @ (shared / (variances + penalty)[:, None])
-    return ((texts.double() - middle) @ weights + start).to(embeddings)
+    predicted: Tensor = ((texts.double() - middle) @ weights + start).to(embeddings)
+    return predicted
 
 
 def checked_embeddings(masks: RequestMaskModel, grown: Catalogue, embeddings: Any) -> Tensor:
@@ -81,7 +82,8 @@ def checked_embeddings(masks: RequestMaskModel, grown: Catalogue, embeddings: An
         )
     if not bool(torch.isfinite(embeddings).all()):
         raise DataError("embeddings: found NaN or infinity, expected finite numbers.")
-    return embeddings.detach().to(table)
+    given: Tensor = embeddings.detach().to(table)
+    return given
 
 
 def with_new_items(masks: RequestMaskModel, grown: Catalogue, vectors: Tensor) -> RequestMaskModel:

@@ -88,7 +88,8 @@ class RequestRecommender:
             self.catalogue.save(new / CATALOGUE_FILE)
             write_digest(new / ADAPTER_FOLDER, self.catalogue, content=True)
             if added:
-                save_backbone(copy.deepcopy(self.masks).unload(), new, self.catalogue)
+                backbone: Any = copy.deepcopy(self.masks).unload()
+                save_backbone(backbone, new, self.catalogue)
             elif (root / BACKBONE_FOLDER).is_dir():
                 (new / BACKBONE_FOLDER).mkdir()
                 write_digest(new / BACKBONE_FOLDER, self.catalogue, content=False)
