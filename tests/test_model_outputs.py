@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from cramer_peft import MaskState, RequestMaskConfig, RequestMaskModel, inject_request_masks, load_request_masks
 from cramer_peft.errors import BaseModelMismatchError, ConfigError, CramerError, MergeError, RequestError
 from cramer_peft.export import RequestModule
+from cramer_peft.masks import KEY_WIDTH
 
 several = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 OUTPUT: dict[str, Any] = {"target_outputs": [""], "row_features": [""], "request_dim": 8, "init_weights": False}
@@ -76,7 +77,7 @@ def test_a_state_of_several_rows_is_saved_and_says_what_the_requests_say(make_de
     masks = make_described(gate=gate)
     requests = [vectors[0], None, vectors[2]]
     state = masks.mask_state(requests)
-    assert {part: tuple(v.shape) for part, v in state.tensors[":forward"].items()} == {"query": (3, 64)}
+    assert {part: tuple(v.shape) for part, v in state.tensors[":forward"].items()} == {"query": (3, KEY_WIDTH)}
     assert torch.equal(masks(x, request=state), masks(x, request=requests))
     state.save(tmp_path / "state.safetensors")
     assert torch.equal(masks(x, request=MaskState.load(tmp_path / "state.safetensors")), masks(x, request=requests))

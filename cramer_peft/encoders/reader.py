@@ -162,18 +162,23 @@ class WordVectors:
         with self._lock:
             if len(self._known) > _CACHED_WORDS:
                 self._known.clear()
-            return torch.stack([self._vector(word) for word in words]) if words else torch.empty(0, self.dim)
+            self._learn([word for word in dict.fromkeys(words) if word not in self._known])
+            return torch.stack([self._known[word] for word in words]) if words else torch.empty(0, self.dim)
 
     def vocabulary(self) -> list[str]:
         """Return the tokenizer's tokens; those that begin a word start with "▁"."""
         return sorted(self._tokenizer.get_vocab())
 
-    def _vector(self, word: str) -> Tensor:
-        if word not in self._known:
-            ids = self._tokenizer.encode(word, add_special_tokens=False).ids
-            vector = self._table[torch.tensor(ids)].mean(0) * self._scale if ids else torch.zeros(self.dim)
-            self._known[word] = vector
-        return self._known[word]
+    def _learn(self, words: list[str]) -> None:
+        """Keep the vectors of words; those of one number of tokens are made together."""
+        by_count: dict[int, list[tuple[str, list[int]]]] = {}
+        for word, found in zip(words, self._tokenizer.encode_batch(words, add_special_tokens=False), strict=True):
+            ids = found.ids[: sum(found.attention_mask)]  # without padding, which is on the right
+            by_count.setdefault(len(ids), []).append((word, ids))
+        for count, pairs in by_count.items():
+            own, ids = zip(*pairs, strict=True)
+            vectors = self._table[torch.tensor(ids)].mean(1) * self._scale if count else torch.zeros(len(own), self.dim)
+            self._known.update(zip(own, vectors, strict=True))
 
 
 class RequestReader:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional
+
 from cramer_peft import RequestEncoder, RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -39,6 +42,26 @@ def mask_backbone(
     return masks
 
 
+def item_layers(masks: RequestMaskModel) -> list[str]:
+    """Return what the active adapter masks that has one mask for each item: layers that score items, gated outputs."""
+    layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+    return [name for name, widths in layout.items() if (widths if ":" in name else _scores_items(masks, name, widths))]
+
+
+def _scores_items(masks: RequestMaskModel, name: str, widths: list[int]) -> bool:
+    """Return True if the weight of a masked layer is the item table, and its masks are not on features alone."""
+    table, weight = item_embeddings(masks.model), _weight(masks, name)
+    if table is None or weight is None or len(widths) == 1:
+        return False
+    return weight.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
+
+
+def _weight(masks: RequestMaskModel, name: str) -> Tensor | None:
+    layer = dict(masks.model.named_modules()).get(name)  # None for a part of a module
+    weight = getattr(getattr(layer, "base_layer", layer), "weight", None)
+    return weight if isinstance(weight, Tensor) else None
+
+
 def describe_items(masks: RequestMaskModel, catalogue: Catalogue, check: bool = True) -> None:
     """Set the features of the items, where the active adapter describes rows: those of its encoder, if it has any.
 
@@ -50,5 +73,9 @@ def describe_items(masks: RequestMaskModel, catalogue: Catalogue, check: bool = 
     encoder = without_cache(masks.encoder()) if config.encoder is not None else None
     if not isinstance(encoder, CatalogueEncoder):
         encoder = CatalogueEncoder(catalogue, item_embeddings(masks.model))
+    scoring = item_layers(masks)
     for entry in list(config.row_features):
-        masks.set_row_features(entry, encoder.features, check=check)
+        features, weight = encoder.features, _weight(masks, entry) if entry in scoring else None
+        if weight is not None:  # it has a row for the padding, too, and perhaps one for a mask token
+            features = functional.pad(features, (0, 0, 1, len(weight) - 1 - len(features)))
+        masks.set_row_features(entry, features, check=check)

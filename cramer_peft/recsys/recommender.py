@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from cramer_peft import RequestMaskModel, load_request_masks
 from cramer_peft.errors import DataError, RequestError
-from cramer_peft.recsys.backbones import load_backbone
+from cramer_peft.recsys.backbones import load_backbone, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
+from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, write_digest
 from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
@@ -26,6 +28,7 @@ from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
 from cramer_peft.recsys.masks import describe_items
+from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
 from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.recsys.requests.catalogue_encoder import stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
@@ -69,21 +72,33 @@ class RequestRecommender:
         """Write the adapter and the catalogue into ``folder``, where :func:`save_backbone` wrote the backbone.
 
         A digest of the catalogue goes beside the weights of both, so that :meth:`load` refuses another catalogue. All
-        or nothing: an error leaves the folder as it was.
+        or nothing: an error leaves the folder as it was. After :meth:`add_items`, the extended backbone is written,
+        too, in place of one that knows fewer of the items.
 
         Raises:
             DataError: If the backbone there was trained on another catalogue.
         """
         root = as_path(folder)
-        check_digest(root / BACKBONE_FOLDER, self.catalogue)
-        with new_version(root) as new:
+        added = self.catalogue.described_items is not None
+        if not (added and self._extends(root)):
+            check_digest(root / BACKBONE_FOLDER, self.catalogue)
+        with new_version(root, rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}" if added else None) as new:
             keep_card(root, new)
             self.masks.save_pretrained(new / ADAPTER_FOLDER)
             self.catalogue.save(new / CATALOGUE_FILE)
             write_digest(new / ADAPTER_FOLDER, self.catalogue, content=True)
-            if (root / BACKBONE_FOLDER).is_dir():
+            if added:
+                backbone: Any = copy.deepcopy(self.masks).unload()
+                save_backbone(backbone, new, self.catalogue)
+            elif (root / BACKBONE_FOLDER).is_dir():
                 (new / BACKBONE_FOLDER).mkdir()
                 write_digest(new / BACKBONE_FOLDER, self.catalogue, content=False)
+
+    def _extends(self, root: Path) -> bool:
+        """Return True if the recommender in a folder knows the first of these items and no others."""
+        path = root / CATALOGUE_FILE
+        there = Catalogue.load(path).item_ids if path.is_file() else None
+        return there is not None and self.catalogue.item_ids[: len(there)] == there
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
@@ -112,6 +127,30 @@ class RequestRecommender:
             masks.set_encoder(encoder)
         describe_items(masks, catalogue)
         return cls(masks, catalogue)
+
+    def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
+        """Return a recommender that knows new items, too, after the others; nothing is trained.
+
+        This one stays as it is, and the new one shares no memory with it. The other items' numbers, embeddings,
+        features and values stay the same. A request is described by the items known in training alone, so its vector
+        stays the same, too. :meth:`save` writes the extended backbone beside the adapter.
+
+        Args:
+            items: The new items. Their attributes must be among those of the catalogue.
+            embeddings: Their embeddings in the backbone, (items, width) floating point. None: predicted from their
+                texts, see :func:`~cramer_peft.recsys.new_items.predicted_embeddings`.
+
+        Raises:
+            DataError: If an item is known already, an attribute is not, or the embeddings are of another shape or not
+                finite.
+            UnsupportedError: If the backbone's item table cannot be extended, or the adapter has a gate for each item.
+        """
+        if not len(items):
+            return self
+        grown = self.catalogue.with_items(items)
+        check_extensible(self.masks)
+        vectors = checked_embeddings(self.masks, grown, embeddings)
+        return RequestRecommender(with_new_items(self.masks, grown, vectors), grown)
 
     def recommend(self, history: Sequence[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
         """Recommend the k best unseen items under a request, beside those without it.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for, make_backbone, save_backbone
+from cramer_peft.recsys.backbones import SASRec, make_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.interactions import load_interactions
 from cramer_peft.recsys.data.splits import Split, leave_one_out
 from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
@@ -238,18 +239,18 @@ def masks(sasrec: SASRec, hashing: Callable[..., RequestMaskConfig]) -> RequestM
 
 
 @pytest.fixture
-def untrained_masks(make_sasrec: Callable[..., SASRec], hashing: Callable[..., RequestMaskConfig]) -> RequestMaskModel:
-    """An untrained SASRec under random masks, in the layers that suit it."""
-    model = make_sasrec()
-    return inject_request_masks(model, config_for(model, hashing(init_weights=False)))
+def untrained_masks(
+    make_sasrec: Callable[..., SASRec], catalogue: Catalogue, hashing: Callable[..., RequestMaskConfig]
+) -> RequestMaskModel:
+    """An untrained SASRec under random masks, of the kind that suits it."""
+    return mask_backbone(make_sasrec(), catalogue, hashing(init_weights=False))
 
 
 @pytest.fixture
 def taught(sasrec: SASRec, data: tuple[Catalogue, Split]) -> RequestMaskModel:
     """Masks with the encoder that knows the catalogue, as the commands make them."""
     pytest.importorskip("wordllama")
-    encoder = request_encoder(None, data[0], sasrec)
-    return inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=encoder)
+    return mask_backbone(sasrec, data[0], RequestMaskConfig(), request_encoder(None, data[0], sasrec))
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
@@ -46,7 +47,7 @@ def test_backbones_are_trained_and_come_back(
     assert {tensor.device.type for tensor in backbone.state_dict().values()} == {"cpu"}
     torch.manual_seed(0)
     options = {"request_dim": None, "encoder": "hashing", "encoder_options": {"dim": 32}}
-    masks = inject_request_masks(backbone.to(device), config_for(backbone, RequestMaskConfig(**options)))
+    masks = mask_backbone(backbone.to(device), data[0], RequestMaskConfig(**options))
     train_generator(masks, *data, few_steps, progress=False)
     assert {tensor.device.type for tensor in masks.state_dict().values()} == {device}
     item_ids = torch.tensor([[1, 2, 3], [4, 5, 0]], device=device)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, DataError, RequestError
-from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone, save_backbone
+from cramer_peft.recsys.backbones import SASRec, load_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import Columns
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
 from cramer_peft.recsys.requests.catalogue_encoder import (
-    DEFAULT_ENCODER,
     CatalogueEncoder,
     request_encoder,
     without_cache,
@@ -122,10 +122,10 @@ def test_the_encoder_that_knows_the_catalogue_is_made_anew(
     save_backbone(sasrec, tmp_path)
     encoder = request_encoder(None, catalogue, sasrec)
     config = RequestMaskConfig(init_weights=False, encoder="hashing")  # the encoder that is given counts
-    masks = inject_request_masks(sasrec, config_for(sasrec, config), encoder=encoder)
+    masks = mask_backbone(sasrec, catalogue, config, encoder)
     RequestRecommender(masks, catalogue).save(tmp_path)
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (stored["encoder"], stored["request_dim"]) == (DEFAULT_ENCODER, encoder.dim)
+    assert (stored["encoder"], stored["request_dim"]) == ("catalogue-2", encoder.dim)
     loaded = RequestRecommender.load(tmp_path)
     assert isinstance(without_cache(loaded.masks.encoder()), CatalogueEncoder)
     texts = ["more horror please", "no comedy", "drama but no horror", "surprise me"]

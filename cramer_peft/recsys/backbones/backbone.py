@@ -55,14 +55,17 @@ def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> Reques
     """Return a configuration of masks that suits a backbone; targets and folding that ``config`` names stay.
 
     By default the scores that the backbone returns are masked, by row values made from descriptions of the items, and
-    nothing inside. With the form ``topk``, as in the paper, the modules inside are masked. ``backbone`` may be a class.
+    nothing inside. With the form ``topk``, as in the paper, or an option that says which modules inside to take, those
+    inside are masked. ``backbone`` may be a class.
     For models that are no backbones ``config`` is returned unchanged.
     """
     config = RequestMaskConfig() if config is None else config
     changes: dict[str, Any] = {}
     given = config.target_modules is not None or config.target_outputs is not None or config.row_features is not None
     targets, parts = getattr(backbone, "default_targets", None), getattr(backbone, "default_parts", None)
-    if not given and config.gate != "topk" and hasattr(backbone, "expands_positions"):
+    narrowed = (config.exclude_modules, config.layers_to_transform, config.layers_pattern, config.module_parts)
+    inside = config.gate == "topk" or any(option is not None for option in narrowed)
+    if not given and not inside and hasattr(backbone, "expands_positions"):
         kind: Any = backbone if isinstance(backbone, type) else type(backbone)
         chosen = {"candidates": "items"} if "items" in inspect.signature(kind.forward).parameters else {}
         return replace(config, target_outputs={"": chosen}, row_features=[""])

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import PADDING, bert_config, last_positions, prefixes
 from cramer_peft.recsys.backbones.draws import uniform_rows
+from cramer_peft.recsys.backbones.item_table import append_rows
 
 MASKED_SHARE = 0.2
 LAST_ONLY_SHARE = 0.5
@@ -52,6 +53,12 @@ class BERT4Rec(BertForMaskedLM):
     def mask_token(self) -> int:
         """The item number that stands for a hidden item."""
         return self.num_items + 1
+
+    def append_items(self, vectors: Tensor) -> None:
+        """Add items after the last, in place, with these embeddings, (items, width) float; the mask token moves."""
+        predictions = self.cls.predictions
+        predictions.bias = append_rows(self.bert.embeddings.word_embeddings, predictions.decoder, vectors, last=1)
+        self.config.vocab_size += len(vectors)
 
     def forward(
         self, item_ids: Tensor, labels: Tensor | None = None, positions: Tensor | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft.recsys.backbones.backbone import PADDING
+from cramer_peft.recsys.backbones.item_table import append_rows
 from cramer_peft.recsys.backbones.scoring import ScoredStates, set_earlier_bias
 from cramer_peft.recsys.backbones.stored import StoredBackbone
 
@@ -49,6 +50,11 @@ class GRU4Rec(ScoredStates, StoredBackbone):
     def fill_buffers(self) -> None:
         """Set the bias that the scoring layer has in files of earlier versions."""
         set_earlier_bias(self.head, self.settings.get("head_bias", 0.0))
+
+    def append_items(self, vectors: Tensor) -> None:
+        """Add items after the last, in place, with these embeddings, (items, width) float."""
+        append_rows(self.items, self.head, vectors)
+        self.settings["num_items"] += len(vectors)
 
     def states(self, item_ids: Tensor) -> Tensor:
         states: Tensor = self.dense(self.gru(self.dropout(self.items(item_ids)))[0])

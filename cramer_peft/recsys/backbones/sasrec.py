@@ -11,6 +11,7 @@ from transformers.models.bert.modeling_bert import BertPreTrainedModel
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import bert_config
+from cramer_peft.recsys.backbones.item_table import append_rows
 from cramer_peft.recsys.backbones.scoring import ScoredStates, set_earlier_bias
 
 
@@ -66,6 +67,11 @@ class SASRec(ScoredStates, BertPreTrainedModel):
     def max_length(self) -> int:
         """Longest history, in items."""
         return int(self.config.max_position_embeddings)
+
+    def append_items(self, vectors: Tensor) -> None:
+        """Add items after the last, in place, with these embeddings, (items, width) float."""
+        append_rows(self.bert.embeddings.word_embeddings, self.head, vectors)
+        self.config.vocab_size += len(vectors)
 
     def states(self, item_ids: Tensor) -> Tensor:
         hidden: Tensor = self.bert(item_ids).last_hidden_state

@@ -42,6 +42,7 @@ _SEMICOLONS = re.compile(r" ?(?:; ?)+")
 _FORMAT = "cramer-peft-catalogue"
 _VERSION = 1
 _KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attributes")
+_DESCRIBED = "described_items"  # only in files of catalogues that items were added to
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,8 @@ class Catalogue:
         titles: One title per item; several items may share one.
         attributes: The vocabulary of attributes, sorted and distinct.
         item_attributes: Bool, shape ``(items, attributes)``: True where the item has the attribute.
+        described_items: Number of items, from the first, that describe requests and scale the items' features: those
+            that an adapter was trained with. None: all. :meth:`with_items` sets it.
 
     Raises:
         DataError: If a field has the wrong type or length, ids or attributes repeat, the vocabulary is not sorted, or
@@ -63,6 +66,7 @@ class Catalogue:
     titles: tuple[str, ...]
     attributes: tuple[str, ...]
     item_attributes: Tensor
+    described_items: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("item_ids", "titles", "attributes"):
@@ -77,6 +81,46 @@ class Catalogue:
             )
         expected = (len(self.item_ids), len(self.attributes))
         check_item_attributes(self.item_attributes, expected)
+        count = self.described_items
+        if count is not None and (type(count) is not int or not 1 <= count <= len(self.item_ids)):
+            raise DataError(
+                f"described_items: found {count!r:.100}, expected a whole number from 1 to {len(self.item_ids)}, the "
+                "number of item_ids, or None."
+            )
+
+    @property
+    def described(self) -> int:
+        """The number of items, from the first, that describe requests."""
+        return len(self) if self.described_items is None else self.described_items
+
+    def with_items(self, items: Catalogue) -> Catalogue:
+        """Return a catalogue with other items after these; they describe no requests, as in ``described_items``.
+
+        Args:
+            items: The items to add. They may have the attributes of this catalogue, or some of them.
+
+        Raises:
+            DataError: If an item is in both, or an attribute is in theirs alone.
+        """
+        twice = [item_id for item_id in items.item_ids if item_id in self._positions]
+        if twice:
+            raise DataError(f"item_ids: {listed(twice)} are in the catalogue. Add each item once.")
+        columns = {name: place for place, name in enumerate(self.attributes)}
+        unknown = [name for name in items.attributes if name not in columns]
+        if unknown:
+            raise DataError(
+                f"attributes: {listed(unknown)} are not in the catalogue, so nothing was trained on them; nearest to "
+                f"the first: {nearest(unknown[0], self.attributes)}. Leave them out, or train anew."
+            )
+        flags = torch.zeros(len(items), len(self.attributes), dtype=torch.bool)
+        flags[:, [columns[name] for name in items.attributes]] = items.item_attributes.to(flags.device)
+        return Catalogue(
+            self.item_ids + items.item_ids,
+            self.titles + items.titles,
+            self.attributes,
+            torch.cat([self.item_attributes, flags.to(self.item_attributes.device)]),
+            self.described,
+        )
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -146,8 +190,19 @@ class Catalogue:
         """Return the attributes of the item at ``index``, sorted; raise a DataError if there is no such item."""
         if not 0 <= index < len(self):
             raise DataError(f"Item index {index} is out of range; expected 0 to {len(self) - 1}.")
-        columns = self.item_attributes[index].nonzero().flatten().tolist()
-        return tuple(self.attributes[column] for column in columns)
+        return self._attribute_names[index]
+
+    @cached_property
+    def _attribute_names(self) -> list[tuple[str, ...]]:
+        return [tuple(map(self.attributes.__getitem__, row)) for row in self._columns]
+
+    @property
+    def _columns(self) -> list[list[int]]:
+        """The numbers of each item's attributes."""
+        rows: list[list[int]] = [[] for _ in range(len(self))]
+        for item, attribute in self.item_attributes.nonzero().tolist():
+            rows[item].append(attribute)
+        return rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the catalogue as one JSON file, atomically.
@@ -156,7 +211,7 @@ class Catalogue:
             DataError: If it is too large for :meth:`load`.
         """
         values = (_FORMAT, _VERSION, *self._fields())
-        data = _json_bytes(dict(zip(_KEYS, values, strict=True)))
+        data = _json_bytes(dict(zip((*_KEYS, _DESCRIBED), values, strict=False)))
         if len(data) > MAX_CATALOGUE_BYTES:
             raise DataError(
                 f"{path}: the catalogue takes {len(data)} bytes, more than the "
@@ -165,11 +220,9 @@ class Catalogue:
         write_bytes(as_path(path), data)
 
     def _fields(self) -> tuple[Any, ...]:
-        """Return the values of ``_KEYS[2:]``."""
-        rows: list[list[int]] = [[] for _ in range(len(self))]
-        for item, attribute in self.item_attributes.nonzero().tolist():
-            rows[item].append(attribute)
-        return self.item_ids, self.titles, self.attributes, rows
+        """Return the values of ``_KEYS[2:]``, and ``described_items`` unless it is None, as in earlier versions."""
+        count = self.described_items
+        return self.item_ids, self.titles, self.attributes, self._columns, *([] if count is None else [count])
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -191,7 +244,7 @@ class Catalogue:
         item_ids, titles, attributes = (_text_tuple(source, document, name) for name in _KEYS[2:5])
         matrix = _dense_attributes(source, document["item_attributes"], len(item_ids), len(attributes))
         try:
-            return cls(item_ids, titles, attributes, matrix)
+            return cls(item_ids, titles, attributes, matrix, document.get(_DESCRIBED))
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
 
@@ -279,7 +332,7 @@ def plain_text(attribute: str) -> str:
 
 def _check_keys(path: Path, document: dict[str, Any]) -> None:
     missing = [key for key in _KEYS if key not in document]
-    unknown = sorted(set(document) - set(_KEYS))
+    unknown = sorted(set(document) - {*_KEYS, _DESCRIBED})
     if missing or unknown:
         raise DataError(
             f"{path}: fields missing: {listed(missing) or 'none'}; not expected: "

@@ -58,7 +58,8 @@ class CatalogueEncoder:
     for comedy.
 
     ``embeddings`` are (items, width) float, or None. A DataError is raised unless they are one finite row per item.
-    ``whiten=False`` gives the features of earlier versions, for adapters that were trained with them.
+    ``whiten=False`` gives the features of earlier versions, for adapters that were trained with them. Items that were
+    added to the catalogue have features, too, but change neither a request's vector nor the features of the others.
     """
 
     def __init__(
@@ -78,12 +79,13 @@ class CatalogueEncoder:
         self._vectors = self.reader.vectors
         self._attributes = {tuple(WORD.findall(phrase(name))): phrase(name) for name in catalogue.attributes}
         self._lengths = _lengths(self._attributes)
+        self._described = catalogue.described
         self._words, self._places, self._weights = self._index(catalogue)
         own = None if embeddings is None else embeddings.detach().float().cpu()
-        self.texts = _standard(self._means(self._places))
-        self.embeddings = None if own is None else _standard(own)
+        self.texts = _standard(self._means(self._places), self._described)
+        self.embeddings = None if own is None else _standard(own, self._described)
         if whiten:
-            self.features = item_features(own, *self._attribute_and_title_means())
+            self.features = item_features(own, *self._attribute_and_title_means(), self._described)
         else:
             self.features = torch.cat([part for part in (self.embeddings, self.texts) if part is not None], -1)
         # A request is compared with what items are: their attributes, the first part of the features.
@@ -168,27 +170,46 @@ class CatalogueEncoder:
     def _phrase_vector(self, text: str) -> Tensor:
         return functional.normalize(self._vectors(WORD.findall(text)).mean(0), dim=0)
 
+    def _phrase_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of many phrases, (texts, width): zeros for a blank one."""
+        words = [WORD.findall(text) for text in texts]
+        numbers = {word: place for place, word in enumerate(dict.fromkeys(word for own in words for word in own))}
+        rows = torch.tensor([numbers[word] for own in words for word in own], dtype=torch.long)
+        counts = torch.tensor([len(own) for own in words], dtype=torch.long)
+        return functional.normalize(_means_of_rows(self._vectors(list(numbers)), rows, counts), dim=1)
+
     def _middle(self, text: str) -> Tensor:
         with self._lock:
             if len(self._middles) > 10_000:
                 self._middles.clear()
             if text not in self._middles:
-                similarity = (self._words @ self._phrase_vector(text)) * self._weights
-                best = torch.cat([similarity[block].max(1).values for block in self._places.split(_BLOCK)])
-                self._middles[text] = (best / _TEMPERATURE).softmax(0) @ self._sides
+                known, described = self._described_words, self._described
+                similarity = (self._words[:known] @ self._phrase_vector(text)) * self._weights[:known]
+                blocks = self._places[:described].split(_BLOCK)
+                best = torch.cat([similarity[block].max(1).values for block in blocks])
+                self._middles[text] = (best / _TEMPERATURE).softmax(0) @ self._sides[:described]
             middle: Tensor = self._middles[text]
             return middle
 
     def _index(self, catalogue: Catalogue) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the vectors of the catalogue's words, each item's words as row numbers, and the words' weights."""
-        own = [[phrase(name) for name in catalogue.attribute_names(item)] for item in range(len(catalogue))]
+        """Return the vectors of the catalogue's words, each item's words as row numbers, and the words' weights.
+
+        The words of the items that describe requests come first: items that are added later move no number.
+        """
+        names = {name: phrase(name) for name in catalogue.attributes}
         numbers = {name: place for place, name in enumerate(dict.fromkeys(self._attributes.values()))}
         places: list[list[int]] = []
-        for item, names in enumerate(own):
-            words = _TITLE_WORD.findall(catalogue.titles[item].lower())
-            places.append([numbers.setdefault(word, len(numbers)) for word in dict.fromkeys([*names, *words])])
-        blank = numbers.setdefault("", len(numbers))  # for an item without a word
-        places = [row or [blank] for row in places]
+        blank = 0
+        for item, title in enumerate(catalogue.titles):
+            if item == self._described:
+                blank = numbers.setdefault("", len(numbers))
+                self._described_words = len(numbers)
+            own = [*map(names.__getitem__, catalogue.attribute_names(item)), *_TITLE_WORD.findall(title.lower())]
+            places.append([numbers.setdefault(word, len(numbers)) for word in dict.fromkeys(own)])
+        if self._described == len(catalogue):
+            blank = numbers.setdefault("", len(numbers))
+            self._described_words = len(numbers)
+        places = [row or [blank] for row in places]  # the blank is for an item without a word
         longest = max(map(len, places))
         if longest * len(places) > MAX_CATALOGUE_CELLS:
             title = catalogue.titles[max(range(len(places)), key=lambda item: len(places[item]))]
@@ -198,12 +219,9 @@ class CatalogueEncoder:
             )
         # padding by repetition changes no maximum over an item's words
         padded = torch.tensor([row + row[-1:] * (longest - len(row)) for row in places])
-        vectors = torch.stack(
-            [self._phrase_vector(word) if word else torch.zeros(self._vectors.dim) for word in numbers]
-        )
         weights = torch.full((len(numbers),), _TITLE_WEIGHT)
         weights[: len(self._attributes)] = 1.0
-        return vectors, padded, weights
+        return self._phrase_vectors(list(numbers)), padded, weights
 
     def _means(self, places: Tensor) -> Tensor:
         """Return the mean of each item's distinct words' vectors, cut to ``TEXT_WIDTH``, (items, TEXT_WIDTH).
@@ -211,17 +229,27 @@ class CatalogueEncoder:
         ``places`` are the words' numbers, (items, n) int64, padded by repetition; -1 for none.
         """
         ordered = places.sort(1).values
-        counts = ordered >= 0
-        counts[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        weights = counts.float() / counts.sum(1, keepdim=True).clamp(min=1)
-        means: Tensor = functional.embedding_bag(
-            ordered.clamp(min=0), self._words[:, :TEXT_WIDTH].contiguous(), mode="sum", per_sample_weights=weights
-        )
-        return means
+        first = ordered >= 0
+        first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        return _means_of_rows(self._words[:, :TEXT_WIDTH], ordered[first], first.sum(1))
 
     def _attribute_and_title_means(self) -> tuple[Tensor, Tensor]:
         is_attribute = self._places < len(self._attributes)
         return tuple(self._means(self._places.masked_fill(own, -1)) for own in (~is_attribute, is_attribute))  # type: ignore[return-value]
+
+
+def _means_of_rows(table: Tensor, numbers: Tensor, counts: Tensor) -> Tensor:
+    """Return means of rows of a table, (groups, width); zeros for an empty group.
+
+    ``numbers`` are the rows of all groups, one group after the other, and ``counts`` how many each has, int64. Groups
+    of one size are taken together, so that a mean has the bits of ``table[own].mean(0)``.
+    """
+    means = torch.zeros(len(counts), table.shape[1])
+    starts = counts.cumsum(0) - counts
+    for count in counts.unique().tolist():
+        for groups in (counts == count).nonzero()[:, 0].split(_BLOCK) if count else ():
+            means[groups] = table[numbers[starts[groups, None] + torch.arange(count)]].mean(1)
+    return means
 
 
 def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
@@ -242,10 +270,10 @@ def _without_contradictions(phrases: list[RequestPhrase]) -> list[RequestPhrase]
     return [part for part in phrases if part.text not in wanted & unwanted]
 
 
-def _standard(rows: Tensor) -> Tensor:
-    """Return the rows centred and scaled to a mean length of 1."""
-    centred = rows - rows.mean(0)
-    standard: Tensor = centred / centred.norm(dim=-1).mean().clamp(min=1e-12)
+def _standard(rows: Tensor, described: int) -> Tensor:
+    """Return the rows centred and scaled so that the first ``described`` have mean 0 and a mean length of 1."""
+    centred = rows - rows[:described].mean(0)
+    standard: Tensor = centred / centred[:described].norm(dim=-1).mean().clamp(min=1e-12)
     return standard
 
 

@@ -21,6 +21,7 @@ from cramer_peft.recsys.data.catalogue_digest import check_count
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import device_of
+from cramer_peft.recsys.masks import item_layers
 from cramer_peft.recsys.training.backbone_training import quiet_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 from cramer_peft.training import (
@@ -182,11 +183,9 @@ def generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int |
     if "items" not in inspect.signature(type(model).forward).parameters:
         obstacle = f"{type(model).__name__}, which cannot score some items alone (SASRec and GRU4Rec can)"
     else:
-        layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
-        items = int(model.num_items)  # type: ignore[arg-type]
-        gated = [name for name, widths in layout.items() if widths and widths[0] >= items]
-        if gated:
-            obstacle = f"masks of {gated[0]!r}, which gate each item's score: leave it out of target_modules"
+        scoring = [name for name in item_layers(masks) if ":" not in name]  # an output's gates follow its candidates
+        if scoring:
+            obstacle = f"masks of {scoring[0]!r}, which masks each item's score: leave it out of target_modules"
     if negatives is None:
         return None if obstacle else negatives_for(int(model.num_items))  # type: ignore[arg-type]
     if negatives < 1 or obstacle:

@@ -22,6 +22,7 @@ from cramer_peft.recsys.backbones import (
     save_backbone,
 )
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.training.backbone_training import (
     backbone_options,
@@ -67,8 +68,10 @@ def test_positions_score_what_comes_after_truncated_histories(model: Any, item_i
             torch.testing.assert_close(found[row, column], alone, atol=2e-5, rtol=0)
 
 
-def test_positions_under_requests(model: Any, item_ids: Tensor, config: RequestMaskConfig) -> None:
-    masks = inject_request_masks(model, config_for(model, config))
+def test_positions_under_requests(
+    model: Any, item_ids: Tensor, catalogue: Catalogue, config: RequestMaskConfig
+) -> None:
+    masks = mask_backbone(model, catalogue, config)
     with torch.no_grad():
         frozen = masks(item_ids, positions=POSITIONS, request=None)
         found = masks(item_ids, positions=POSITIONS, request=REQUESTS)
@@ -80,9 +83,11 @@ def test_positions_under_requests(model: Any, item_ids: Tensor, config: RequestM
     assert torch.equal(found[2], frozen[2])
 
 
-def test_unloading_gives_back_the_very_scores(model: Any, item_ids: Tensor, config: RequestMaskConfig) -> None:
+def test_unloading_gives_back_the_very_scores(
+    model: Any, item_ids: Tensor, catalogue: Catalogue, config: RequestMaskConfig
+) -> None:
     before, keys = model(item_ids), list(model.state_dict())
-    masks = inject_request_masks(model, config_for(model, config))
+    masks = mask_backbone(model, catalogue, config)
     with torch.no_grad():
         assert torch.equal(masks(item_ids, request=None), before)
         assert not torch.equal(masks(item_ids, request="more horror"), before)
@@ -114,7 +119,7 @@ def test_an_empty_history(model: Any, item_ids: Tensor) -> None:
 def test_a_bundle_round_trip(model: Any, catalogue: Catalogue, config: RequestMaskConfig, tmp_path: Path) -> None:
     save_backbone(model, tmp_path)
     assert json.loads((tmp_path / "backbone" / "config.json").read_text())["architectures"] == [type(model).__name__]
-    masks = inject_request_masks(model, config_for(model, config))
+    masks = mask_backbone(model, catalogue, config)
     RequestRecommender(masks, catalogue).save(tmp_path)
     before = RequestRecommender(masks, catalogue).recommend([3, 7, 11], "more horror", strength=4.0)
     loaded = RequestRecommender.load(tmp_path)
@@ -161,40 +166,44 @@ def test_bert4rec_refuses_a_causal_configuration() -> None:
         BERT4Rec(SASRec.configure(5))
 
 
-def test_positions_of_bert4rec_need_folded_rows(
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_the_scores_are_masked_by_default(name: str) -> None:
+    candidates = {"candidates": "items"} if name in ("sasrec", "gru4rec") else {}
+    for gate in ("signed", "scale", "low_rank"):
+        found = config_for(BACKBONES[name], RequestMaskConfig(gate=gate, encoder="hashing"))
+        assert (found.target_outputs, found.row_features) == ({"": candidates}, [""])
+        assert (found.target_modules, found.batch_folding) == (None, None)
+    assert config_for(BACKBONES[name]) == config_for(BACKBONES[name], RequestMaskConfig())
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_topk_masks_what_is_inside_as_in_the_paper(name: str) -> None:
+    kind = BACKBONES[name]
+    found = config_for(kind, RequestMaskConfig.paper(encoder="hashing"))
+    assert (found.target_outputs, found.row_features) == (None, None)
+    assert (found.target_modules, found.module_parts) == (kind.default_targets, kind.default_parts)
+    assert found.batch_folding == ("rows_first" if kind.expands_positions else None)
+
+
+def test_a_backbone_and_its_class_have_one_configuration(model: Any) -> None:
+    for config in (RequestMaskConfig(), RequestMaskConfig.paper()):
+        assert config_for(model, config) == config_for(type(model), config)
+
+
+def test_what_a_configuration_names_stays(
     make_untrained: Callable[[str], Any], hashing: Callable[..., RequestMaskConfig]
 ) -> None:
-    suited = config_for(make_untrained("bert4rec"), hashing(**SIGNED))
-    assert suited.batch_folding == "rows_first"
-    kept = config_for(
-        make_untrained("bert4rec"), hashing(**SIGNED, batch_folding="rows_last", target_modules=["dense"])
-    )
-    assert (kept.batch_folding, kept.target_modules) == ("rows_last", ["dense"])
-    inside = ["intermediate.dense", "output.dense"]
-    assert config_for(make_untrained("sasrec"), hashing(**SIGNED)).target_modules == ["head"]
-    paper = RequestMaskConfig.paper(encoder="hashing")
-    assert config_for(make_untrained("sasrec"), paper).target_modules == inside
-    assert config_for(make_untrained("gru4rec"), hashing(**SIGNED, target_modules=["gru"])).target_modules == ["gru"]
-    assert config_for(make_untrained("gru4rec"), hashing(**SIGNED)).target_modules == ["head"]
-    assert config_for(make_untrained("gru4rec"), paper).target_modules == ["gru", "dense"]
-    assert config_for(make_untrained("bert4rec"), hashing(**SIGNED)).target_modules == ["cls.predictions.decoder"]
-    plain = BERT4Rec(BERT4Rec.configure(5, head_bias=0.0))
-    assert config_for(plain, hashing(**SIGNED)).target_modules == [*inside, "cls.predictions.decoder"]
-    assert config_for(GRU4Rec(5, head_bias=0.0), hashing(**SIGNED)).target_modules == ["gru", "dense", "head"]
-    assert config_for(SASRec(SASRec.configure(5, head_bias=0.0)), hashing(**SIGNED)).target_modules == [*inside, "head"]
-    assert config_for(torch.nn.Linear(2, 2)).batch_folding is None
-
-
-def test_masks_that_grow_with_the_items_give_way_where_training_samples_them(
-    hashing: Callable[..., RequestMaskConfig],
-) -> None:
-    small, large = SASRec(SASRec.configure(19_999)), SASRec(SASRec.configure(20_000))
-    inside = ["intermediate.dense", "output.dense"]
-    assert config_for(small, hashing(**SIGNED)).target_modules == ["head"]
-    assert config_for(large, hashing(**SIGNED)).target_modules == inside
-    assert config_for(small, hashing(**SIGNED), sampled=True).target_modules == inside
-    assert config_for(large, hashing(**SIGNED), sampled=False).target_modules == ["head"]
-    assert config_for(large, hashing(**SIGNED, target_modules=["head"])).target_modules == ["head"]
+    bert4rec = make_untrained("bert4rec")
+    for kept in (
+        {"target_modules": ["dense"], "batch_folding": "rows_last"},
+        {"target_outputs": {"bert": {"field": "last_hidden_state", "features": 16}}},
+        {"row_features": ["cls.predictions.decoder"], "batch_folding": "rows_first"},
+    ):
+        given = hashing(**SIGNED, **kept)
+        assert config_for(bert4rec, given) == given
+    folded = config_for(bert4rec, hashing(**SIGNED, target_modules=["dense"]))
+    assert folded.batch_folding == "rows_first"  # positions are rows inside of it
+    assert config_for(torch.nn.Linear(2, 2), hashing(**SIGNED)) == hashing(**SIGNED)
 
 
 def test_the_scoring_layer_of_gru4rec_is_its_items(

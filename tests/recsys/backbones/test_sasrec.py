@@ -12,7 +12,6 @@ from torch.nn import functional
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import SASRec, config_for, load_backbone
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS
 from cramer_peft.recsys.data.catalogue import Catalogue
 
 LENGTH = 8
@@ -102,7 +101,6 @@ def test_it_is_recboles_sasrec(model: SASRec, item_ids: Tensor) -> None:
     counted = sum(p.numel() for p in other.parameters())
     assert sum(p.numel() for p in model.parameters()) == counted  # nothing is left out, nothing added
     expected = other(item_ids, (item_ids > 0).sum(1))
-    model.head.bias.zero_()  # what all items share, which RecBole has not
     found = model(item_ids)
     assert found.shape == (3, 40)
     assert expected.std() > 0.3
@@ -193,7 +191,7 @@ def test_the_head_is_the_item_embeddings(model: SASRec, item_ids: Tensor) -> Non
     assert model.get_output_embeddings() is model.head
     hidden = model.bert(item_ids).last_hidden_state
     last = hidden[torch.arange(3), (item_ids > 0).sum(1) - 1]
-    torch.testing.assert_close(model(item_ids), last @ table.weight[1:].T + HEAD_BIAS)
+    torch.testing.assert_close(model(item_ids), last @ table.weight[1:].T)
 
 
 def test_the_head_is_saved_once_and_tied_again(model: SASRec, tmp_path: Path) -> None:
@@ -236,17 +234,15 @@ def test_masks_of_the_head_do_not_touch_the_embeddings(model: SASRec, item_ids: 
     assert list(model.state_dict()) == keys
 
 
-def test_the_head_alone_is_masked_where_gates_add(make_sasrec: Callable[..., SASRec]) -> None:
-    for config, head, inside in (
-        (RequestMaskConfig(**HASHING), True, 0),
-        (RequestMaskConfig(gate="scale", **HASHING), True, 0),
-        (RequestMaskConfig(gate_bias=False, **HASHING), True, 6),  # two blocks with three layers each
-        (RequestMaskConfig(gate="low_rank", **HASHING), True, 6),
-        (RequestMaskConfig.paper(**HASHING), False, 6),
-    ):
-        model = make_sasrec()
-        masks = inject_request_masks(model, config_for(model, config))
-        assert ("head" in masks.generator.specs) == head
-        assert len(masks.generator.specs) == head + inside
+def test_the_scores_are_masked_or_for_topk_what_is_inside(make_sasrec: Callable[..., SASRec]) -> None:
+    for gate in ("signed", "scale", "low_rank"):
+        found = config_for(make_sasrec(), RequestMaskConfig(gate=gate, **HASHING))
+        assert (found.target_outputs, found.row_features) == ({"": {"candidates": "items"}}, [""])
+        masks = inject_request_masks(make_sasrec(), found)
+        assert list(masks.generator.specs) == [":forward"]
+    model = make_sasrec()
+    masks = inject_request_masks(model, config_for(model, RequestMaskConfig.paper(**HASHING)))
+    assert len(masks.generator.specs) == 6  # two blocks with three layers each
     own = config_for(make_sasrec(), RequestMaskConfig(target_modules=["head"], **HASHING))
     assert own.target_modules in (["head"], {"head"})  # what is asked for by name stays
+    assert own.target_outputs is None

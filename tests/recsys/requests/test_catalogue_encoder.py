@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
 pytest.importorskip("wordllama")
 KINDS = ("Comedy", "Film-Noir", "Horror", "Sci-Fi", "Western")
 ITEMS, WIDTH = 30, 6
+FEATURES = WIDTH + 2 * TEXT_WIDTH  # embedding, attributes, title
 
 
 def make_catalogue(titles: list[str] | None = None) -> Catalogue:
@@ -95,25 +97,44 @@ def test_the_side_is_taken_from_the_words_of_the_name(
 
 
 def test_an_item_is_its_embedding_beside_its_text(encoder: CatalogueEncoder, embeddings: Tensor) -> None:
-    assert encoder.features.shape == (ITEMS, WIDTH + TEXT_WIDTH)
-    assert encoder.dim == 2 * (WIDTH + TEXT_WIDTH)
-    centred = embeddings - embeddings.mean(0)
-    torch.testing.assert_close(encoder.features[:, :WIDTH], centred / centred.norm(dim=1).mean())
-    for part in encoder.features.split([WIDTH, TEXT_WIDTH], 1):
+    assert encoder.features.shape == (ITEMS, FEATURES)
+    assert encoder.dim == 2 * FEATURES
+    assert encoder.sides == {"wanted": FEATURES, "unwanted": FEATURES}
+    for part in encoder.features.split([WIDTH, TEXT_WIDTH, TEXT_WIDTH], 1):
         torch.testing.assert_close(part.mean(0), torch.zeros(part.shape[1]), atol=1e-5, rtol=0)
         assert float(part.norm(dim=1).mean()) == pytest.approx(1)
     assert not encoder.features.requires_grad
+    titles = encoder.features[: ITEMS - 1, -TEXT_WIDTH:]
+    torch.testing.assert_close(titles, titles[:1].expand_as(titles))  # all say "tale", the last nothing
+    attributes = encoder.features[:25, WIDTH : WIDTH + TEXT_WIDTH].view(5, 5, -1)
+    torch.testing.assert_close(attributes, attributes[:1].expand_as(attributes))  # the five kinds in turn
+
+
+def test_the_features_of_earlier_versions(encoder: CatalogueEncoder, embeddings: Tensor) -> None:
+    made = CatalogueEncoder(make_catalogue(), embeddings, encoder.reader, whiten=False)
+    assert (made.name, encoder.name) == ("catalogue", "catalogue-2")
+    assert (made.sides, made.dim) == ({}, 2 * (WIDTH + TEXT_WIDTH))
+    centred = embeddings - embeddings.mean(0)
+    assert torch.equal(made.features[:, :WIDTH], centred / centred.norm(dim=-1).mean())
+    kinds = ["comedy", "film noir", "horror", "sci-fi", "western"]
+    vectors = {word: made._phrase_vector(word)[:TEXT_WIDTH] for word in [*kinds, "tale"]}
+    places = [[kinds[item % 5], "tale"] for item in range(ITEMS - 1)]
+    texts = torch.stack([torch.stack([vectors[word] for word in own]).mean(0) for own in places] + [torch.zeros(64)])
+    centred = texts - texts.mean(0)
+    assert torch.equal(made.features[:, WIDTH:], centred / centred.norm(dim=-1).mean())
+    assert torch.equal(made.texts, made.features[:, WIDTH:])
 
 
 def test_without_embeddings_there_is_the_text_alone(encoder: CatalogueEncoder) -> None:
     made = CatalogueEncoder(make_catalogue(), None, encoder.reader)
     torch.testing.assert_close(made.features, encoder.features[:, WIDTH:])
-    assert made.dim == 2 * TEXT_WIDTH
+    assert made.dim == 2 * 2 * TEXT_WIDTH
+    assert made.embeddings is None
 
 
 def test_a_vector_is_the_middle_of_the_items_that_are_named(encoder: CatalogueEncoder) -> None:
     vectors = encoder.encode(["more horror", "no horror", "horror but no western", "no western"]).unflatten(1, (2, -1))
-    zeros = torch.zeros(WIDTH + TEXT_WIDTH)
+    zeros = torch.zeros(FEATURES)
     horror = {item for item in range(ITEMS - 1) if item % 5 == 2}
     members = torch.tensor([item in horror for item in range(ITEMS)])
     expected = encoder.features[members].mean(0)
@@ -148,7 +169,7 @@ def test_words_of_titles_are_found_too(reader: RequestReader, embeddings: Tensor
 
 def test_a_concept_is_the_mean_of_its_items(encoder: CatalogueEncoder) -> None:
     first, second = torch.arange(ITEMS) < 4, torch.arange(ITEMS) >= 20
-    zeros = torch.zeros(WIDTH + TEXT_WIDTH)
+    zeros = torch.zeros(FEATURES)
     means = encoder.features[:4].mean(0), encoder.features[20:].mean(0)
     for wanted, unwanted, expected in (
         (first, None, (means[0], zeros)),
@@ -211,7 +232,7 @@ def test_the_default_knows_the_catalogue(name: str | None, catalogue: Catalogue,
     assert isinstance(made, CachedEncoder)
     inner = without_cache(made)
     assert isinstance(inner, CatalogueEncoder)
-    assert made.name == DEFAULT_ENCODER == "catalogue"
+    assert (made.name, DEFAULT_ENCODER) == ("catalogue-2", "catalogue")
     embeddings = sasrec.bert.embeddings.word_embeddings.weight[1:]
     expected = CatalogueEncoder(catalogue, embeddings, inner.reader)
     assert torch.equal(inner.features, expected.features)
@@ -232,7 +253,7 @@ def test_behind_the_caches_of_a_handle_too(catalogue: Catalogue, sasrec: SASRec)
     masks = inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=made)
     assert without_cache(masks.encoder()) is without_cache(made)
     assert isinstance(text_encoder(masks.encoder()), WordLlamaEncoder)
-    assert masks.peft_config["default"].encoder == DEFAULT_ENCODER
+    assert masks.peft_config["default"].encoder == "catalogue-2"
     assert masks.peft_config["default"].request_dim == made.dim
 
 
@@ -284,3 +305,45 @@ def test_a_title_of_too_many_words_beside_many_items(reader: RequestReader, monk
     longest = " ".join("abcdefghijklm"[place] * 5 for place in range(13))
     with pytest.raises(DataError, match=r"titles: 'aaaaa bbbbb.* too many beside 30 items: expected at most 10 words"):
         CatalogueEncoder(make_catalogue([longest] + ["Tale"] * (ITEMS - 1)), None, reader)
+
+
+def test_words_are_indexed_by_item(reader: RequestReader) -> None:
+    flags = torch.tensor([[True, True], [False, True], [False, False], [False, False]])
+    titles = ("Night of the Horror", "Western nights", "Night night", "7")
+    made = CatalogueEncoder(Catalogue(tuple("abcd"), titles, ("Horror", "Western"), flags), None, reader)
+    words = ["horror", "western", "night", "nights", ""]
+    assert [sorted(set(row)) for row in made._places.tolist()] == [[0, 1, 2], [1, 3], [2], [4]]
+    for number, word in enumerate(words):
+        expected = made._phrase_vector(word) if word else torch.zeros(256)
+        assert torch.equal(made._words[number], expected)
+    assert made._weights.tolist() == pytest.approx([1.0, 1.0, 0.8, 0.8, 0.8])
+
+
+def test_items_that_were_added_change_no_request_and_no_other_item(
+    encoder: CatalogueEncoder, embeddings: Tensor
+) -> None:
+    flags = torch.tensor([[False, False, True], [True, False, False], [False, False, False]])
+    ids, titles = ("x", "y", "z"), ("Carburettors of horror, a long title of many words", "Tale", "9")
+    grown = make_catalogue().with_items(Catalogue(ids, titles, ("Comedy", "Film-Noir", "Horror"), flags))
+    vectors = torch.cat([embeddings, torch.randn(3, WIDTH)])
+    for whiten in (True, False):
+        before = CatalogueEncoder(make_catalogue(), embeddings, encoder.reader, whiten)
+        made = CatalogueEncoder(grown, vectors, encoder.reader, whiten)
+        assert made.features.shape == (ITEMS + 3, before.features.shape[1])
+        for name in ("features", "texts", "embeddings"):
+            assert torch.equal(getattr(made, name)[:ITEMS], getattr(before, name))
+        texts = ["more horror", "no comedies", "a long tale", "carburettors", ""]
+        assert torch.equal(made.encode(texts), before.encode(texts))
+        same = made.features[[ITEMS, 2], WIDTH : WIDTH + TEXT_WIDTH]  # both are horror
+        if whiten:
+            torch.testing.assert_close(same[0], same[1])
+
+
+def test_many_items_are_indexed_quickly(reader: RequestReader) -> None:
+    items = 20_000
+    flags = torch.arange(items)[:, None] % 5 == torch.arange(5)
+    titles = tuple(f"Item number {item} {'abcdefgh'[item % 8] * (4 + item % 90)}" for item in range(items))
+    catalogue = Catalogue(tuple(map(str, range(items))), titles, KINDS, flags)
+    start = time.perf_counter()
+    CatalogueEncoder(catalogue, torch.randn(items, WIDTH), reader)
+    assert time.perf_counter() - start < 20  # 1 to 2 alone; one call a word or an item took a minute

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cramer_peft.recsys.requests.catalogue_encoder import TEXT_WIDTH
 from cramer_peft.recsys.requests.concepts import Concept, ConceptGenerator, concept_match
 
 ITEMS = 60
@@ -14,8 +13,9 @@ seeds = st.integers(0, 2**32)
 
 
 def make_generator(seed: int, items: int = ITEMS, own: int = 8) -> ConceptGenerator:
-    features = torch.randn(items, own + TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
-    return ConceptGenerator(features, random.Random(seed), torch.Generator().manual_seed(seed))
+    texts, embeddings = torch.randn(items, 72, generator=torch.Generator().manual_seed(0)).split([64, 8], 1)
+    given = embeddings if own else None
+    return ConceptGenerator(texts, given, random.Random(seed), torch.Generator().manual_seed(seed))
 
 
 def sets_of(concept: Concept) -> list[Tensor]:
@@ -33,6 +33,16 @@ def test_sets_are_never_empty(seed: int, items: int, own: int) -> None:
             assert bool(members.any())
 
 
+@given(seeds)
+def test_sets_are_of_the_items_given(seed: int) -> None:
+    among = torch.arange(0, ITEMS, 3)
+    made = make_generator(seed)
+    for members in (members for _ in range(5) for members in sets_of(made(among))):
+        assert members.shape == (ITEMS,)
+        assert bool(members.any())
+        assert not set(members.nonzero()[:, 0].tolist()) - set(among.tolist())
+
+
 def test_both_sides_are_drawn() -> None:
     made = make_generator(0)
     kinds = [(concept.wanted is not None, concept.unwanted is not None) for concept in (made() for _ in range(600))]
@@ -43,9 +53,7 @@ def test_both_sides_are_drawn() -> None:
 
 def test_sets_are_small_and_large_and_of_items_near_each_other() -> None:
     groups = torch.eye(6).repeat_interleave(50, 0)  # 300 items in six groups
-    text = torch.zeros(300, TEXT_WIDTH)
-    text[:, :6] = groups
-    made = ConceptGenerator(torch.cat([groups, text], 1), random.Random(0), torch.Generator().manual_seed(0))
+    made = ConceptGenerator(groups, groups, random.Random(0), torch.Generator().manual_seed(0))
     found = [members for _ in range(100) for members in sets_of(made())]
     sizes = [int(members.sum()) for members in found]
     assert min(sizes) < 20

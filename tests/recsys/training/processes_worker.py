@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import config_for, make_backbone
+from cramer_peft import RequestMaskConfig, RequestMaskModel
+from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
@@ -65,7 +66,7 @@ def generator(
     encoder_options = {"dim": 16} if encoder else {}
     config = RequestMaskConfig(gate=gate, encoder=encoder, encoder_options=encoder_options, target_modules=targets)
     made = request_encoder(encoder, catalogue, frozen, config.encoder_options)
-    masks = inject_request_masks(frozen, config_for(frozen, config), encoder=made)
+    masks = mask_backbone(frozen, catalogue, config, made)
     train_generator(masks, catalogue, split, options, 1, False, checkpoints, negatives)
     return masks
 

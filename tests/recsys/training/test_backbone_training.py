@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cramer_peft import RequestMaskConfig, inject_request_masks
+from cramer_peft import RequestMaskConfig
 from cramer_peft.recsys.backbones import (
     BACKBONES,
     SASRec,
-    config_for,
     make_backbone,
 )
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -21,6 +20,7 @@ from cramer_peft.recsys.data.histories import HistoryWindows, pad_histories, see
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.metrics import ndcg, target_ranks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, score_histories
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.training.backbone_training import (
     BackboneOptions,
     fit_backbone,
@@ -129,7 +129,7 @@ def test_training(
     assert torch.equal(scores, score_histories(again, histories))
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    masks = inject_request_masks(model, config_for(model, hashing()))
+    masks = mask_backbone(model, catalogue, hashing())
     train_generator(masks, catalogue, split, GeneratorOptions(steps=3, batch_size=4), progress=False)
     with torch.no_grad():
         assert torch.equal(masks(histories, request=None), scores)

@@ -29,7 +29,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Concept]:
     """The concepts that are drawn."""
     made: list[Concept] = []
     draw = ConceptGenerator.__call__
-    monkeypatch.setattr(ConceptGenerator, "__call__", lambda self: made.append(draw(self)) or made[-1])
+    monkeypatch.setattr(ConceptGenerator, "__call__", lambda self, among: made.append(draw(self, among)) or made[-1])
     return made
 
 

@@ -149,7 +149,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Concept]:
     """The concepts that are drawn."""
     made: list[Concept] = []
     draw = ConceptGenerator.__call__
-    monkeypatch.setattr(ConceptGenerator, "__call__", lambda self: made.append(draw(self)) or made[-1])
+    monkeypatch.setattr(ConceptGenerator, "__call__", lambda self, among: made.append(draw(self, among)) or made[-1])
     return made
 
 
@@ -253,11 +253,10 @@ def test_the_papers_options_follow_overrides() -> None:
 class PlainConcepts(ConceptGenerator):
     """Computes what weighs nothing too."""
 
-    def _nearness(self, item: int) -> Tensor:
+    def _nearness(self, item: int, texts: Tensor, embeddings: Tensor) -> Tensor:
         by_embedding = self._rng.choice((0.0, 0.0, 0.3, 1.0))
         noise = self._rng.choice((0.0, 0.1, 0.3))
-        near = (1 - by_embedding) * (self._text @ self._text[item])
-        near = near + by_embedding * (self._embedding @ self._embedding[item])
+        near = (1 - by_embedding) * (texts @ texts[item]) + by_embedding * (embeddings @ embeddings[item])
         return near + noise * torch.randn(len(near), generator=self._generator)
 
 
@@ -279,7 +278,7 @@ class PlainCollator:
         noise = torch.rand(len(windows), len(windows[0]["labels"]), generator=generator)
         drawn: list[Any] = [None] * len(windows)
         if isinstance(self.encoder, CatalogueEncoder):
-            concepts = PlainConcepts(self.encoder.features, rng, generator)
+            concepts = PlainConcepts(self.encoder.texts, self.encoder.embeddings, rng, generator)
             chosen = [rng.random() < self.options.concept_share for _ in windows]
             drawn = [concepts() if own else None for own in chosen]
         rows = [self.row(*parts) for parts in zip(windows, asked, drawn, noise, strict=True)]

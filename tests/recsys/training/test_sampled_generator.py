@@ -18,13 +18,29 @@ from cramer_peft.recsys.backbones.sampling import with_negatives
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
-from cramer_peft.recsys.training.generator_training import GeneratorTrainer, generator_arguments, train_generator
+from cramer_peft.recsys.masks import mask_backbone
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.training.generator_training import (
+    GeneratorTrainer,
+    generator_arguments,
+    generator_negatives,
+    train_generator,
+)
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 from cramer_peft.training import minimal_edit_loss
 
 pytest.importorskip("accelerate")
 OPTIONS = GeneratorOptions(steps=3, batch_size=8, positions=4, next_item_weight=0.5)
 INSIDE = {"sasrec": ["intermediate.dense", "output.dense"], "gru4rec": ["gru", "dense"], "bert4rec": ["output.dense"]}
+
+
+def described(name: str, catalogue: Catalogue) -> RequestMaskModel:
+    """Random masks of the default kind, on the scores."""
+    torch.manual_seed(0)
+    backbone = make_backbone(name, len(catalogue), max_length=8, hidden_size=16).eval().requires_grad_(False)
+    return mask_backbone(
+        backbone, catalogue, RequestMaskConfig(init_weights=False), request_encoder(None, catalogue, backbone)
+    )
 
 
 def masked(name: str, items: int, **options: Any) -> RequestMaskModel:
@@ -94,11 +110,64 @@ def loss_of(masks: RequestMaskModel, batch: dict[str, Tensor], options: Generato
 
 
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+@torch.no_grad()
+def test_sampled_scores_are_columns_of_all(name: str, data: tuple[Catalogue, Split], item_ids: Tensor) -> None:
+    pytest.importorskip("wordllama")
+    masks, items = described(name, data[0]), torch.tensor([7, 0, 39, 12])
+    positions = torch.tensor([[0, 7], [2, 1], [0, 0]])
+    for request in (["more horror", None, "no comedy"], "more horror", None):
+        for where in ({}, {"positions": positions}):
+            whole = masks(item_ids, request=request, **where)
+            found = masks(item_ids, items=items, request=request, **where)
+            torch.testing.assert_close(found, whole[..., items], atol=1e-5, rtol=1e-5)
+    frozen = masks(item_ids, items=items, request=None)
+    found = masks(item_ids, items=items, request=["more horror", None, "no comedy"])
+    assert torch.equal(found[1], frozen[1])
+    assert (found - frozen)[[0, 2]].abs().amax(1).min() > 1e-3
+
+
+def test_the_values_of_sampled_items_alone_are_made(data: tuple[Catalogue, Split], item_ids: Tensor) -> None:
+    pytest.importorskip("wordllama")
+    masks, made = described("sasrec", data[0]), []
+    (keys,) = masks.generator.row_keys.values()
+    assert keys is not None
+    hook = keys.network.register_forward_hook(lambda *arguments: made.append(arguments[-1].shape))
+    masks(item_ids, items=torch.tensor([7, 0, 39]), request="more horror")
+    hook.remove()
+    assert made == [(3, 64)]
+
+
+def test_the_default_can_be_trained_on_samples(data: tuple[Catalogue, Split]) -> None:
+    pytest.importorskip("wordllama")
+    for name, expected in (("sasrec", 5), ("gru4rec", 5), ("bert4rec", None)):
+        masks = described(name, data[0])
+        assert generator_negatives(masks, None) is None  # 40 items are few
+        if expected is None:
+            with pytest.raises(ConfigError, match="cannot score some items alone"):
+                generator_negatives(masks, 5)
+        else:
+            assert generator_negatives(masks, 5) == 5
+    for given, expected in (({"row_features": ["head"]}, None), ({"target_modules": ["intermediate.dense"]}, 5)):
+        masks = inject_request_masks(
+            make_backbone("sasrec", 40, max_length=8, hidden_size=16), RequestMaskConfig(request_dim=4, **given)
+        )
+        if expected is None:
+            with pytest.raises(ConfigError, match="masks each item's score"):
+                generator_negatives(masks, 5)
+        else:
+            assert generator_negatives(masks, 5) == 5
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
 @pytest.mark.parametrize("floor", [None, 0.1])
+@pytest.mark.parametrize("kind", ["inside", "default"])
 def test_a_sample_of_all_items_gives_the_loss_and_gradients_of_all(
-    name: str, floor: float | None, data: tuple[Catalogue, Split], tmp_path: Any
+    name: str, floor: float | None, kind: str, data: tuple[Catalogue, Split], tmp_path: Any
 ) -> None:
-    masks, rows, options = masked(name, 40), rows_of(data[1]), replace(OPTIONS, floor=floor)
+    if kind == "default":
+        pytest.importorskip("wordllama")
+    masks = masked(name, 40) if kind == "inside" else described(name, data[0])
+    rows, options = rows_of(data[1]), replace(OPTIONS, floor=floor)
     results = []
     for negatives in (None, 40):
         batch = RequestCollator(masks, data[0], options, 1, negatives=negatives)(rows)
@@ -169,7 +238,7 @@ def test_it_is_chosen_by_size_where_it_can_be_done(
     ("name", "targets", "negatives", "message"),
     [
         ("sasrec", None, 0, "found 0 for SASRec"),
-        ("sasrec", ["output.dense", "head"], 5, "masks of 'head', which gate each item's score"),
+        ("sasrec", ["output.dense", "head"], 5, "masks of 'head', which masks each item's score"),
         ("bert4rec", None, 5, "BERT4Rec, which cannot score some items alone"),
     ],
 )
