@@ -72,7 +72,8 @@ class RequestMaskConfig(PeftConfig):
         metadata=_help(
             "Modules whose outputs are masked, whatever is inside: names ('' is the model itself), or names of methods "
             "('model.forward_inference'). A dictionary says more of each: 'field', where the tensor is a field of the "
-            "output; 'candidates', the method's parameter with the rows to score; 'features', the tensor's width, "
+            "output; 'candidates', the method's parameter with the rows to score; 'in_place': true, if each call "
+            "returns a tensor that nothing else holds, which saves a copy; 'features', the tensor's width, "
             "which only gates need."
         ),
     )

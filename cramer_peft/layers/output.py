@@ -36,6 +36,7 @@ class OutputTarget:
     field: str | None = None  # of the result that holds the tensor; None: the result is the tensor
     candidates: str | None = None  # parameter of the method with the rows to score, (n,) or (batch, n) int64
     features: int | None = None  # of the tensor, for gates; row features say it themselves
+    in_place: bool = False  # True if nothing but the caller holds the tensor, so that values may be added in place
 
     @property
     def entry(self) -> str:
@@ -98,15 +99,18 @@ class MaskedOutput(RequestMaskLayer):
     def fold_parts(self, masks: Mapping[str, Any], row: int) -> dict[str, Tensor]:
         return {}
 
-    def forward(self, result: Any, chosen: Tensor | None = None) -> Any:
-        """Return a method's result with its tensor masked; ``chosen`` are the rows that the tensor has scores of."""
+    def forward(self, result: Any, chosen: Tensor | None = None, in_place: bool = False) -> Any:
+        """Return a method's result with its tensor masked; ``chosen`` are the rows that the tensor has scores of.
+
+        With ``in_place`` the tensor may be written to.
+        """
         masks = self.context.masks_for(self.module_name, self._entries, self._disable_adapters) or self.merged_masks
         if not masks:
             return result
         tensor = self._tensor(result)
-        return self._with_tensor(result, self._masked(masks[""], tensor, chosen))
+        return self._with_tensor(result, self._masked(masks[""], tensor, chosen, in_place))
 
-    def _masked(self, mask: Mask, tensor: Tensor, chosen: Tensor | None) -> Tensor:
+    def _masked(self, mask: Mask, tensor: Tensor, chosen: Tensor | None, in_place: bool) -> Tensor:
         batch_dim = self.layout.batch_dim
         if chosen is not None:
             chosen = self._checked(chosen)
@@ -122,7 +126,7 @@ class MaskedOutput(RequestMaskLayer):
             gated: Tensor = fitted.multiply(tensor, batch_dim)
             return gated
         if hasattr(fitted, "add"):
-            added: Tensor = fitted.add(tensor, batch_dim, -1, chosen)
+            added: Tensor = fitted.add(tensor, batch_dim, -1, chosen, in_place)
             return added
         if chosen is not None:
             raise RequestError(f"{self.module_name!r}: scores of some rows alone follow one active adapter at a time.")
@@ -195,8 +199,8 @@ class OutputMethod:
             result = self._method(*args, **kwargs)
         if running.masked:
             return result
-        masked = layer(result, self._chosen(args, kwargs))
-        if masked is not result:
+        masked = layer(result, self._chosen(args, kwargs), layer.target.in_place)
+        if masked is not result or layer.target.in_place:
             layer.context.output_was_masked(layer.base_layer)
         return masked
 

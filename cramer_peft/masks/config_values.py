@@ -43,7 +43,7 @@ def check_outputs(outputs: Any, features: Any, fingerprints: Any) -> None:
         if not isinstance(options, dict) or not all(_is_option(key, value) for key, value in options.items()):
             raise ConfigError(
                 f"target_outputs: found {options!r} for {name!r}, expected a dictionary with 'field' and 'candidates' "
-                "as texts and 'features' as a whole number above 0, each if needed."
+                "as texts, 'in_place' as true or false and 'features' as a whole number above 0, each if needed."
             )
     for name, width in features.items() if isinstance(features, dict) else ():
         if width is not None and not (is_int(width) and width > 0):
@@ -58,6 +58,8 @@ def check_outputs(outputs: Any, features: Any, fingerprints: Any) -> None:
 def _is_option(key: object, value: object) -> bool:
     if key == "features":
         return is_int(value) and value > 0  # type: ignore[operator]
+    if key == "in_place":
+        return isinstance(value, bool)
     return key in ("field", "candidates") and isinstance(value, str)
 
 

@@ -125,16 +125,27 @@ class RowValueMask(LayerMask):
     def apply(self, layer: Projection, x: Tensor, batch_dim: int) -> Tensor:
         return self.add(layer.base_forward(x), batch_dim, layer.feature_dim)
 
-    def add(self, output: Tensor, batch_dim: int, feature_dim: int = -1, chosen: Tensor | None = None) -> Tensor:
-        """Return ``output`` plus the values of all rows, or of the rows ``chosen``, (n,) or (batch, n) int64."""
+    def add(
+        self,
+        output: Tensor,
+        batch_dim: int,
+        feature_dim: int = -1,
+        chosen: Tensor | None = None,
+        in_place: bool = False,
+    ) -> Tensor:
+        """Return ``output`` plus the values of all rows, or of the rows ``chosen``, (n,) or (batch, n) int64.
+
+        With ``in_place`` the values may be added in ``output`` itself: a large tensor costs more to allocate than to
+        fill.
+        """
         kind = output.device.type
         if not torch.is_autocast_enabled(kind):
-            return self._add(output, batch_dim, feature_dim, chosen)
+            return self._add(output, batch_dim, feature_dim, chosen, in_place)
         # It would round the frozen output, too; and keys that are kept must not depend on it.
         with torch.autocast(kind, enabled=False):
-            return self._add(output, batch_dim, feature_dim, chosen)
+            return self._add(output, batch_dim, feature_dim, chosen, in_place)
 
-    def _add(self, output: Tensor, batch_dim: int, feature_dim: int, chosen: Tensor | None) -> Tensor:
+    def _add(self, output: Tensor, batch_dim: int, feature_dim: int, chosen: Tensor | None, in_place: bool) -> Tensor:
         keys = self.keys.keys(chosen).to(output.dtype)
         if output.shape[feature_dim] != keys.shape[-2]:
             raise RequestError(
@@ -142,19 +153,21 @@ class RowValueMask(LayerMask):
                 f"{keys.shape[-2]} rows are described: give row features of the rows that the layer has, in their "
                 "order, or name the argument that chooses some of them (target_outputs: 'candidates')."
             )
-        changed = self._added(output, keys, batch_dim, feature_dim)
+        changed = self._added(output, keys, batch_dim, feature_dim, in_place and self.active is None)
         if self.active is not None:
             chosen_rows = spread(self.active[:, None].float(), output, batch_dim, feature_dim) > 0
             changed = torch.where(chosen_rows, changed, output)
         return with_strides_of(changed, output)
 
-    def _added(self, output: Tensor, keys: Tensor, batch_dim: int, feature_dim: int) -> Tensor:
+    def _added(self, output: Tensor, keys: Tensor, batch_dim: int, feature_dim: int, in_place: bool) -> Tensor:
         query = self.query.to(output.dtype)
         if keys.dim() == 3:  # other rows for each row of the batch
             values = (keys @ query[..., None])[..., 0]
         elif output.dim() == 2 and batch_dim in (0, -2) and feature_dim == -1 and len(query) == len(output):
             if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_plain(output):
                 return torch.addmm(output, query, keys.T)
+            if in_place:
+                return output.addmm_(query, keys.T)
             result = torch.empty_strided(output.shape, output.stride(), dtype=output.dtype, device=output.device)
             return torch.addmm(output, query, keys.T, out=result)  # the strides at once, without a copy
         else:

@@ -67,8 +67,10 @@ def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> Reques
     inside = config.gate == "topk" or any(option is not None for option in narrowed)
     if not given and not inside and hasattr(backbone, "expands_positions"):
         kind: Any = backbone if isinstance(backbone, type) else type(backbone)
-        chosen = {"candidates": "items"} if "items" in inspect.signature(kind.forward).parameters else {}
-        return replace(config, target_outputs={"": chosen}, row_features=[""])
+        own: dict[str, Any] = {"in_place": True}  # each call of a backbone returns scores of its own
+        if "items" in inspect.signature(kind.forward).parameters:
+            own["candidates"] = "items"
+        return replace(config, target_outputs={"": own}, row_features=[""])
     if not given and targets is not None:
         parts = parts if config.module_parts is None else config.module_parts
         changes.update(target_modules=targets, module_parts=parts)
