@@ -462,3 +462,69 @@ def test_reports(make_described) -> None:
     assert "query" not in masks.model_card() or masks.model_card()
     assert [status.name for status in masks.get_layer_status()] == ["model.masked_output"]
     masks.get_model_status()
+
+
+# ---------------------------------------------------------------- one result, several requests
+
+
+def test_several_requests_mask_one_result_of_the_frozen_model(vectors, make_features) -> None:
+    masks = inject_request_masks(
+        Head().eval(), RequestMaskConfig(request_dim=8, target_outputs=[""], row_features=[""], init_weights=False)
+    )
+    masks.set_row_features("", make_features())
+    with torch.no_grad():
+        frozen = masks(vectors)
+        for request in vectors:
+            with masks.request(request):
+                assert torch.equal(masks.mask_output(frozen), masks(vectors, request=request))
+        assert masks.mask_output(frozen) is frozen
+    with pytest.raises(ConfigError, match="no target output"):
+        masks.mask_output(frozen, "head")
+
+
+class Twice(nn.Module):
+    """A model one of whose methods calls another, as RePlay's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 20)
+
+    def score(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(x)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_values_are_added_once_where_one_masked_method_calls_another(vectors, make_features, in_place) -> None:
+    options = {"in_place": in_place}
+    config = RequestMaskConfig(
+        request_dim=8,
+        target_outputs={"": options, "score": options},
+        row_features=["", "score"],
+        init_weights=False,
+    )
+    masks = inject_request_masks(Twice().eval(), config)
+    for name in ("", "score"):
+        masks.set_row_features(name, make_features())
+    with torch.no_grad(), masks.request(vectors):
+        assert torch.equal(masks.model(vectors), masks.model.score(vectors))
+
+
+def test_values_added_in_place_are_the_same(vectors, make_features) -> None:
+    found = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        config = RequestMaskConfig(
+            request_dim=8, target_outputs={"": {"in_place": in_place}}, row_features=[""], init_weights=False
+        )
+        masks = inject_request_masks(Twice().eval(), config)
+        masks.set_row_features("", make_features())
+        with torch.no_grad():
+            frozen = masks(vectors)
+            found.append(masks(vectors, request=vectors))
+            mixed = masks(vectors, request=[vectors[0], None, vectors[2]])
+        assert torch.equal(mixed[1], frozen[1])
+        assert torch.equal(mixed[0], found[-1][0])
+    assert torch.equal(*found)
