@@ -28,10 +28,12 @@ from cramer_peft.recsys.training.backbone_training import BackboneOptions, train
 from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
-ATTRIBUTES = (
-    "horror comedy romance western drama war animation musical thriller crime fantasy mystery sport history family "
-    "adventure documentary space detective vampire"
-).split()
+# fmt: off
+ATTRIBUTES = [
+    "horror", "comedy", "romance", "western", "drama", "war", "animation", "musical", "thriller", "crime", "fantasy",
+    "mystery", "sport", "history", "family", "adventure", "documentary", "space", "detective", "vampire",
+]
+# fmt: on
 
 
 def write_shop(folder: Path, items: int, users: int, seed: int) -> None:
