@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cramer_peft
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options
@@ -181,7 +180,7 @@ def backbone_digest(cell: Cell, data: str) -> str:
     """
     identity = {key: cell.identity[key] for key in ("data", "protocol", "backbone", "seed")}
     options = asdict(cell.settings.backbone or backbone_options(cell.backbone))
-    return _sha(_canonical([identity, _columns(cell.source), data, options, HEAD_BIAS, cramer_peft.__version__]))
+    return _sha(_canonical([identity, _columns(cell.source), data, options, cramer_peft.__version__]))
 
 
 def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, study: str | None = None) -> str:
