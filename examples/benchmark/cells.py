@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,13 +93,11 @@ class Transfer:
     Attributes:
         target: The other data.
         stage: The stage whose next items are measured.
-        same_items: Whether equal titles are the same item in both data sets.
         full: Whether to compare with a generator trained on the target alone with all steps.
     """
 
     target: DataSource
     stage: Stage = "validation"
-    same_items: bool = False
     full: bool = False
 
     @property
@@ -154,6 +152,13 @@ class Cell:
     def kind(self) -> str:
         """The group of cells of similar cost: the method, with its study if it has one."""
         return self.method if self.study is None else f"{self.study.name}: {self.method}"
+
+    @property
+    def with_backbones(self) -> tuple[Cell, ...]:
+        """The cells whose backbones this one needs: itself, and one of the target's data in a transfer."""
+        if not isinstance(self.study, Transfer):
+            return (self,)
+        return self, replace(self, source=self.study.target, method="frozen", variant=None, study=None)
 
     @property
     def backbone_name(self) -> str:
