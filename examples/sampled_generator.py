@@ -1,7 +1,7 @@
 """How masks follow requests when their generator is trained on a sample of the items, beside one trained on all.
 
-The layer that scores the items has no masks: its gates, one for each item, need them all. Users' validation items are
-ranked; test items are not looked at.
+The values of the sampled items alone are made, from their descriptions. Users' validation items are ranked; test items
+are not looked at.
 
 python examples/sampled_generator.py --data movielens-100k --negatives 512 128 --steps 300 --epochs 10
 """
@@ -13,12 +13,13 @@ import argparse
 import torch
 from training_profile import made_up
 
-from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
+from cramer_peft import RequestMaskModel
 from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.splits import leave_one_out
 from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, mask_scorer
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
@@ -52,12 +53,11 @@ def main() -> None:
     encoder = request_encoder(None, catalogue, backbone)
     users = EvaluationUsers.of(catalogue, split, "validation", backbone.max_length)
     tracks = mixed_tracks(users, RequestGenerator(catalogue.attributes, TRAIN_TEMPLATES), seed=0)
-    config = RequestMaskConfig(target_modules=["intermediate.dense", "output.dense"])
     print(f"{'items':<18}" + "".join(f"{name:>15}" for name in SHOWN))
     unmoved = True
     for negatives in [None, *arguments.negatives]:
         torch.manual_seed(arguments.seed)
-        masks = inject_request_masks(backbone, config, encoder=encoder)
+        masks = mask_backbone(backbone, catalogue, encoder=encoder)
         if negatives is None:
             untrained = assess(masks, users, tracks)
             print(f"{'untrained':<18}" + "".join(f"{untrained[name]:>15.4f}" for name in SHOWN), flush=True)

@@ -1,6 +1,6 @@
 """What one training step keeps for its gradients, by catalogue size, with all items scored and with a sample.
 
-The first table is of a backbone (SASRec), the second of the generator of masks that leave the scoring layer alone.
+The first table is of a backbone (SASRec), the second of the generator of its default masks, which add to the scores.
 
 python examples/training_memory.py --items 10000 100000 1000000
 """
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec
+from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.backbones.sampling import DEFAULT_NEGATIVES
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.training.generator_training import GeneratorTrainer, generator_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 
-MASKED = ["attention.output.dense", "intermediate.dense", "output.dense"]
+FEATURES = 192  # of an item: attributes, title and embedding, 64 each
 
 
 def kept_bytes(step: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
@@ -64,8 +64,9 @@ class GeneratorSteps:
     def __init__(self, items: int, rows: int) -> None:
         torch.manual_seed(0)
         backbone = SASRec(SASRec.configure(items)).eval()
-        config = RequestMaskConfig(target_modules=MASKED, encoder="hashing")
+        config = config_for(backbone, RequestMaskConfig(encoder="hashing"))
         self.masks: RequestMaskModel = inject_request_masks(backbone, config)
+        self.masks.set_row_features("", torch.randn(items, FEATURES))
         names = tuple(map(str, range(items)))
         flags = torch.nn.functional.one_hot(torch.arange(items) % 3, 3).bool()
         self.catalogue = Catalogue(names, names, ("Comedy", "Drama", "Horror"), flags)

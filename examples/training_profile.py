@@ -18,11 +18,12 @@ from unittest import mock
 import torch
 from accelerate import Accelerator
 
-from cramer_peft import RequestMaskModel, inject_request_masks
-from cramer_peft.recsys.backbones import SASRec, config_for
+from cramer_peft import RequestMaskModel
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.splits import Split, leave_one_out
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 from cramer_peft.recsys.training.generator_training import GeneratorTrainer, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
@@ -80,11 +81,11 @@ def made_up(users: int, items: int, attributes: int, events: int) -> tuple[Catal
 
 
 def profile(catalogue: Catalogue, split: Split, options: GeneratorOptions) -> Clock:
-    """Train masks of an untrained SASRec, with the default encoder and gate."""
+    """Train masks of an untrained SASRec, with the default encoder and masks."""
     torch.manual_seed(0)
     backbone = SASRec(SASRec.configure(len(catalogue))).eval()
     encoder = request_encoder(None, catalogue, backbone)
-    masks = inject_request_masks(backbone, config_for(backbone), encoder=encoder)
+    masks = mask_backbone(backbone, catalogue, encoder=encoder)
     clock = Clock()
     with ExitStack() as stack:
         for owner, method, name in TIMED:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import cramer_peft
-from cramer_peft.recsys.backbones.backbone import HEAD_BIAS
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options
@@ -94,13 +93,11 @@ class Transfer:
     Attributes:
         target: The other data.
         stage: The stage whose next items are measured.
-        same_items: Whether equal titles are the same item in both data sets.
         full: Whether to compare with a generator trained on the target alone with all steps.
     """
 
     target: DataSource
     stage: Stage = "validation"
-    same_items: bool = False
     full: bool = False
 
     @property
@@ -157,6 +154,13 @@ class Cell:
         return self.method if self.study is None else f"{self.study.name}: {self.method}"
 
     @property
+    def with_backbones(self) -> tuple[Cell, ...]:
+        """The cells whose backbones this one needs: itself, and one of the target's data in a transfer."""
+        if not isinstance(self.study, Transfer):
+            return (self,)
+        return self, replace(self, source=self.study.target, method="frozen", variant=None, study=None)
+
+    @property
     def backbone_name(self) -> str:
         """Folder name of the backbone, which other cells share."""
         return file_name((self.source.name, self.protocol, self.backbone, self.seed))
@@ -181,7 +185,7 @@ def backbone_digest(cell: Cell, data: str) -> str:
     """
     identity = {key: cell.identity[key] for key in ("data", "protocol", "backbone", "seed")}
     options = asdict(cell.settings.backbone or backbone_options(cell.backbone))
-    return _sha(_canonical([identity, _columns(cell.source), data, options, HEAD_BIAS, cramer_peft.__version__]))
+    return _sha(_canonical([identity, _columns(cell.source), data, options, cramer_peft.__version__]))
 
 
 def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, study: str | None = None) -> str:

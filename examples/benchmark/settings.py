@@ -28,7 +28,6 @@ class BenchmarkSettings:
         stage: validation or test, of the matrices real-language and transfer.
         dialogues: File of film dialogues, of the matrix real-language.
         target: The other data set or folder, of the matrix transfer.
-        same_items: Whether equal titles are the same item in both data sets, of the matrix transfer.
         full_training: Whether to compare with all steps on the target alone, of the matrix transfer.
         title_column: Column of the .item file with titles.
         attribute_column: Column of the .item file with attributes.
@@ -52,7 +51,6 @@ class BenchmarkSettings:
     stage: str | None = None
     dialogues: str | None = None
     target: str | None = None
-    same_items: bool = False
     full_training: bool = False
     title_column: str | None = None
     attribute_column: str | None = None
@@ -76,7 +74,6 @@ class BenchmarkSettings:
             settings=CellSettings(encoder=self.encoder, max_users=self.max_users, language_model=self.language_model),
             dialogues=self.dialogues,
             target=None if self.target is None else DataSource(self.target),
-            same_items=self.same_items,
             full_training=self.full_training,
             stage=self.stage,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from benchmark.baselines import FusionRanker, RankerTask
@@ -13,6 +14,7 @@ from benchmark.data import LoadedData, load_data
 from benchmark.methods import mask_config, method_named
 from benchmark.plan.costs import estimate_cell
 from benchmark.real_language.language_study import estimate_language, load_dialogues, measure_language
+from benchmark.run.backbones import stored_backbone
 from benchmark.transfer.transfer_study import estimate_transfer, measure_transfer_cell
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 
@@ -40,7 +42,7 @@ def estimate_study(cell: Cell, data: LoadedData) -> float:
     return trained + estimate_transfer(cell, cell.study)
 
 
-def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellResult:
+def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str, output: Path) -> CellResult:
     """Train a cell's method and measure its study.
 
     Args:
@@ -48,6 +50,7 @@ def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> 
         data: Its data.
         backbone: Its trained backbone.
         digest: Digest of the cell.
+        output: Folder of the stored backbones.
 
     Raises:
         CramerError: If the study's data cannot be used, or the method cannot be measured by it.
@@ -65,7 +68,9 @@ def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> 
         figures, values = measure_language(cell, cell.study, data, task, ranker)
     else:
         assert cell.study is not None
-        figures, values = measure_transfer_cell(cell, cell.study, data, task, ranker)
+        _, target = cell.with_backbones
+        own = stored_backbone(target, load_data(target.source, target.protocol), output)
+        figures, values = measure_transfer_cell(cell, cell.study, data, own, ranker)
     seconds = {
         "train": trained - start,
         "evaluate": time.perf_counter() - trained,

@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmark.cells import CellSettings, HoldOut
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.backbones import BACKBONES, SASRec
+from cramer_peft.recsys.backbones import BACKBONES, SASRec, config_for
 
 _SASREC = frozenset({"sasrec"})
-_SCORES = {"target_outputs": [""], "row_features": [""]}
+_SCORES = {"target_outputs": config_for(SASRec).target_outputs, "row_features": [""]}  # the default, of SASRec
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ def ablation_on(variant: str, backbone: str) -> Ablation:
     ablation, kind = ABLATIONS[variant], BACKBONES.get(backbone)
     if backbone in _SASREC or kind is None or "target_modules" not in ablation.config or ablation.backbones is not None:
         return ablation
-    own = {"target_modules": kind.default_targets, "module_parts": kind.default_parts}
+    own: dict[str, Any] = {"target_modules": kind.default_targets, "module_parts": kind.default_parts}
+    if "target_outputs" in ablation.config:
+        own["target_outputs"] = config_for(kind).target_outputs
+    if kind.expands_positions:
+        own["batch_folding"] = "rows_first"
     return replace(ablation, config={**ablation.config, **own})
 
 

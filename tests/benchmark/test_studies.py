@@ -95,20 +95,23 @@ def test_real_language_is_measured_resumed_and_reported(folder: Path, dialogues:
 
 
 def test_transfer_is_measured_resumed_and_reported(folder: Path, games: Path, tmp_path: Path) -> None:
-    asked = options("transfer", folder, target=DataSource(str(games)), methods=("ours", "paper's gate"), seeds=(0,))
+    pytest.importorskip("wordllama")
+    own = replace(SETTINGS, encoder=None)
+    asked = options("transfer", folder, target=DataSource(str(games)), settings=own, seeds=(0,))
     results = run_benchmark(asked, tmp_path)
-    assert [(result.status, result.reason) for result in results] == [("done", None)] * 2
+    assert [(result.status, result.reason) for result in results] == [("done", None)]
     found = results[0].figures
     assert (found["shared"], found["new"]) == (["Action", "Comedy"], ["Puzzle"])
-    assert found["alignment"]["copied"] == 0
-    assert {key.split(": ")[0] for key in found["tracks"]} == {"zero-shot", "little training", "scratch"}
+    assert {key.split(": ")[0] for key in found["tracks"]} == {"zero-shot", "text fusion", "little training"}
+    assert {path.name for path in (tmp_path / "backbones").iterdir()} == {
+        f"{data.name}__leave-one-out__sasrec__0" for data in (folder, games)
+    }
     document = json.loads((tmp_path / "results.json").read_text())
     (study,) = document["studies"]
     names = [row[0] for row in study["rows"]]
-    assert names[:4] == ["frozen", "zero-shot", "little training", "scratch"]
-    assert "paper's gate, zero-shot" in names
-    assert {"zero-shot - frozen", "zero-shot - scratch"} <= set(study["differences"])
-    assert any("zero-shot" in aim["name"] for aim in document["aims"])
+    assert names == ["frozen", "zero-shot", "text fusion", "little training"]
+    assert {"zero-shot - frozen", "zero-shot - little training"} <= set(study["differences"])
+    assert sum("zero-shot" in aim["name"] for aim in document["aims"]) == 2
     assert all(job.stored for job in plan_jobs(plan_cells(asked), tmp_path))
 
 
@@ -125,7 +128,7 @@ def test_what_a_study_is_made_of_is_in_its_digest(folder: Path, dialogues: Path,
     assert digest_of(replace(cell, study=RealLanguage(str(moved))), data) == digests[0]
     assert cell.name != plain.name
     assert cell.backbone_name == plain.backbone_name
-    carried = [Transfer(DataSource(str(games)), same_items=same) for same in (False, True)]
+    carried = [Transfer(DataSource(str(games)), full=full) for full in (False, True)]
     assert len({digest_of(replace(cell, study=study), data) for study in carried}) == 2
     with pytest.raises(DataError, match=r"nothing\.jsonl cannot be read"):
         digest_of(replace(cell, study=RealLanguage("nothing.jsonl")), data)
@@ -135,15 +138,17 @@ def test_the_plan_says_what_studies_cost(folder: Path, dialogues: Path, games: P
     spoken = plan_cells(options("real-language", folder, dialogues=str(dialogues), seeds=(0,)))
     costs = {cell.method: seconds_of(cell, load_data(cell.source, cell.protocol)) for cell in spoken}
     assert costs["ours"] > costs["frozen"] > 0
-    (cell,) = plan_cells(options("transfer", folder, target=DataSource(str(games)), seeds=(0,)))
+    asked = options("transfer", folder, target=DataSource(str(games)), settings=CellSettings(), seeds=(0,))
+    (cell,) = plan_cells(asked)
     data = load_data(cell.source, cell.protocol)
     assert isinstance(cell.study, Transfer)
     assert seconds_of(replace(cell, study=replace(cell.study, full=True)), data) > seconds_of(cell, data)
 
 
 def test_only_what_can_be_carried_is_planned(folder: Path, games: Path) -> None:
-    (cell, *_) = plan_cells(options("transfer", folder, target=DataSource(str(games))))
-    assert cell.settings.config["target_modules"] == ["intermediate.dense", "output.dense"]
+    (cell, *_) = plan_cells(options("transfer", folder, target=DataSource(str(games)), settings=CellSettings()))
+    assert cell.settings.encoder == "catalogue-text"
+    assert [needed.source.name for needed in cell.with_backbones] == [folder.name, games.name]
     assert isinstance(cell.study, Transfer)
     assert cell.study.stage == "validation"
     assert MATRICES["transfer"].data == ("movielens-100k",)
@@ -161,7 +166,12 @@ def test_only_what_can_be_carried_is_planned(folder: Path, games: Path) -> None:
         ("real-language", {"dialogues": "x", "methods": ("oracle filter",)}, "made-up requests only"),
         ("real-language", {"dialogues": "x", "variants": ("unseen users",)}, "holds out"),
         ("transfer", {"target": DataSource("y"), "methods": ("text fusion",)}, "masks to carry over"),
-        ("transfer", {"target": DataSource("y"), "backbones": ("gru4rec",)}, "works on sasrec only"),
+        ("transfer", {"target": DataSource("y")}, "encoder: found 'hashing', expected 'catalogue-text'"),
+        (
+            "transfer",
+            {"target": DataSource("y"), "settings": CellSettings(), "variants": ("masks inside too",)},
+            "masks layers inside",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_told(folder: Path, matrix: str, changes: dict[str, Any], message: str) -> None:

@@ -36,10 +36,13 @@ def test_backbones_are_compared_at_their_own_modules_and_cost() -> None:
     costs = {cell.backbone: estimate_cell(cell, SMALL) for cell in cells if cell.method == "ours"}
     assert costs["bert4rec"] > costs["gru4rec"] > 2
     layers = {cell.backbone: cell.settings.config for cell in variants("masks inside too", "gru4rec", "bert4rec")}
-    assert layers["gru4rec"]["target_modules"] == ["gru", "dense", "head"]
-    assert layers["bert4rec"]["target_modules"] == ["intermediate.dense", "output.dense", "cls.predictions.decoder"]
+    assert layers["gru4rec"]["target_modules"] == ["gru", "dense"]
+    assert layers["gru4rec"]["target_outputs"] == {"": {"candidates": "items"}}
+    assert layers["bert4rec"]["target_modules"] == ["intermediate.dense", "output.dense"]
+    assert layers["bert4rec"]["target_outputs"] == {"": {}}
     (inside,) = variants("masks inside instead", "gru4rec")
     assert inside.settings.config["target_modules"] == ["gru", "dense"]
+    assert "target_outputs" not in inside.settings.config
 
 
 def variants(variant: str, *backbones: str) -> list[Cell]:
@@ -49,7 +52,8 @@ def variants(variant: str, *backbones: str) -> list[Cell]:
 def test_changes_that_a_backbone_has_no_modules_for_are_said_to() -> None:
     assert "last block's masks instead" in str(not_on("ours", "last block's masks instead", "gru4rec"))
     assert not_on("ours", "last block's masks instead", "bert4rec") is None
-    assert "no layer of its own" in str(not_on("ours", "masks inside too", "replay-sasrec"))
+    assert "a free gate for each item" in str(not_on("ours", "a free gate for each item", "replay-sasrec"))
+    assert not_on("ours", "masks inside too", "replay-sasrec") is None
     assert not_on("ours", "unseen users", "gru4rec") is None
     assert plan_cells(PlanOptions("backbones", methods=("ours",), variants=tuple(ABLATIONS)))
 

@@ -64,7 +64,7 @@ MATRICES: dict[str, Matrix] = {
         steps=500,
         study="real language",
     ),
-    "transfer": Matrix(("movielens-100k",), ("leave-one-out",), (OURS,), (0, 1, 2), steps=300, study="transfer"),
+    "transfer": Matrix(("movielens-100k",), ("leave-one-out",), (OURS,), (0, 1, 2), study="transfer"),
     "quick": Matrix(
         ("movielens-100k",),
         ("leave-one-out",),

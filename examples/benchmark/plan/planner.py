@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from benchmark.cells import (
     PROTOCOLS,
@@ -16,20 +15,21 @@ from benchmark.cells import (
     RealLanguage,
     Transfer,
 )
-from benchmark.methods import OURS, PAPER, mask_config, method_named
+from benchmark.methods import OURS, mask_config, method_named
 from benchmark.plan.matrices import MATRICES, Matrix
 from benchmark.variants import ABLATIONS, HOLD_OUTS, varied_settings
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import BACKBONES
 from cramer_peft.recsys.data.splits import Stage
+from cramer_peft.recsys.requests.catalogue_encoder import TEXT_ENCODER
 from cramer_peft.recsys.training.backbone_training import backbone_options
 from cramer_peft.recsys.training.generator_training import EXPANDED_POSITIONS
 
-CARRIED = (OURS, PAPER, "paper's gate, our loss")  # methods whose masks can be used on another domain
+CARRIED = (OURS,)  # methods whose masks can be used on another domain
 _OPTIONS_OF = {
     None: (),
     "real language": ("dialogues", "stage"),
-    "transfer": ("target", "same items", "full training", "stage"),
+    "transfer": ("target", "full training", "stage"),
 }
 
 
@@ -50,7 +50,6 @@ class PlanOptions:
         settings: Other settings of all cells.
         dialogues: File of film dialogues, for real language.
         target: The other data, for transfer.
-        same_items: Whether equal titles are the same item in both data sets, for transfer.
         full_training: Whether to compare with all training steps on the target alone, for transfer.
         stage: Stage that real language and transfer measure; None: "validation".
     """
@@ -67,7 +66,6 @@ class PlanOptions:
     settings: CellSettings = field(default_factory=CellSettings)
     dialogues: str | None = None
     target: DataSource | None = None
-    same_items: bool = False
     full_training: bool = False
     stage: str | None = None
 
@@ -93,7 +91,7 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
             for backbone in options.backbones or matrix.backbones:
                 settings = _settings(options, matrix, backbone)
                 if isinstance(study, Transfer):
-                    settings = replace(settings, config={**_without_head(backbone), **settings.config})
+                    settings = replace(settings, encoder=settings.encoder or TEXT_ENCODER)
                 for number, seed in enumerate(options.seeds or matrix.seeds):
                     own = [
                         (OURS, variant, varied_settings(variant, settings, backbone))
@@ -158,7 +156,6 @@ def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | No
     given = {
         "dialogues": options.dialogues is not None,
         "target": options.target is not None,
-        "same items": options.same_items,
         "full training": options.full_training,
         "stage": options.stage not in (None, "test"),  # all other matrices measure the test
     }
@@ -181,13 +178,8 @@ def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | No
         if options.target is None:
             raise ConfigError(f"the matrix {options.matrix!r} needs other data: set target in --config FILE.")
         target = replace(options.target, data=_resolved(options.target.data))
-        return Transfer(target, stages[stage], options.same_items, options.full_training)
+        return Transfer(target, stages[stage], options.full_training)
     return None
-
-
-def _without_head(backbone: str) -> dict[str, Any]:
-    """Return the masked modules of a transfer: all but the layer that scores the items, which each domain replaces."""
-    return {"target_modules": getattr(BACKBONES.get(backbone), "default_targets", None)}
 
 
 def _check_study(cell: Cell) -> None:
@@ -202,5 +194,10 @@ def _check_study(cell: Cell) -> None:
     if isinstance(cell.study, Transfer):
         if cell.method not in CARRIED:
             raise ConfigError(f"method: found {cell.method!r}, expected masks to carry over: {', '.join(CARRIED)}.")
-        if cell.backbone != "sasrec":
-            raise ConfigError(f"backbone: found {cell.backbone!r}; a transfer works on sasrec only.")
+        if cell.settings.encoder != TEXT_ENCODER:
+            raise ConfigError(
+                f"encoder: found {cell.settings.encoder!r}, expected {TEXT_ENCODER!r}, the only one that reads another "
+                "catalogue as it reads its own. Leave it out."
+            )
+        if "target_modules" in cell.settings.config:
+            raise ConfigError(f"variant: {cell.variant!r} masks layers inside, which are others in each backbone.")

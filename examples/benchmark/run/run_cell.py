@@ -36,7 +36,7 @@ def digest_of(cell: Cell, data: LoadedData) -> str:
 
 
 def run_cell(cell: Cell, output: Path) -> CellResult:
-    """Run one cell and write its result. Its backbone must be stored.
+    """Run one cell and write its result. Its backbones must be stored.
 
     The result is "empty", with the reason, if the cell cannot be run here: weights or a package are missing, or the
     method reads the inside of another backbone.
@@ -53,8 +53,10 @@ def run_cell(cell: Cell, output: Path) -> CellResult:
         return result
     backbone = stored_backbone(cell, data, output)
     try:
-        measured = _measured if cell.study is None else measured_study
-        result = measured(cell, data, backbone, digest)
+        if cell.study is None:
+            result = _measured(cell, data, backbone, digest)
+        else:
+            result = measured_study(cell, data, backbone, digest, output)
     except NOT_HERE as error:
         result = CellResult(cell.identity, digest, "empty", str(error))
     result.save(output, cell.name)

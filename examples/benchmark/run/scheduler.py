@@ -25,7 +25,7 @@ def seconds_of(cell: Cell, data: LoadedData) -> float:
 
 
 def plan_jobs(cells: Iterable[Cell], output: Path) -> list[Job]:
-    """Return backbones and cells in order, each backbone before its first cell, with estimates.
+    """Return backbones and cells in order, each backbone before the first cell that needs it, with estimates.
 
     Raises:
         CramerError: If data cannot be loaded or split.
@@ -34,12 +34,13 @@ def plan_jobs(cells: Iterable[Cell], output: Path) -> list[Job]:
     timings, jobs, prepared = _stored_timings(cells, output), [], set()
     for cell in cells:
         data = load_data(cell.source, cell.protocol)
-        name = cell.source.name
-        if cell.backbone_name not in prepared:
-            prepared.add(cell.backbone_name)
-            seconds = refined(name, "backbone", estimate_backbone(cell, data.size), timings)
-            jobs.append(Job(cell, True, seconds, backbone_seconds(cell, output) is not None))
-        seconds = refined(name, cell.kind, seconds_of(cell, data), timings)
+        for needed in cell.with_backbones:
+            if needed.backbone_name not in prepared:
+                prepared.add(needed.backbone_name)
+                size = load_data(needed.source, needed.protocol).size
+                seconds = refined(needed.source.name, "backbone", estimate_backbone(needed, size), timings)
+                jobs.append(Job(needed, True, seconds, backbone_seconds(needed, output) is not None))
+        seconds = refined(cell.source.name, cell.kind, seconds_of(cell, data), timings)
         jobs.append(Job(cell, False, seconds, stored_result(output, cell, digest_of(cell, data)) is not None))
     return jobs
 
@@ -49,11 +50,13 @@ def _stored_timings(cells: Iterable[Cell], output: Path) -> list[Timing]:
     timings, backbones = [], set()
     for cell in cells:
         data = load_data(cell.source, cell.protocol)
-        if cell.backbone_name not in backbones:
-            backbones.add(cell.backbone_name)
-            found = backbone_seconds(cell, output)
-            if found is not None:
-                timings.append(Timing(cell.source.name, "backbone", estimate_backbone(cell, data.size), found))
+        for needed in cell.with_backbones:
+            if needed.backbone_name not in backbones:
+                backbones.add(needed.backbone_name)
+                found = backbone_seconds(needed, output)
+                if found is not None:
+                    size = load_data(needed.source, needed.protocol).size
+                    timings.append(Timing(needed.source.name, "backbone", estimate_backbone(needed, size), found))
         stored = stored_result(output, cell, digest_of(cell, data))
         if stored is not None:
             seconds = sum(stored.figures["seconds"][part] for part in ("train", "evaluate"))
@@ -70,7 +73,7 @@ def run_jobs(
 ) -> Iterator[Outcome]:
     """Run the jobs that are not stored; yield each outcome when it is there.
 
-    A cell waits for its backbone; if that fails, its cells fail with the same reason. No job is started that would,
+    A cell waits for its backbones; if one fails, its cells fail with the same reason. No job is started that would,
     by its estimate, end after the budget.
 
     Args:
@@ -108,9 +111,13 @@ def _next(pending: Sequence[Job], untrained: set[str], deadline: float | None, t
     left = float("inf") if deadline is None else deadline - time.monotonic()
     for job in pending:
         seconds = refined(job.cell.source.name, job.kind, job.seconds, timings)
-        if (job.backbone or job.cell.backbone_name not in untrained) and seconds <= left:
+        if (job.backbone or not _needs(job.cell) & untrained) and seconds <= left:
             return job
     return None
+
+
+def _needs(cell: Cell) -> set[str]:
+    return {needed.backbone_name for needed in cell.with_backbones}
 
 
 def _timing(outcome: Outcome) -> Timing:
@@ -124,7 +131,7 @@ def _after_backbone(outcome: Outcome, pending: list[Job], untrained: set[str], o
         untrained.discard(name)
         return
     reason = f"its backbone could not be trained: {outcome.reason}"
-    for job in [job for job in pending if job.cell.backbone_name == name]:
+    for job in [job for job in pending if not job.backbone and name in _needs(job.cell)]:
         pending.remove(job)
         yield failed(job, output, outcome.status, reason)
 

@@ -31,7 +31,7 @@ def speed(
     gate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Form of mask, may be repeated: scale, signed, topk, low_rank:RANK. Default: signed and low_rank:4."
+            help="Form, may be repeated: scale, signed, topk, low_rank:RANK, rows. Default: rows, signed, low_rank:4."
         ),
     ] = None,
     row: Annotated[

@@ -82,9 +82,10 @@ def graph_rows(
         return found
     for form in forms:
         with notes.instead_of(f"{form}: CUDA graph"):
-            masks = adapted(model, form, encoder)
+            own = form.encoder(encoder)
+            masks = adapted(model, form, own)
             with torch.no_grad():
-                state = masks.mask_state(encoded(model, encoder, Texts().new(batch)))
+                state = masks.mask_state(encoded(model, own, Texts().new(batch)))
             _add_ours(add, masks, form, state, inputs)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +20,27 @@ from cramer_peft import HashingEncoder, RequestMaskConfig, RequestMaskModel, Wor
 from cramer_peft.context import FixedMasks
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import DataError, MissingExtraError
+from cramer_peft.recsys.requests.item_features import TEXT_WIDTH
 
 RANK = 8  # of LoRA
+ROWS = "rows"
+_FEATURES = 3 * TEXT_WIDTH  # of an item: attributes, title and embedding
 _WORDS = ("funny", "sad", "old", "french", "horror", "romance", "short", "war", "space", "music", "crime", "quiet")
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form of mask to time: ``scale``, ``signed``, ``topk``, or ``low_rank`` with a rank."""
+    """A form of mask to time: ``scale``, ``signed``, ``topk``, ``low_rank`` with a rank, or ``rows``.
+
+    ``rows`` are the recommenders' default: row values made from features of the items, added to the scores.
+    """
 
     gate: str
     rank: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Form:
-        """Return the form of a text: ``"scale"``, ``"signed"``, ``"topk"`` or ``"low_rank:RANK"``.
+        """Return the form of a text: ``"scale"``, ``"signed"``, ``"topk"``, ``"low_rank:RANK"`` or ``"rows"``.
 
         Raises:
             DataError: If it is none of them.
@@ -42,14 +48,31 @@ class Form:
         gate, _, rank = text.partition(":")
         if gate == "low_rank" and (rank or "4").isdigit() and int(rank or 4) > 0:
             return cls(gate, int(rank or 4))
-        if gate not in ("scale", "signed", "topk") or rank:
+        if gate not in ("scale", "signed", "topk", ROWS) or rank:
             raise DataError(
-                f"gate: found {text!r}, expected 'scale', 'signed', 'topk' or 'low_rank:RANK', such as 'low_rank:4'."
+                f"gate: found {text!r}, expected 'scale', 'signed', 'topk', 'rows' or 'low_rank:RANK', such as "
+                "'low_rank:4'."
             )
         return cls(gate)
 
+    def encoder(self, encoder: RequestEncoder) -> RequestEncoder:
+        """Return an encoder whose vectors suit the form: for ``rows``, two sides as wide as the recommenders'."""
+        return _TwoSides(encoder) if self.gate == ROWS else encoder
+
     def __str__(self) -> str:
         return self.gate if self.rank is None else f"{self.gate} {self.rank}"
+
+
+class _TwoSides:
+    """What a request wants beside what it does not want: the first numbers of another encoder's vectors, twice."""
+
+    def __init__(self, encoder: RequestEncoder) -> None:
+        self._encoder, width = encoder, min(TEXT_WIDTH, encoder.dim)
+        self.name, self.dim = f"{encoder.name}, two sides", 2 * width
+        self.sides = {"wanted": width, "unwanted": width}
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        return self._encoder.encode(texts)[:, : self.dim // 2].repeat(1, 2)
 
 
 @dataclass(frozen=True)
@@ -134,6 +157,7 @@ def flatness_rows(
 
     Numbers larger than the batch are left out.
     """
+    encoder = form.encoder(encoder)
     masks, inputs = adapted(model, form, encoder), model.make_inputs(batch)
     vectors = encoded(model, encoder, Texts().new(batch))
     found = []
@@ -147,6 +171,7 @@ def flatness_rows(
 
 def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:
     """Return the ways to give a request to an adapter of one form."""
+    encoder = form.encoder(encoder)
     masks = adapted(model, form, encoder)
     inputs, texts = model.make_inputs(batch), Texts()
     vectors, cached = encoded(model, encoder, texts.new(batch)), texts.new(batch)
@@ -168,18 +193,27 @@ def our_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder)
         Row("texts new", lambda new: masks(**inputs, request=new), prepare=lambda: texts.new(batch)),
     ]
     named = [Row(f"{form}: {row.name}", row.run, row.against, row.prepare, row.around) for row in rows]
-    return [Subject(row, (masks,)) for row in (*named, _merged(model, form, encoder, inputs, vectors[0]))]
+    if form.gate != ROWS:  # a value that is added cannot be merged into weights without a bias
+        named.append(_merged(model, form, encoder, inputs, vectors[0]))
+    return [Subject(row, (masks,)) for row in named]
 
 
 def adapted(model: SpeedModel, form: Form, encoder: RequestEncoder, own_weights: bool = False) -> RequestMaskModel:
     """Return request masks with a random generator on a copy of the model."""
     module = copy.deepcopy(model.module) if own_weights else with_shared_weights(model.module)
-    config = RequestMaskConfig(
-        target_modules=model.targets, gate=form.gate, rank=form.rank, request_dim=encoder.dim, init_weights=False
-    )
+    if form.gate == ROWS:
+        config = RequestMaskConfig(target_outputs=[""], row_features=[""], request_dim=encoder.dim, init_weights=False)
+    else:
+        config = RequestMaskConfig(
+            target_modules=model.targets, gate=form.gate, rank=form.rank, request_dim=encoder.dim, init_weights=False
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the same gates in all copies
         masks = inject_request_masks(module, config, encoder=encoder)
+        if form.gate == ROWS:
+            with torch.no_grad():
+                items = model.module(**model.make_inputs(1)).shape[-1]
+            masks.set_row_features("", torch.randn(items, _FEATURES, device=model.device))
     masks.eval()
     return masks
 
@@ -208,7 +242,7 @@ def _block(masks: RequestMaskModel, request: Any, inputs: dict[str, Any]) -> Cal
 
 def compiled_rows(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Subject]:
     """Return the frozen model and ours, compiled; ours is compared to the compiled frozen model."""
-    inputs = model.make_inputs(batch)
+    inputs, encoder = model.make_inputs(batch), form.encoder(encoder)
     vectors = encoded(model, encoder, Texts().new(batch))
     plain, masks = with_shared_weights(model.module), adapted(model, form, encoder)
     base, ours = torch.compile(plain, fullgraph=True), torch.compile(masks, fullgraph=True)
@@ -258,6 +292,7 @@ def _call(model: PeftModel, inputs: dict[str, Any], names: list[str] | None = No
 
 def split(model: SpeedModel, batch: int, form: Form, encoder: RequestEncoder) -> list[Row]:
     """Return the parts before the model's call, by themselves: encoding texts, and generating gates."""
+    encoder = form.encoder(encoder)
     masks, texts = adapted(model, form, encoder), Texts()
     vectors = encoded(model, encoder, texts.new(batch))
     return [

@@ -43,7 +43,7 @@ class SpeedOptions:
     Attributes:
         models: Names of the models.
         batches: Batch sizes.
-        gates: Forms of mask: ``scale``, ``signed``, ``topk``, ``low_rank:RANK``.
+        gates: Forms of mask: ``scale``, ``signed``, ``topk``, ``low_rank:RANK``, ``rows``.
         adapters: Numbers of LoRA adapters in one batch.
         different: Numbers of different requests in one batch, each compared to one request for all rows.
         rounds: Number of pairs of each row.
@@ -53,12 +53,13 @@ class SpeedOptions:
         clock: ``"wall"`` or ``"cpu"``; see :func:`~benchmark.speed.timing.measure`.
         device: Device of the models: ``"cpu"`` or ``"cuda"``.
         graphs: Whether to time CUDA graphs if the device is ``"cuda"``.
+        items: Size of the recommenders' catalogue.
         rows: Only rows whose name contains one of these texts; empty: all. The frozen model is always included.
     """
 
     models: tuple[str, ...] = ("sasrec-64", "sasrec-256")
     batches: tuple[int, ...] = (1, 32, 256, 1024)
-    gates: tuple[str, ...] = ("signed", "low_rank:4")
+    gates: tuple[str, ...] = ("rows", "signed", "low_rank:4")
     adapters: tuple[int, ...] = (4, 16, 64, 256)
     different: tuple[int, ...] = (4, 32, 256, 1024)
     rounds: int = 15
@@ -69,6 +70,7 @@ class SpeedOptions:
     clock: str = "wall"
     device: str = "cpu"
     graphs: bool = True
+    items: int = 1682
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -82,8 +84,9 @@ class SpeedOptions:
         for name, least in (("batches", 1), ("adapters", 1), ("different", 1)):
             if any(value < least for value in getattr(self, name)):
                 raise DataError(f"{name}: found {getattr(self, name)}, expected numbers of at least {least}.")
-        if self.rounds < 1:
-            raise DataError(f"rounds: found {self.rounds}, expected at least 1.")
+        for name in ("rounds", "items"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name}: found {getattr(self, name)}, expected at least 1.")
         if self.clock not in CLOCKS:
             raise DataError(f"clock: found {self.clock!r}, expected one of {list(CLOCKS)}.")
         check_device(self.device, self.clock)
@@ -112,7 +115,7 @@ def run_speed(
     }
     for name in options.models:
         try:
-            model = make_model(name).to(options.device)
+            model = make_model(name, options.items).to(options.device)
         except MissingExtraError as error:
             report["left_out"].append({"model": name, "reason": str(error)})
             say(f"{name} is left out: {error}")

@@ -1,4 +1,4 @@
-"""A second domain of 24 items, and its alignment with the first."""
+"""A second domain of 24 items, and a generator that reads texts alone."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import random
 
 import pytest
 import torch
-from benchmark.transfer.alignment import ItemAlignment, align_items
 
-from cramer_peft import HashingEncoder
+from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
-from cramer_peft.recsys.training.backbone_training import BackboneOptions
+from cramer_peft.recsys.masks import mask_backbone
+from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
 
 KINDS = ("Action", "Comedy", "Puzzle")  # the source knows the first two
 
-GAMES, LENGTH = 24, 8
+GAMES = 24
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +35,9 @@ def played(games: Catalogue) -> Split:
     return Split(tuple(h[:-2] for h in histories), before, last)
 
 
-@pytest.fixture(scope="module")
-def text() -> HashingEncoder:
-    return HashingEncoder(32)
-
-
 @pytest.fixture
-def alignment(
-    sasrec: SASRec, catalogue: Catalogue, split: Split, games: Catalogue, text: HashingEncoder
-) -> ItemAlignment:
-    return align_items(sasrec, catalogue, split, games, text)
-
-
-@pytest.fixture(scope="module")
-def quick() -> BackboneOptions:
-    return BackboneOptions(epochs=2, learning_rate=5e-3, batch_size=8, patience=2)
+def texts(sasrec: SASRec, catalogue: Catalogue) -> RequestMaskModel:
+    """The source's backbone under masks that read texts alone, with a random generator."""
+    pytest.importorskip("wordllama")
+    encoder = request_encoder("catalogue-text", catalogue, sasrec)
+    return mask_backbone(sasrec, catalogue, RequestMaskConfig(init_weights=False), encoder)
