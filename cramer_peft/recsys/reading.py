@@ -10,6 +10,8 @@ from typing import Any
 from cramer_peft.errors import AdapterFileError, DataError
 from cramer_peft.storage import open_regular, parse_json
 
+_BYTES_OF_A_VALUE = 16  # fewer on average, and a file of its size limit would not fit in memory
+
 
 def read_file(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
     """Return the content of an ordinary file; ``expected`` describes it for the error message."""
@@ -37,7 +39,7 @@ def read_object(path: Path, expected: str, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in a file; arguments as for :func:`read_file`."""
     data = read_file(path, expected, max_bytes)
     try:
-        values = parse_json(data)
+        values = parse_json(data, max_values=max_bytes // _BYTES_OF_A_VALUE)
     except ValueError as error:
         raise DataError(f"{path}: not a JSON file in UTF-8: {error}. Expected {expected}.") from error
     if not isinstance(values, dict):

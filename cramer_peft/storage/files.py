@@ -189,16 +189,17 @@ def check_inside(folder: Path, path: Path) -> None:
         )
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes, max_values: int | None = None) -> Any:
     """Parse UTF-8 JSON, or raise ``ValueError``, more strictly than ``json.loads``.
 
     It also refuses a key twice in one object, NaN, infinity and numbers that overflow to it, integers of more than 19
-    digits, lone surrogates, nesting deeper than 32, and millions of values.
+    digits, lone surrogates, nesting deeper than 32, and more than ``max_values`` values; None: four million.
     """
+    most = _MAX_JSON_VALUES if max_values is None else max_values
     text = data.decode("utf-8")
     # Counted before anything is made of them: each value follows a comma or an opening bracket.
-    if text.count(",") + text.count("[") + text.count("{") > _MAX_JSON_VALUES:
-        raise ValueError(f"more than {_MAX_JSON_VALUES} values")
+    if text.count(",") + text.count("[") + text.count("{") > most:
+        raise ValueError(f"more than {most} values")
     try:
         values = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
     except RecursionError:
