@@ -249,14 +249,6 @@ def _close(variable: ContextVar[_Blocks], context: RequestContext, block: tuple[
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-@dataclass
-class RunningOutput:
-    """A method of a module whose result is masked; ``masked`` if another one that it called has done so already."""
-
-    module: nn.Module
-    masked: bool = False
-
-
 class _CompiledState:
     """The masks that compiled code of one thread reads."""
 
@@ -273,7 +265,6 @@ class _Local(threading.local):
         self.compiled = _CompiledState()
         # The number of a backward, and the default request's masks for its recomputes.
         self.recomputing: tuple[int, RequestMasks | None] = (-1, None)
-        self.outputs: list[RunningOutput] = []  # the methods of masked outputs that run here, the innermost last
 
 
 _COPIED = ("default", "enabled", "activated", "generators")
@@ -400,27 +391,6 @@ class RequestContext:
         """Return the adapter of each row, as given for the current call, or None."""
         blocks = None if torch.compiler.is_compiling() else _NAMES.get().get(self)
         return blocks[-1][0] if blocks else None
-
-    # ---------------------------------------------------------------- masked outputs
-
-    @contextmanager
-    def inside_output(self, module: nn.Module) -> Iterator[RunningOutput]:
-        """Remember inside the block that a method of ``module``, whose result is masked, runs on this thread."""
-        running = RunningOutput(module)
-        self._local.outputs.append(running)
-        try:
-            yield running
-        finally:
-            self._local.outputs.pop()
-
-    def is_inside_output(self, module: nn.Module) -> bool:
-        """Return True inside that block."""
-        return any(running.module is module for running in self._local.outputs)
-
-    def output_was_masked(self, module: nn.Module) -> None:
-        """Tell the methods of ``module`` that run around this one that their result is masked already."""
-        for running in self._local.outputs:
-            running.masked |= running.module is module
 
     # ---------------------------------------------------------------- recomputation
 

@@ -60,11 +60,14 @@ class RequestMaskGenerator(nn.Module):
         self.form = form
         self.normalize = normalize  # to length sqrt(request_dim)
         # Entry, part and shape of each piece of the output, in order.
-        own = {entry: spec for entry, spec in specs.items() if not isinstance(spec, RowSpec)}
-        self.row_entries = [entry for entry in specs if entry not in own]
-        self._pieces = [
-            (entry, part, shape) for entry, spec in own.items() for part, shape in form.parts(spec).items()
-        ] + [(entry, QUERY, (KEY_WIDTH,)) for entry in self.row_entries]
+        own, self.row_entries, queries = dict(specs), [], []
+        for entry, spec in specs.items():
+            if isinstance(spec, RowSpec):
+                del own[entry]
+                self.row_entries.append(entry)
+                queries.append((entry, QUERY, (KEY_WIDTH,)))
+        pieces = [(entry, part, shape) for entry, spec in own.items() for part, shape in form.parts(spec).items()]
+        self._pieces = [*pieces, *queries]
         self._sizes = [math.prod(shape) for _, _, shape in self._pieces]
         self.trunk = nn.Identity() if width is None else nn.Sequential(nn.Linear(request_dim, width), nn.GELU())
         self.head = nn.Linear(request_dim if width is None else width, sum(self._sizes))
@@ -72,7 +75,9 @@ class RequestMaskGenerator(nn.Module):
         self.register_buffer("default_request", None)
         self.sides = dict(sides or {})
         self.identity = identity
-        self.rows = nn.ModuleList(nn.Identity() for _ in self.row_entries)  # no ModuleDict: names of entries hold dots
+        self.rows = nn.ModuleList()  # no ModuleDict: names of entries hold dots
+        for _ in self.row_entries:
+            self.rows.append(nn.Identity())
         form.init_head(self.head, own, identity)
         if self.row_entries and identity:
             with torch.no_grad():
@@ -110,6 +115,8 @@ class RequestMaskGenerator(nn.Module):
         self, tensors: Mapping[str, LayerTensors], strength: Tensor | None, active: Tensor | None, training: bool
     ) -> dict[str, Mask]:
         """Return the masks of tensors as :meth:`forward` returns them; the arguments are those of the forms."""
+        if not self.row_entries:
+            return self.form.build(tensors, strength, active, training)
         own = {entry: parts for entry, parts in tensors.items() if QUERY not in parts}
         masks = self.form.build(own, strength, active, training) if own else {}
         for entry in self.row_entries:

@@ -12,22 +12,20 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from cramer_peft.adapter import Adapter, check_row_names, joined, masks_by_row, masks_together
 from cramer_peft.checks import LayerEffect, check_effect
-from cramer_peft.context import BASE, NO_MASK_IN_RECOMPUTE, FixedMasks, LazyMasks
+from cramer_peft.context import NO_MASK_IN_RECOMPUTE, FixedMasks
 from cramer_peft.encoders import CachedEncoder, RequestEncoder
 from cramer_peft.errors import ConfigError, MergeError, RequestError
 from cramer_peft.generator import RequestMaskGenerator
 from cramer_peft.mask_state import MaskState
 from cramer_peft.masks import Mask
 from cramer_peft.merging import MergedRequest, plan_merge, stored_masks
-from cramer_peft.requests import AllRequests, Requests, Strength, check_still_valid
+from cramer_peft.requests import AllRequests, Requests, Strength
 from cramer_peft.storage.adapter_files import check_fits, check_same_form, read_adapter
-from cramer_peft.tuner.mask_tuner import RequestMaskTuner
-from cramer_peft.tuner.root_forward import RequestForward
+from cramer_peft.tuner.request_calls import RequestCalls
 
 
-class RequestMaskModel(RequestMaskTuner):
+class RequestMaskModel(RequestCalls):
     """A model whose masked layers follow requests; the handle that everything goes through.
 
     The handle owns the generator, which is no part of the wrapped model: train, move and save the handle, or the
@@ -41,13 +39,6 @@ class RequestMaskModel(RequestMaskTuner):
         state_dict: Accepted for PEFT; the configuration alone decides what is masked.
         encoder: An encoder object, in place of the one the configuration names.
     """
-
-    def _replace_root_forward(self, model: nn.Module) -> None:
-        model.forward = RequestForward(self, model.forward)  # type: ignore[method-assign, assignment]
-
-    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
-        # Named, because transformers' Trainer looks for labels here.
-        return super().forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
 
     # ---------------------------------------------------------------- requests
 
@@ -72,25 +63,6 @@ class RequestMaskModel(RequestMaskTuner):
         """
         with self.request_context.using(self.lazy_masks(requests, strength, adapter_names)):
             yield self
-
-    def lazy_masks(
-        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
-    ) -> LazyMasks | None:
-        """Return the masks of some requests, not made yet; None if no row has a request. See :meth:`request`."""
-        if self._merged is not None and not (requests is None and adapter_names is None):
-            raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
-        if self._record is None or not self.active_adapters:
-            self.active_names()  # raises, and says which of the two it is
-        active = None
-        if adapter_names is not None:
-            masks = masks_by_row(self, adapter_names, requests, strength)
-        else:
-            active = list(self.active_adapters)
-            masks = masks_together([Adapter(self, name) for name in active], requests, strength)
-        if masks is not None:
-            masks.check = functools.partial(check_still_valid, self, active, masks.check)
-            masks.given = (requests, strength)  # for a call inside the block with adapter_names
-        return masks
 
     def masks_for(self, requests: AllRequests, strength: Strength = None) -> dict[str, Mask]:
         """Return the masks of ``requests`` by name of the masked module or part; empty without a request."""
@@ -121,21 +93,6 @@ class RequestMaskModel(RequestMaskTuner):
         self.adapter(adapter_name).set_default_request(request)
         self._sync_default()
 
-    def _default_masks(self) -> LazyMasks | None:
-        if self._merged is not None:
-            return None
-        names = self.request_context.row_names()
-        if names is not None:  # for modules that generate calls outside the root, such as an encoder
-            return self.default_masks_by_row(names.names)
-        made = [Adapter(self, name).default_masks() for name in dict.fromkeys(self.active_adapters)]
-        return joined([masks for masks in made if masks is not None])
-
-    def default_masks_by_row(self, names: Sequence[str]) -> LazyMasks | None:
-        """Return the masks of the stored default requests of each row's adapter."""
-        check_row_names(self, names)
-        stored = {name: Adapter(self, name).generator.default_request for name in set(names) - {BASE}}
-        return masks_by_row(self, names, [stored.get(name) for name in names], None)
-
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Return two contexts that bring the request back for a checkpoint's recompute: its ``context_fn``.
 
@@ -148,23 +105,6 @@ class RequestMaskModel(RequestMaskTuner):
             return nullcontext(), context.using(NO_MASK_IN_RECOMPUTE, note=False)
         fixed = current.for_call()
         return context.using(fixed, note=False), context.using(FixedMasks(fixed.masks, for_recompute=True), note=False)
-
-    def check_row_count(self, names: Sequence[str], args: Any, kwargs: Any) -> None:
-        """Check that ``adapter_names`` has a name for each row of a call's first tensor."""
-        if self._merged is not None and self.adapters_enabled:
-            raise MergeError(
-                "a request is merged into the weights, which all rows share: call unmerge() before passing "
-                "adapter_names."
-            )
-        config = next((self.peft_config[name] for name in self.active_adapters), None)
-        inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if config is None or config.batch_folding is not None or inputs is None or inputs.dim() <= config.batch_dim:
-            return
-        if inputs.shape[config.batch_dim] != len(names):
-            raise RequestError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
-            )
 
     def set_row_features(
         self, name: str, features: Tensor, adapter_name: str | None = None, check: bool = True
@@ -254,11 +194,6 @@ class RequestMaskModel(RequestMaskTuner):
         return check_effect(self.model, self.request_context, run, device, count, batch_dim)
 
     # ---------------------------------------------------------------- merging
-
-    @property
-    def merged(self) -> bool:
-        """True if a request is merged into the weights."""
-        return self._merged is not None
 
     def merge_request(self, requests: AllRequests, strength: Strength = None, safe_merge: bool = False) -> None:
         """Fold one request into the weights: every call then follows it, at the frozen model's cost.

@@ -4,7 +4,7 @@ from torch import nn
 
 from cramer_peft.errors import RequestError
 from cramer_peft.generator import RequestMaskGenerator
-from cramer_peft.masks import LayerSpec, LowRankForm, RowSpec, ScaleForm, TopKForm
+from cramer_peft.masks import KEY_WIDTH, LayerSpec, LowRankForm, RowSpec, ScaleForm, TopKForm
 
 SPECS = {"block.up": LayerSpec(6, 4), "block.down": LayerSpec(4, 6)}
 
@@ -60,5 +60,5 @@ def test_outputs_of_described_rows_come_last_and_start_at_zero() -> None:
     tensors = generator(torch.randn(3, 4))
     assert tensors["b"]["a"].shape == (3, 1, 3)
     for entry in generator.row_entries:
-        assert torch.equal(tensors[entry]["query"], torch.zeros(3, 66))
+        assert torch.equal(tensors[entry]["query"], torch.zeros(3, KEY_WIDTH + 2))
     assert not any("features" in name for name in generator.state_dict())

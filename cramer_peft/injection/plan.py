@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -34,14 +35,8 @@ class Target:
     name: str
     module: nn.Module
     parts: dict[str, Spec]
+    wrapper: type[RequestMaskLayer]
     output: OutputTarget | None = None
-
-    @property
-    def wrapper(self) -> type[RequestMaskLayer]:
-        """The class of the masked layer."""
-        wrapper = MaskedOutput if self.output is not None else wrapper_for(self.module)
-        assert wrapper is not None  # the plan refuses every module without one
-        return wrapper
 
 
 @dataclass(frozen=True)
@@ -69,15 +64,16 @@ def plan_injection(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan
 
 def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     modules = dict(own_modules(model))
-    outputs = output_targets(modules, config)
-    described = described_modules(modules, config, outputs)
+    outputs = output_targets(modules, config) if config.target_outputs else {}
+    described = described_modules(modules, config, outputs) if config.row_features else {}
     resolved = config.with_values(target_modules=_resolve_targets(model, modules, config, list(described)))
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
     if not matches and not (outputs and resolved.target_modules == DUMMY_TARGET_MODULES):
         raise _whole(_nothing_matches(modules, resolved))
     problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
-    masked = {name for name, module in model.named_modules() if isinstance(module, RequestMaskLayer)} | set(matches)
-    problems += [_twice(output.module) for output in outputs.values() if output.module in masked]
+    if outputs:
+        masked = {name for name, module in model.named_modules() if isinstance(module, RequestMaskLayer)} | set(matches)
+        problems += [_twice(output.module) for output in outputs.values() if output.module in masked]
     if problems:
         raise TargetModuleError.of(
             "these modules cannot be masked:\n  "
@@ -87,13 +83,16 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
             *problems,
         )
     _check_saved_whole(matches, resolved)
-    specs, widths = output_specs(config, outputs)
-    masked_outputs = [Target(own.entry, modules[own.module], {"": specs[own.entry]}, own) for own in outputs.values()]
+    found = _masked_parts(matches, resolved, described)
+    if outputs or described:
+        specs, widths = output_specs(config, outputs)
+        found += [
+            Target(own.entry, modules[own.module], {"": specs[own.entry]}, MaskedOutput, own)
+            for own in outputs.values()
+        ]
+        resolved.row_features = {**described, **widths} or None
     # Sorted, so that the generator's outputs mean the same in a model that lists its modules in another order.
-    found = [*_masked_parts(matches, resolved, described), *masked_outputs]
-    targets = tuple(sorted(found, key=lambda target: target.name))
-    widths = {**described, **widths}
-    resolved = resolved.with_values(row_features=widths or None)
+    targets = tuple(sorted(found, key=attrgetter("name")))
     plan = InjectionPlan(resolved, targets)
     layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
     digest = fingerprint(targets)
@@ -119,7 +118,7 @@ def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig, desc
         if not parts:
             message = f"module_parts={wanted} leaves nothing of {name!r} ({type(module).__name__})."
             raise TargetModuleError.of(message, Finding(FindingKind.UNKNOWN_PART, message, name))
-        targets.append(Target(name, module, parts))
+        targets.append(Target(name, module, parts, wrapper))
     unknown = sorted(set(wanted or []) - known)
     if unknown:
         message = f"module_parts={unknown} are parts of no module to mask; the parts there are {sorted(known - {''})}."
@@ -150,9 +149,8 @@ def fingerprint_of_layers(model: nn.Module, adapter_name: str) -> str | None:
     layers = list({layer.module_name: layer for layer in layers}.values())
     if any(unusual_weights(layer.base_layer) for layer in layers if not isinstance(layer, MaskedOutput)):
         return None
-    outputs = [layer.target if isinstance(layer, MaskedOutput) else None for layer in layers]
-    targets = [Target(m.module_name, m.base_layer, {}, output) for m, output in zip(layers, outputs, strict=True)]
-    return fingerprint(sorted(targets, key=lambda target: target.name))
+    targets = [Target(layer.module_name, layer.base_layer, {}, type(layer)) for layer in layers]
+    return fingerprint(sorted(targets, key=attrgetter("name")))
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -255,7 +253,7 @@ def _whole(message: str) -> TargetModuleError:
 def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     """Return the reason why the module cannot be masked, or None."""
     module = modules[name]
-    if any(isinstance(child, MaskedOutput) for child in module.children()):
+    if MaskedOutput in map(type, module.children()):
         return _twice(name)
     if isinstance(module, BaseTunerLayer):
         message = (

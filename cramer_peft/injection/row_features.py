@@ -11,8 +11,9 @@ from torch import Tensor
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, ConfigError, RequestError
 from cramer_peft.masks import RowKeys, RowSpec, Spec
+from cramer_peft.masks.config_values import SKETCH_LENGTH
 
-_SUMS = 16
+_SUMS = SKETCH_LENGTH - 3
 _TOLERANCE = 1e-4  # of the length of all features: other machines round otherwise, and one other row moves more
 _BLOCK = 65_536  # rows at a time
 

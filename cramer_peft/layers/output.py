@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -173,6 +174,24 @@ class MaskedOutput(RequestMaskLayer):
         return changed
 
 
+@dataclass
+class _Call:
+    """A running call of a method whose result is masked; ``masked`` if another one that it called has done so."""
+
+    module: nn.Module
+    masked: bool = False
+
+
+class _Calls(threading.local):
+    """The calls that run on a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.running: list[_Call] = []
+
+
+_CALLS = _Calls()
+
+
 class OutputMethod:
     """A method of one module object that hands its result to the module's masked output."""
 
@@ -195,13 +214,18 @@ class OutputMethod:
                     "another: name the one that is compiled alone in target_outputs."
                 )
             return layer(self._method(*args, **kwargs), self._chosen(args, kwargs))
-        with layer.context.inside_output(layer.base_layer) as running:
+        call, running = _Call(layer.base_layer), _CALLS.running
+        running.append(call)
+        try:
             result = self._method(*args, **kwargs)
-        if running.masked:
+        finally:
+            running.pop()
+        if call.masked:
             return result
         masked = layer(result, self._chosen(args, kwargs), layer.target.in_place)
         if masked is not result or layer.target.in_place:
-            layer.context.output_was_masked(layer.base_layer)
+            for outer in running:
+                outer.masked |= outer.module is call.module
         return masked
 
     def _chosen(self, args: Any, kwargs: Any) -> Tensor | None:
@@ -220,7 +244,9 @@ class RefuseOtherWays:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         layer, target = self._layer, self._layer.target
-        if torch.compiler.is_compiling() or layer.context.is_inside_output(layer.base_layer) or in_backward():
+        if torch.compiler.is_compiling() or in_backward():
+            return
+        if any(call.module is layer.base_layer for call in _CALLS.running):
             return
         masked = not layer._disable_adapters and layer.context.is_masking_entry(
             layer.module_name, layer.request_mask_specs

@@ -43,10 +43,6 @@ class MaskForm(ABC):
         the rows that have one, None if all have. ``training`` draws noise, if the form has any.
         """
 
-    def entry_size(self, spec: Spec) -> int:
-        """Return the number of generator outputs for one entry."""
-        return sum(math.prod(shape) for shape in self.parts(spec).values())
-
 
 def row_column_parts(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Return the parts of a form that has one number for each row and column of a weight, or each feature."""

@@ -42,7 +42,6 @@ class RowKeys(nn.Module):
 
     def __init__(self, width: int, hidden: int, sides: Mapping[str, int]) -> None:
         super().__init__()
-        self.width = width
         self.sides = dict(sides)
         self.network = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, KEY_WIDTH))
         self.gains = nn.Parameter(torch.zeros(len(self.sides)))

@@ -10,18 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from cramer_peft.config import RequestMaskConfig, RequestMaskPeftType
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, EncoderError
 from cramer_peft.injection.plan import own_modules
+from cramer_peft.masks.config_values import LARGEST
 
 _MESSAGE_LENGTH = 1000
 _PATTERN_LENGTH = 2**20
 _LIST_LENGTH = 1000
-_LARGEST = torch.finfo(torch.float32).max
 
 # PEFT's fields that do not concern the masks, with their types; other tools edit them in place.
 _PEFT_FIELDS: dict[str, tuple[type, ...]] = {
@@ -83,7 +82,7 @@ def _check_patterns(path: Path, values: dict[str, Any]) -> None:
 def _check_numbers(path: Path, values: dict[str, Any]) -> None:
     for name in ("strength", "default_request"):
         for number in values[name] if isinstance(values.get(name), list) else [values.get(name)]:
-            if isinstance(number, (int, float)) and abs(number) > _LARGEST:
+            if isinstance(number, (int, float)) and abs(number) > LARGEST:
                 raise AdapterFileError(f"{path}: {name} holds {number!r}, larger than float32 can hold.")
 
 

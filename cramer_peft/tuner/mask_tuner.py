@@ -172,12 +172,14 @@ class RequestMaskTuner(BaseTuner):
             record.unfused += fused_encoder.install(model, self.request_context)
             if first:
                 self._replace_root_forward(model)
-            outputs = ((target.module, target.output, target.parts) for target in plan.targets if target.output)
-            layout, active = RowLayout(config.batch_dim, config.batch_folding), list(self.active_adapters)
-            place_outputs(model, outputs, record.outputs, adapter_name, layout, self.request_context, active)
+            if config.target_outputs:
+                outputs = ((target.module, target.output, target.parts) for target in plan.targets if target.output)
+                layout, active = RowLayout(config.batch_dim, config.batch_folding), list(self.active_adapters)
+                place_outputs(model, outputs, record.outputs, adapter_name, layout, self.request_context, active)
             _restore_flags([] if first else flags)  # PEFT keeps requires_grad only for parameters inside the model
             record.methods += freeze_statistics(model) + set_pretrained_methods(model)
-            follow_row_names(record.own_layers(model), self.request_context)
+            if config.modules_to_save:
+                follow_row_names(record.own_layers(model), self.request_context)
             self.adapter(adapter_name).fill_default_request()
             self._sync_default()
             self.peft_config[adapter_name] = given.filled_in(config)

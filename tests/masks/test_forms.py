@@ -26,8 +26,12 @@ def split(form, flat: torch.Tensor) -> dict:
     return RequestMaskGenerator(3, SPECS, form, None).split(flat)
 
 
+def outputs(form) -> int:
+    return sum(math.prod(shape) for spec in SPECS.values() for shape in form.parts(spec).values())
+
+
 def tensors(form, rows: int = 5) -> dict:
-    return split(form, torch.randn(rows, sum(form.entry_size(spec) for spec in SPECS.values())))
+    return split(form, torch.randn(rows, outputs(form)))
 
 
 def test_make_form_follows_the_configuration() -> None:
@@ -41,7 +45,7 @@ def test_make_form_follows_the_configuration() -> None:
 
 @pytest.mark.parametrize("form", [LowRankForm(2), ScaleForm(), TopKForm()])
 def test_split_cuts_every_output_once(form) -> None:
-    total = sum(form.entry_size(spec) for spec in SPECS.values())
+    total = outputs(form)
     flat = torch.arange(2.0 * total).reshape(2, total)
     parts = split(form, flat)
     again = torch.cat([value.reshape(2, -1) for layer in parts.values() for value in layer.values()], dim=-1)
@@ -120,7 +124,7 @@ def test_low_rank_rows_without_request_never_see_a_nan() -> None:
 
 def test_low_rank_starts_at_the_identity_and_can_leave_it() -> None:
     form = LowRankForm(3)
-    total = sum(form.entry_size(spec) for spec in SPECS.values())
+    total = outputs(form)
     head = nn.Linear(5, total)
     form.init_head(head, SPECS, identity=True)
     parts = split(form, head(torch.randn(2, 5)))

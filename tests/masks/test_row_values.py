@@ -157,12 +157,12 @@ def other_dtype(keys: RowKeys) -> None:
 def test_kept_keys_follow_every_change(change) -> None:
     keys = made()
     with torch.no_grad():
-        first = keys.keys()[0]
-        assert keys.keys()[0] is first
+        first = keys.keys()
+        assert keys.keys() is first
         change(keys)
-        found = keys.keys()[0]
+        found = keys.keys()
     assert not torch.equal(found, first.to(found.dtype))
-    assert torch.equal(found, keys.keys()[0])  # with gradients, nothing is kept
+    assert torch.equal(found, keys.keys())  # with gradients, nothing is kept
 
 
 def test_kept_keys_do_not_depend_on_autocast() -> None:
@@ -180,9 +180,9 @@ def test_kept_keys_of_inference_mode_serve_later_calls() -> None:
     keys = made()
     with torch.inference_mode():
         keys.features = torch.randn(ITEMS, WIDTH)
-        inside = keys.keys()[0]
+        inside = keys.keys()
     with torch.no_grad():
-        assert torch.equal(keys.keys()[0], inside)
+        assert torch.equal(keys.keys(), inside)
 
 
 def test_keys_under_vmap_over_parameters() -> None:
@@ -193,7 +193,7 @@ def test_keys_under_vmap_over_parameters() -> None:
         return torch.func.functional_call(_Keys(keys), {f"keys.{n}": v for n, v in parameters.items()}, ())
 
     with torch.no_grad():
-        assert torch.vmap(call)(stacked).shape == (2, ITEMS, KEY_WIDTH)
+        assert torch.vmap(call)(stacked).shape == (2, ITEMS, keys.query_width)
 
 
 class _Keys(torch.nn.Module):
@@ -202,7 +202,7 @@ class _Keys(torch.nn.Module):
         self.keys = keys
 
     def forward(self) -> Tensor:
-        return self.keys.keys()[0]
+        return self.keys.keys()
 
 
 # ---------------------------------------------------------------- merging

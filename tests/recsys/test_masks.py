@@ -11,6 +11,7 @@ from cramer_peft.recsys.backbones import config_for, make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.masks import describe_items, item_layers, mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, request_encoder
+from cramer_peft.recsys.requests.item_features import TEXT_WIDTH
 
 pytest.importorskip("wordllama")
 NAMES = ["bert4rec", "gru4rec", "sasrec"]
@@ -37,7 +38,7 @@ def test_a_backbone_is_masked_and_its_items_are_described(
     assert torch.equal(features_of(masks), expected)
     config = masks.peft_config["default"]
     assert config.masked_modules == {":forward": []}
-    assert config.request_sides == {"wanted": expected.shape[1], "unwanted": expected.shape[1]}
+    assert config.request_sides == {"wanted": TEXT_WIDTH, "unwanted": TEXT_WIDTH}
     found = masks(item_ids, request=REQUESTS)
     assert torch.equal(found[1], before[1])
     assert (found - before)[[0, 2]].abs().amax(1).min() > 1e-3

@@ -28,7 +28,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
 pytest.importorskip("wordllama")
 KINDS = ("Comedy", "Film-Noir", "Horror", "Sci-Fi", "Western")
 ITEMS, WIDTH = 30, 6
-FEATURES = WIDTH + 2 * TEXT_WIDTH  # embedding, attributes, title
+FEATURES = 2 * TEXT_WIDTH + WIDTH  # attributes, title, embedding
 
 
 def make_catalogue(titles: list[str] | None = None) -> Catalogue:
@@ -56,7 +56,7 @@ def encoder(reader: RequestReader, embeddings: Tensor) -> CatalogueEncoder:
 
 
 def nearest(encoder: CatalogueEncoder, slot: Tensor, count: int = 4) -> set[int]:
-    return set((encoder.features @ slot).topk(count).indices.tolist())
+    return set((encoder.features[:, :TEXT_WIDTH] @ slot).topk(count).indices.tolist())
 
 
 @pytest.mark.parametrize(
@@ -98,15 +98,15 @@ def test_the_side_is_taken_from_the_words_of_the_name(
 
 def test_an_item_is_its_embedding_beside_its_text(encoder: CatalogueEncoder, embeddings: Tensor) -> None:
     assert encoder.features.shape == (ITEMS, FEATURES)
-    assert encoder.dim == 2 * FEATURES
-    assert encoder.sides == {"wanted": FEATURES, "unwanted": FEATURES}
-    for part in encoder.features.split([WIDTH, TEXT_WIDTH, TEXT_WIDTH], 1):
+    assert encoder.dim == 2 * TEXT_WIDTH
+    assert encoder.sides == {"wanted": TEXT_WIDTH, "unwanted": TEXT_WIDTH}  # compared with the attributes alone
+    for part in encoder.features.split([TEXT_WIDTH, TEXT_WIDTH, WIDTH], 1):
         torch.testing.assert_close(part.mean(0), torch.zeros(part.shape[1]), atol=1e-5, rtol=0)
         assert float(part.norm(dim=1).mean()) == pytest.approx(1)
     assert not encoder.features.requires_grad
-    titles = encoder.features[: ITEMS - 1, -TEXT_WIDTH:]
+    titles = encoder.features[: ITEMS - 1, TEXT_WIDTH : 2 * TEXT_WIDTH]
     torch.testing.assert_close(titles, titles[:1].expand_as(titles))  # all say "tale", the last nothing
-    attributes = encoder.features[:25, WIDTH : WIDTH + TEXT_WIDTH].view(5, 5, -1)
+    attributes = encoder.features[:25, :TEXT_WIDTH].unflatten(0, (5, 5))
     torch.testing.assert_close(attributes, attributes[:1].expand_as(attributes))  # the five kinds in turn
 
 
@@ -127,17 +127,17 @@ def test_the_features_of_earlier_versions(encoder: CatalogueEncoder, embeddings:
 
 def test_without_embeddings_there_is_the_text_alone(encoder: CatalogueEncoder) -> None:
     made = CatalogueEncoder(make_catalogue(), None, encoder.reader)
-    torch.testing.assert_close(made.features, encoder.features[:, WIDTH:])
-    assert made.dim == 2 * 2 * TEXT_WIDTH
+    torch.testing.assert_close(made.features, encoder.features[:, : 2 * TEXT_WIDTH])
+    assert made.dim == encoder.dim == 2 * TEXT_WIDTH
     assert made.embeddings is None
 
 
 def test_a_vector_is_the_middle_of_the_items_that_are_named(encoder: CatalogueEncoder) -> None:
     vectors = encoder.encode(["more horror", "no horror", "horror but no western", "no western"]).unflatten(1, (2, -1))
-    zeros = torch.zeros(FEATURES)
+    zeros = torch.zeros(TEXT_WIDTH)
     horror = {item for item in range(ITEMS - 1) if item % 5 == 2}
     members = torch.tensor([item in horror for item in range(ITEMS)])
-    expected = encoder.features[members].mean(0)
+    expected = encoder.features[members, :TEXT_WIDTH].mean(0)
     assert float(functional.cosine_similarity(vectors[0, 0], expected, dim=0)) > 0.95
     assert torch.equal(vectors[0, 1], zeros)
     assert torch.equal(vectors[1], vectors[0].flip(0))  # the same place on the other side
@@ -169,8 +169,8 @@ def test_words_of_titles_are_found_too(reader: RequestReader, embeddings: Tensor
 
 def test_a_concept_is_the_mean_of_its_items(encoder: CatalogueEncoder) -> None:
     first, second = torch.arange(ITEMS) < 4, torch.arange(ITEMS) >= 20
-    zeros = torch.zeros(FEATURES)
-    means = encoder.features[:4].mean(0), encoder.features[20:].mean(0)
+    zeros, sides = torch.zeros(TEXT_WIDTH), encoder.features[:, :TEXT_WIDTH]
+    means = sides[:4].mean(0), sides[20:].mean(0)
     for wanted, unwanted, expected in (
         (first, None, (means[0], zeros)),
         (None, second, (zeros, means[1])),
@@ -334,7 +334,7 @@ def test_items_that_were_added_change_no_request_and_no_other_item(
             assert torch.equal(getattr(made, name)[:ITEMS], getattr(before, name))
         texts = ["more horror", "no comedies", "a long tale", "carburettors", ""]
         assert torch.equal(made.encode(texts), before.encode(texts))
-        same = made.features[[ITEMS, 2], WIDTH : WIDTH + TEXT_WIDTH]  # both are horror
+        same = made.features[[ITEMS, 2], :TEXT_WIDTH]  # both are horror
         if whiten:
             torch.testing.assert_close(same[0], same[1])
 

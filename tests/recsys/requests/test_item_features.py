@@ -5,7 +5,7 @@ from torch import Tensor
 from cramer_peft.recsys.requests.item_features import TEXT_WIDTH, item_features, whitened
 
 ITEMS, WIDTH = 400, 12
-FLOORS = (0.05, 0.01, 0.05)  # of embedding, attributes and title
+FLOORS = (0.01, 0.05, 0.05)  # of attributes, title and embedding
 
 
 def skewed(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -52,11 +52,12 @@ def test_directions_stay_as_they_are() -> None:
 def test_the_parts_stand_side_by_side_with_a_mean_length_of_one(parts: tuple[Tensor, Tensor, Tensor]) -> None:
     found = item_features(*parts)
     assert found.shape == (ITEMS, WIDTH + 2 * TEXT_WIDTH)
-    for part, rows, floor in zip(found.split([WIDTH, TEXT_WIDTH, TEXT_WIDTH], 1), parts, FLOORS, strict=True):
+    named = (*parts[1:], parts[0])
+    for part, rows, floor in zip(found.split([TEXT_WIDTH, TEXT_WIDTH, WIDTH], 1), named, FLOORS, strict=True):
         assert float(part.norm(dim=1).mean()) == pytest.approx(1, abs=1e-5)
         even = whitened(rows, floor)
         torch.testing.assert_close(part, even / even.norm(dim=1).mean())
-    torch.testing.assert_close(item_features(None, *parts[1:]), found[:, WIDTH:])
+    torch.testing.assert_close(item_features(None, *parts[1:]), found[:, : 2 * TEXT_WIDTH])
 
 
 def test_the_order_of_items_does_not_matter(parts: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -69,7 +69,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def differences(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> list[str]:
     assert found.keys() == expected.keys()
-    return [name for name in expected if not torch.allclose(found[name], expected[name], rtol=0, atol=tolerance)]
+    # This bias adds one number to the scores of all items, which no loss sees: its gradients are rounding errors, which
+    # Adam scales up.
+    compared = [name for name in expected if not (tolerance and name.endswith("rows.0.network.2.bias"))]
+    return [name for name in compared if not torch.allclose(found[name], expected[name], rtol=0, atol=tolerance)]
 
 
 @pytest.mark.parametrize("case", EQUAL)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.errors import ConfigError
+from cramer_peft.masks import KEY_WIDTH
 from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.backbones.sampling import with_negatives
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -134,7 +135,7 @@ def test_the_values_of_sampled_items_alone_are_made(data: tuple[Catalogue, Split
     hook = keys.network.register_forward_hook(lambda *arguments: made.append(arguments[-1].shape))
     masks(item_ids, items=torch.tensor([7, 0, 39]), request="more horror")
     hook.remove()
-    assert made == [(3, 64)]
+    assert made == [(3, KEY_WIDTH)]
 
 
 def test_the_default_can_be_trained_on_samples(data: tuple[Catalogue, Split]) -> None:

@@ -1,33 +1,88 @@
-"""The forward of an adapted model's root, which takes the request out of the call."""
+"""Calls of an adapted model: the root's forward takes the request out of a call, the handle makes its masks."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cramer_peft.context import NO_MASK, LazyMasks, NoMask, RequestContext, RequestMasks
+from cramer_peft.adapter import Adapter, check_row_names, joined, masks_by_row, masks_together
+from cramer_peft.context import BASE, NO_MASK, LazyMasks, NoMask, RequestMasks
+from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.masks.tracing import trace_refusal
+from cramer_peft.requests import AllRequests, Strength, check_still_valid
+from cramer_peft.tuner.mask_tuner import RequestMaskTuner
 
 
-class RootHandle(Protocol):
-    """The handle, as the root's forward sees it."""
+class RequestCalls(RequestMaskTuner):
+    """The part of the handle that answers calls: each takes a request, whose masks are made here."""
 
-    model: nn.Module
-    request_context: RequestContext
+    @property
+    def merged(self) -> bool:
+        """True if a request is merged into the weights."""
+        return self._merged is not None
 
-    def lazy_masks(self, requests: Any, strength: Any = None, adapter_names: Any = None) -> LazyMasks | None:
-        """Return the masks of some requests, not made yet."""
+    def _replace_root_forward(self, model: nn.Module) -> None:
+        model.forward = RequestForward(self, model.forward)  # type: ignore[method-assign, assignment]
+
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        # Named, because transformers' Trainer looks for labels here.
+        return super().forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
+
+    def lazy_masks(
+        self, requests: AllRequests, strength: Strength = None, adapter_names: Sequence[str] | None = None
+    ) -> LazyMasks | None:
+        """Return the masks of some requests, not made yet; None if no row has a request. See :meth:`request`."""
+        if self._merged is not None and not (requests is None and adapter_names is None):
+            raise MergeError("a request is merged into the weights: call unmerge() before giving another.")
+        if self._record is None or not self.active_adapters:
+            self.active_names()  # raises, and says which of the two it is
+        active = None
+        if adapter_names is not None:
+            masks = masks_by_row(self, adapter_names, requests, strength)
+        else:
+            active = list(self.active_adapters)
+            masks = masks_together([Adapter(self, name) for name in active], requests, strength)
+        if masks is not None:
+            masks.check = functools.partial(check_still_valid, self, active, masks.check)
+            masks.given = (requests, strength)  # for a call inside the block with adapter_names
+        return masks
+
+    def _default_masks(self) -> LazyMasks | None:
+        if self._merged is not None:
+            return None
+        names = self.request_context.row_names()
+        if names is not None:  # for modules that generate calls outside the root, such as an encoder
+            return self.default_masks_by_row(names.names)
+        made = [Adapter(self, name).default_masks() for name in dict.fromkeys(self.active_adapters)]
+        return joined([masks for masks in made if masks is not None])
 
     def default_masks_by_row(self, names: Sequence[str]) -> LazyMasks | None:
         """Return the masks of the stored default requests of each row's adapter."""
+        check_row_names(self, names)
+        stored = {name: Adapter(self, name).generator.default_request for name in set(names) - {BASE}}
+        return masks_by_row(self, names, [stored.get(name) for name in names], None)
 
     def check_row_count(self, names: Sequence[str], args: Any, kwargs: Any) -> None:
-        """Check that there is a name for each row of a call's first tensor."""
+        """Check that ``adapter_names`` has a name for each row of a call's first tensor."""
+        if self._merged is not None and self.adapters_enabled:
+            raise MergeError(
+                "a request is merged into the weights, which all rows share: call unmerge() before passing "
+                "adapter_names."
+            )
+        config = next((self.peft_config[name] for name in self.active_adapters), None)
+        inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if config is None or config.batch_folding is not None or inputs is None or inputs.dim() <= config.batch_dim:
+            return
+        if inputs.shape[config.batch_dim] != len(names):
+            raise RequestError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {inputs.shape[config.batch_dim]} respectively."
+            )
 
 
 class RequestForward:
@@ -37,7 +92,7 @@ class RequestForward:
     A model whose own forward has a parameter named ``request`` keeps that keyword for itself.
     """
 
-    def __init__(self, handle: RootHandle, forward: Callable[..., Any]) -> None:
+    def __init__(self, handle: RequestCalls, forward: Callable[..., Any]) -> None:
         functools.update_wrapper(self, forward, updated=())  # so that inspect.signature still gives the model's own
         self._handle = handle
         self._forward = forward
