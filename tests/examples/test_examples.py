@@ -13,6 +13,7 @@ LINES = {
     "custom_model.py": "restored by unload, bit for bit: True",
     "decoder_generate.py": "a row without a request generates what the frozen model does: True",
     "new_items.py": "the items are added",
+    "large_catalogue.py": "the whole catalogue was ranked",
     "merge_table.py": "request masks change the weights and give them back, bit for bit: True",
     "sampled_generator.py": "a blank request leaves the lists as they are: True",
     "training_memory.py": "a step on a sample keeps the same for every size: True",
