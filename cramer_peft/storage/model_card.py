@@ -117,7 +117,7 @@ def _encoder(config: RequestMaskConfig) -> str:
 def _modules(config: RequestMaskConfig) -> str:
     modules = config.masked_modules or {}
     lines = [
-        f"| `{name}` | {' × '.join(str(size) for size in shape)} |"
+        f"| `{name}` | {' × '.join(str(size) for size in shape) or 'rows, described by features'} |"
         for name, shape in list(modules.items())[:_LISTED_MODULES]
     ]
     more = len(modules) - len(lines)
@@ -129,6 +129,10 @@ def _modules(config: RequestMaskConfig) -> str:
 def _loading(config: RequestMaskConfig, model_class: str) -> str:
     requests = '["more of this", None]' if config.encoder else f"torch.randn(2, {config.request_dim})"
     needed = "import torch\n" if not config.encoder else ""
+    described = "".join(
+        f"\nmasks.set_row_features({name!r}, features)  # {width} for each row, not stored here"
+        for name, width in (config.row_features.items() if isinstance(config.row_features, dict) else ())
+    )
     return f"""## How to use it
 
 `base_model` is the frozen {model_class}, `folder` the path of these files, `inputs` a batch of two rows.
@@ -136,7 +140,7 @@ def _loading(config: RequestMaskConfig, model_class: str) -> str:
 ```python
 {needed}from cramer_peft import load_request_masks
 
-masks = load_request_masks(base_model, folder)
+masks = load_request_masks(base_model, folder){described}
 outputs = masks(inputs, request={requests})
 ```
 
@@ -146,7 +150,7 @@ Or through PEFT:
 {needed}import cramer_peft  # registers the type REQUEST_MASK
 from peft import PeftModel
 
-model = PeftModel.from_pretrained(base_model, folder)
+model = PeftModel.from_pretrained(base_model, folder){described.replace("masks.", "model.base_model.")}
 outputs = model(inputs, request={requests})
 ```"""
 
