@@ -37,9 +37,9 @@ def test_backbones_are_compared_at_their_own_modules_and_cost() -> None:
     assert costs["bert4rec"] > costs["gru4rec"] > 2
     layers = {cell.backbone: cell.settings.config for cell in variants("masks inside too", "gru4rec", "bert4rec")}
     assert layers["gru4rec"]["target_modules"] == ["gru", "dense"]
-    assert layers["gru4rec"]["target_outputs"] == {"": {"candidates": "items"}}
+    assert layers["gru4rec"]["target_outputs"] == {"": {"in_place": True, "candidates": "items"}}
     assert layers["bert4rec"]["target_modules"] == ["intermediate.dense", "output.dense"]
-    assert layers["bert4rec"]["target_outputs"] == {"": {}}
+    assert layers["bert4rec"]["target_outputs"] == {"": {"in_place": True}}
     (inside,) = variants("masks inside instead", "gru4rec")
     assert inside.settings.config["target_modules"] == ["gru", "dense"]
     assert "target_outputs" not in inside.settings.config

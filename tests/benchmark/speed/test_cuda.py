@@ -39,7 +39,7 @@ def _small(monkeypatch) -> None:
     monkeypatch.setattr("benchmark.speed.timing.SHORTEST", 0.0)
 
 
-def small(name: str = "sasrec-64") -> SpeedModel:
+def small(name: str = "sasrec-64", items: int | None = None) -> SpeedModel:
     return make_model(name, items=12, length=5)
 
 

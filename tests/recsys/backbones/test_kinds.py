@@ -171,7 +171,7 @@ def test_the_scores_are_masked_by_default(name: str) -> None:
     candidates = {"candidates": "items"} if name in ("sasrec", "gru4rec") else {}
     for gate in ("signed", "scale", "low_rank"):
         found = config_for(BACKBONES[name], RequestMaskConfig(gate=gate, encoder="hashing"))
-        assert (found.target_outputs, found.row_features) == ({"": candidates}, [""])
+        assert (found.target_outputs, found.row_features) == ({"": {"in_place": True, **candidates}}, [""])
         assert (found.target_modules, found.batch_folding) == (None, None)
     assert config_for(BACKBONES[name]) == config_for(BACKBONES[name], RequestMaskConfig())
 

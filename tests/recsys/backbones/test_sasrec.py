@@ -237,7 +237,7 @@ def test_masks_of_the_head_do_not_touch_the_embeddings(model: SASRec, item_ids: 
 def test_the_scores_are_masked_or_for_topk_what_is_inside(make_sasrec: Callable[..., SASRec]) -> None:
     for gate in ("signed", "scale", "low_rank"):
         found = config_for(make_sasrec(), RequestMaskConfig(gate=gate, **HASHING))
-        assert (found.target_outputs, found.row_features) == ({"": {"candidates": "items"}}, [""])
+        assert (found.target_outputs, found.row_features) == ({"": {"in_place": True, "candidates": "items"}}, [""])
         masks = inject_request_masks(make_sasrec(), found)
         assert list(masks.generator.specs) == [":forward"]
     model = make_sasrec()
