@@ -14,6 +14,7 @@ from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import RequestError, UnsupportedError
 from cramer_peft.masks import (
     KEY_WIDTH,
+    QUERY,
     LayerTensors,
     LowRankForm,
     Mask,
@@ -24,10 +25,10 @@ from cramer_peft.masks import (
     SignedForm,
     Spec,
     TopKForm,
+    compared_width,
     row_value_mask,
 )
 
-QUERY = "query"  # the one part of an entry with row values
 _HIDDEN = 64  # of the network that all rows share, if the generator has no hidden layer
 
 
@@ -108,7 +109,7 @@ class RequestMaskGenerator(nn.Module):
     def parts(self, spec: Spec) -> dict[str, tuple[int, ...]]:
         """Return names and shapes (without the rows) of the tensors of an entry."""
         if isinstance(spec, RowSpec):
-            return {QUERY: (KEY_WIDTH + next(iter(self.sides.values()), 0),)}
+            return {QUERY: (KEY_WIDTH + compared_width(self.sides),)}
         return self.form.parts(spec)
 
     def build(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import AdapterFileError, BaseModelMismatchError, RequestError, UnsupportedError
-from cramer_peft.masks import FORMS, LayerTensors, LowRankForm, MaskForm, ScaleForm, SignedForm, Spec
+from cramer_peft.masks import FORMS, QUERY, LayerTensors, LowRankForm, MaskForm, ScaleForm, SignedForm, Spec
 from cramer_peft.storage.files import parse_json, read_safetensors, write_safetensors
 
 MAX_STATE_BYTES = 2 * 2**30
@@ -336,7 +336,7 @@ def _for_rows(
 
     def ready(part: str, value: Tensor) -> Tensor:
         by_row = (-1, *[1] * (value.dim() - 1))
-        if strength is not None and part in ("a", "query"):
+        if strength is not None and part in ("a", QUERY):
             value = value * strength.to(value.dtype).reshape(by_row)
         value = value.expand(rows, *value.shape[1:])
         return value if part == "b" else torch.where(active.reshape(by_row), value, torch.zeros_like(value))

@@ -77,11 +77,9 @@ def described_modules(
     modules: Mapping[str, nn.Module], config: RequestMaskConfig, outputs: Mapping[str, OutputTarget]
 ) -> dict[str, int | None]:
     """Return the modules, by name, that ``row_features`` names beside outputs, with the number of features if known."""
-    given = config.row_features or []
-    widths = given if isinstance(given, dict) else dict.fromkeys(given)
     spelled = {*outputs, *(target.entry for target in outputs.values())}
     found: dict[str, int | None] = {}
-    for name, width in widths.items():
+    for name, width in _row_widths(config).items():
         if name in spelled:
             continue
         matches = [other for other in modules if other and (other == name or other.endswith(f".{name}"))]
@@ -93,6 +91,12 @@ def described_modules(
             _check_described(match, modules[match])
             found[match] = width
     return found
+
+
+def _row_widths(config: RequestMaskConfig) -> dict[str, int | None]:
+    """Return the number of features of each target of ``row_features``, None if it is not known, by name."""
+    given = config.row_features or []
+    return given if isinstance(given, dict) else dict.fromkeys(given)
 
 
 def _check_described(name: str, module: nn.Module) -> None:
@@ -109,8 +113,7 @@ def output_specs(
     config: RequestMaskConfig, outputs: Mapping[str, OutputTarget]
 ) -> tuple[dict[str, Spec], dict[str, int | None]]:
     """Return the spec of each output by entry, and the entries with row features with their number if known."""
-    given = config.row_features or []
-    widths = given if isinstance(given, dict) else dict.fromkeys(given)
+    widths = _row_widths(config)
     specs: dict[str, Spec] = {}
     described: dict[str, int | None] = {}
     for name, target in outputs.items():

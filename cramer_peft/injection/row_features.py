@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import BaseModelMismatchError, ConfigError, RequestError
-from cramer_peft.masks import RowKeys, RowSpec, Spec
+from cramer_peft.layers.output import spelled
+from cramer_peft.masks import RowKeys, RowSpec, Spec, compared_width
 from cramer_peft.masks.config_values import SKETCH_LENGTH
 
 _SUMS = SKETCH_LENGTH - 3
@@ -97,8 +98,7 @@ def describe_rows(
     assert isinstance(config.row_features, dict)  # filled in at injection
     spec, known = generator.specs[entry], (config.row_fingerprints or {}).get(entry)
     rows = spec.rows if isinstance(spec, RowSpec) and ":" not in entry else None
-    compared = next(iter(generator.sides.values()), 0)
-    features = checked_features(name, given, rows, config.row_features[entry], compared)
+    features = checked_features(name, given, rows, config.row_features[entry], compared_width(generator.sides))
     found = sketch(features)
     if known is not None and check:
         check_same(name, found, known)
@@ -113,17 +113,11 @@ def describe_rows(
 
 def _described_entry(adapter: str, entries: Sequence[str], name: str) -> str:
     """Return the entry that ``name`` names, as in ``row_features``: a module, or a method of one."""
-    exact = [entry for entry in entries if name in (entry, _spelled(entry))]
-    found = exact or [entry for entry in entries if _spelled(entry).endswith(f".{name}")]
+    exact = [entry for entry in entries if name in (entry, spelled(entry))]
+    found = exact or [entry for entry in entries if spelled(entry).endswith(f".{name}")]
     if len(found) != 1:
         raise ConfigError(
-            f"adapter {adapter!r} describes the rows of {[_spelled(entry) for entry in entries]}, found {name!r}: name "
+            f"adapter {adapter!r} describes the rows of {[spelled(entry) for entry in entries]}, found {name!r}: name "
             "one of them, as in row_features of the configuration."
         )
     return found[0]
-
-
-def _spelled(entry: str) -> str:
-    """Return an entry as target_outputs names it: the module, or the module's method."""
-    module, _, method = entry.partition(":")
-    return module if method in ("", "forward") else f"{module}.{method}".lstrip(".")

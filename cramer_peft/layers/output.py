@@ -28,6 +28,12 @@ from cramer_peft.masks import FeatureMask, Mask, RowSpec, Spec
 CHILD = "masked_output"  # without PEFT's prefix of ours, by which it would pass over the child
 
 
+def spelled(entry: str) -> str:
+    """Return an entry as ``target_outputs`` names it: the module, or the module's method."""
+    module, _, method = entry.partition(":")
+    return module if method in ("", "forward") else f"{module}.{method}".lstrip(".")
+
+
 @dataclass(frozen=True)
 class OutputTarget:
     """What to mask of a module's results, as ``target_outputs`` of the configuration says."""
@@ -47,7 +53,7 @@ class OutputTarget:
     @property
     def spelled(self) -> str:
         """Its name in ``target_outputs``."""
-        return self.module if self.method == "forward" else f"{self.module}.{self.method}".lstrip(".")
+        return spelled(self.entry)
 
     @property
     def child(self) -> str:

@@ -17,7 +17,7 @@ from cramer_peft.masks.mask import (
     Spec,
     WeightProjection,
 )
-from cramer_peft.masks.row_values import KEY_WIDTH, RowKeys, RowValueMask, row_value_mask
+from cramer_peft.masks.row_values import KEY_WIDTH, QUERY, RowKeys, RowValueMask, compared_width, row_value_mask
 from cramer_peft.masks.scale import ScaleForm
 from cramer_peft.masks.signed import SignedForm
 from cramer_peft.masks.topk import TopKForm
@@ -25,6 +25,7 @@ from cramer_peft.masks.topk import TopKForm
 __all__ = [
     "FORMS",
     "KEY_WIDTH",
+    "QUERY",
     "BatchMask",
     "FeatureMask",
     "FeatureSpec",
@@ -48,6 +49,7 @@ __all__ = [
     "Spec",
     "TopKForm",
     "WeightProjection",
+    "compared_width",
     "compose",
     "compose_rowwise",
     "row_value_mask",

@@ -25,8 +25,14 @@ from cramer_peft.errors import MergeError, RequestError, UnsupportedError
 from cramer_peft.masks.mask import LayerMask, Projection, spread, with_strides_of
 from cramer_peft.masks.tracing import is_plain
 
+QUERY = "query"  # the one part of an entry with row values
 KEY_WIDTH = 16  # numbers of a row's key that the network makes
 SCALE = 8.0  # the constant c: scores span several units, and parameters learn best near 1
+
+
+def compared_width(sides: Mapping[str, int]) -> int:
+    """Return how many features of a row the sides of a request are compared with: all sides have one width."""
+    return next(iter(sides.values()), 0)
 
 
 class RowKeys(nn.Module):
@@ -71,7 +77,7 @@ class RowKeys(nn.Module):
     @property
     def compared(self) -> int:
         """Number of features that the sides are compared with."""
-        return next(iter(self.sides.values()), 0)
+        return compared_width(self.sides)
 
     def keys(self, rows: Tensor | None = None) -> Tensor:
         """Return the keys of all rows, or of ``rows`` int64 of any shape, (..., :attr:`query_width`)."""

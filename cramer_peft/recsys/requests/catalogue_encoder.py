@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from cramer_peft.recsys.requests.item_features import TEXT_WIDTH, item_features
 DEFAULT_ENCODER = "catalogue"
 TEXT_ENCODER = "catalogue-text"  # by texts alone, which mean the same in every catalogue
 _WHITENED, _RAW = "catalogue-2", "catalogue"  # names in files: by whitened features, and as in earlier versions
+CATALOGUE_ENCODERS = {None: _WHITENED, DEFAULT_ENCODER: _WHITENED, TEXT_ENCODER: TEXT_ENCODER}  # what is made today
 _TEMPERATURE = 0.05  # for similarities of words, which lie in -1 … 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
 _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
@@ -82,7 +84,6 @@ class CatalogueEncoder:
         self._described = catalogue.described
         self._words, self._places, self._weights = self._index(catalogue)
         own = None if embeddings is None else embeddings.detach().float().cpu()
-        self.texts = _standard(self._means(self._places), self._described)
         self.embeddings = None if own is None else _standard(own, self._described)
         if whiten:
             self.features = item_features(own, *self._attribute_and_title_means(), self._described)
@@ -96,6 +97,11 @@ class CatalogueEncoder:
         self.dim = 2 * width
         self._middles: dict[str, Tensor] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """The mean vector of each item's words, (items, TEXT_WIDTH), not whitened: made-up sets are drawn by it."""
+        return _standard(self._means(self._places), self._described)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of ``texts``, (texts, dim) float32; zeros for a text that asks nothing."""
@@ -303,10 +309,8 @@ def request_encoder(
     Raises:
         EncoderError: If the name is not registered.
     """
-    if name in (None, DEFAULT_ENCODER, TEXT_ENCODER):
-        embeddings = None if name == TEXT_ENCODER else item_embeddings(backbone)
-        return cast(RequestEncoder, CachedEncoder(CatalogueEncoder(catalogue, embeddings)))
-    return cast(RequestEncoder, CachedEncoder(make_encoder(name, options)))
+    made = stored_encoder(CATALOGUE_ENCODERS.get(name), catalogue, backbone) or make_encoder(str(name), options)
+    return cast(RequestEncoder, CachedEncoder(made))
 
 
 def stored_encoder(name: str | None, catalogue: Catalogue, backbone: Any) -> RequestEncoder | None:

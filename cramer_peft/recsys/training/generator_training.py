@@ -78,7 +78,7 @@ class GeneratorTrainer(ResumableTrainer):
             fits = inputs["fits"]
             entropy = functional.cross_entropy(scores[fits], inputs["targets"][fits])
             loss = loss + self._options.next_item_weight * next_item * entropy
-        if self._options.edit_weight:
+        if frozen is not None and self._options.edit_weight:
             loss = loss + self._options.edit_weight * edit * self._edit_loss(inputs, scores, frozen)
         if self._options.sparsity_weight:
             drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
@@ -88,16 +88,22 @@ class GeneratorTrainer(ResumableTrainer):
 
     def _scores(
         self, model: torch.nn.Module, masks: RequestMaskModel, inputs: dict[str, Tensor], state: MaskState
-    ) -> tuple[Tensor, Tensor]:
-        """Return the scores under the requests and without, (rows, positions, items) each."""
-        with torch.no_grad():
-            frozen = _scores(masks, inputs, None)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the scores under the requests, (rows, positions, items), and without if the loss needs them."""
         layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
-        if list(layout) != [":forward"] or self.processes.count > 1:  # the wrapper of several processes must be called
-            return _scores(model, inputs, state) + inputs.get("added", 0.0), frozen + inputs.get("added", 0.0)
-        with masks.request(state):
-            masked: Tensor = masks.mask_output(frozen, candidates=inputs.get("items"))
-        return masked + inputs.get("added", 0.0), frozen + inputs.get("added", 0.0)
+        # Of several processes the wrapper must be called.
+        alone = list(layout) == [":forward"] and self.processes.count == 1
+        frozen = None
+        if alone or self._options.edit_weight:
+            with torch.no_grad():
+                frozen = _scores(masks, inputs, None)
+        if alone:
+            with masks.request(state):
+                scores: Tensor = masks.mask_output(frozen, candidates=inputs.get("items"))
+        else:
+            scores = _scores(model, inputs, state)
+        added = inputs.get("added", 0.0)
+        return scores + added, None if frozen is None else frozen + added
 
     def _edit_loss(self, inputs: dict[str, Tensor], scores: Tensor, frozen: Tensor) -> Tensor:
         known = inputs["known"]
@@ -107,12 +113,9 @@ class GeneratorTrainer(ResumableTrainer):
 
 def _scores(model: torch.nn.Module, inputs: dict[str, Tensor], request: MaskState | None) -> Tensor:
     """Return the scores at a batch's positions, (rows, positions, items), of all items or of the sampled ones."""
-    where = inputs["item_ids"], inputs["positions"]
-    if "items" not in inputs:
-        scores: Tensor = model(where[0], positions=where[1], request=request)
-        return scores
-    sampled: Tensor = model(where[0], positions=where[1], items=inputs["items"], request=request)
-    return sampled
+    some = {"items": inputs["items"]} if "items" in inputs else {}
+    scores: Tensor = model(inputs["item_ids"], positions=inputs["positions"], request=request, **some)
+    return scores
 
 
 def train_generator(

@@ -30,7 +30,7 @@ from cramer_peft.recsys.recommender import (
     keep_card,
     tracks_as_dict,
 )
-from cramer_peft.recsys.requests.catalogue_encoder import DEFAULT_ENCODER, TEXT_ENCODER, request_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import CATALOGUE_ENCODERS, request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
@@ -144,8 +144,8 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
     if options.backbone is not None:
         check_backbone_name(options.backbone)
-    if config.encoder not in (None, DEFAULT_ENCODER, TEXT_ENCODER):
-        encoder_of_width(CachedEncoder(make_encoder(config.encoder, config.encoder_options)), config.request_dim)
+    if config.encoder not in CATALOGUE_ENCODERS:
+        encoder_of_width(CachedEncoder(make_encoder(str(config.encoder), config.encoder_options)), config.request_dim)
     if options.checkpoints is not None:
         for name in ("backbone", "generator"):
             options.checkpoints.below(name).last()

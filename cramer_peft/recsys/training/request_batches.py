@@ -183,8 +183,9 @@ class RequestCollator:
         chosen = [self._random.random() < concept_share for _ in requests]
         drawn: list[int] | None = None
         among: Tensor | None = None
-        if self._negatives is not None and max(_CONCEPT_ITEMS, 2 * self._negatives) < len(self._catalogue) // 2:
-            drawn = self._random.sample(range(len(self._catalogue)), max(_CONCEPT_ITEMS, 2 * self._negatives))
+        count = max(_CONCEPT_ITEMS, 2 * (self._negatives or 0))
+        if self._negatives is not None and count < len(self._catalogue) // 2:
+            drawn = self._random.sample(range(len(self._catalogue)), count)
             among = torch.cat([labels[known], torch.tensor(drawn)]).unique()
         return requests, [self._concepts(among) if own else None for own in chosen], noise, drawn
 
