@@ -301,5 +301,6 @@ def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:
         raise DataError(
             f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.folder} "
             f"{len(found)} and {len(found.attributes)}, or others: give the data that it was trained on, and the same "
-            f"columns; the folder {ADAPTER_FOLDER!r} belongs to that catalogue."
+            f"columns; the folder {ADAPTER_FOLDER!r} belongs to that catalogue. Earlier versions cut attributes at "
+            'spaces, or at "|" in str fields, where no attribute_separator was named.'
         )

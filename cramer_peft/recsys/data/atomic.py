@@ -109,6 +109,36 @@ def parse_floats(path: Path, name: str, column: pd.Series) -> pd.Series:
     return numbers
 
 
+def check_fields(path: Path, types: dict[str, str], needed: dict[str, str | None]) -> None:
+    """Raise a DataError if a field is missing; ``needed`` is field → the argument that names another one."""
+    missing = [name for name in needed if name not in types]
+    if missing:
+        arguments = [argument for name in missing if (argument := needed[name])]
+        hint = f" Name another one with {' and '.join(arguments)}." if arguments else ""
+        raise DataError(f"{path}: fields missing: {', '.join(missing)}; fields there: {', '.join(types)}.{hint}")
+
+
+def check_types(path: Path, types: dict[str, str], expected: dict[str, str]) -> None:
+    """Raise a DataError if a field has another type than expected."""
+    for name, kind in expected.items():
+        if types[name] != kind:
+            raise DataError(f"{path}, line 1: field {name!r} has type {types[name]}, expected {kind}.")
+
+
+def refuse_blank(path: Path, column: pd.Series) -> None:
+    """Raise a DataError if one of a field's ids is blank."""
+    blank = column[column.str.strip() == ""]
+    refuse(path, blank, "field {name!r} is blank ({lines} such lines), expected an id.", name=column.name)
+
+
+def refuse(path: Path, bad: pd.Series, message: str, **named: str) -> None:
+    """Raise a DataError that names the first line with one of the ``bad`` values, if there are any."""
+    if len(bad):
+        ids = list(dict.fromkeys(bad))
+        text = message.format(lines=len(bad), first=bad.iloc[0], n=len(ids), ids=listed(ids), **named)
+        raise DataError(f"{path}, line {int(bad.index[0]) + 2}: {text}")
+
+
 def listed(values: Sequence[str], limit: int = 5) -> str:
     """Return the first few values, quoted, for a message."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""

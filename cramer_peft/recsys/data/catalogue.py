@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,15 @@ from torch import Tensor
 from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import listed
+from cramer_peft.recsys.data.item_columns import (
+    Numbers,
+    Texts,
+    check_columns,
+    check_text_tuple,
+    columns_as_json,
+    columns_from_json,
+    joined_columns,
+)
 from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
@@ -43,6 +52,8 @@ _FORMAT = "cramer-peft-catalogue"
 _VERSION = 1
 _KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attributes")
 _DESCRIBED = "described_items"  # only in files of catalogues that items were added to
+_OPTIONAL = (_DESCRIBED, "texts", "numbers")
+POPULARITY = "popularity"  # the column of numbers that training sets
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +67,8 @@ class Catalogue:
         item_attributes: Bool, shape ``(items, attributes)``: True where the item has the attribute.
         described_items: Number of items, from the first, that describe requests and scale the items' features: those
             that an adapter was trained with. None: all. :meth:`with_items` sets it.
+        texts: Name of a column → one text per item, "" where there is none; several values are joined by "|".
+        numbers: Name of a column → float64, shape ``(items,)``, NaN where unknown.
 
     Raises:
         DataError: If a field has the wrong type or length, ids or attributes repeat, the vocabulary is not sorted, or
@@ -67,10 +80,12 @@ class Catalogue:
     attributes: tuple[str, ...]
     item_attributes: Tensor
     described_items: int | None = None
+    texts: Texts = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("item_ids", "titles", "attributes"):
-            _check_texts(name, getattr(self, name))
+            check_text_tuple(name, getattr(self, name))
         _check_distinct("item_ids", self.item_ids)
         _check_distinct("attributes", self.attributes)
         if list(self.attributes) != sorted(self.attributes):
@@ -87,6 +102,7 @@ class Catalogue:
                 f"described_items: found {count!r:.100}, expected a whole number from 1 to {len(self.item_ids)}, the "
                 "number of item_ids, or None."
             )
+        check_columns(self.texts, self.numbers, len(self.item_ids))
 
     @property
     def described(self) -> int:
@@ -97,7 +113,8 @@ class Catalogue:
         """Return a catalogue with other items after these; they describe no requests, as in ``described_items``.
 
         Args:
-            items: The items to add. They may have the attributes of this catalogue, or some of them.
+            items: The items to add. They may have the attributes of this catalogue, or some of them. Texts and numbers
+                that one of both lacks are "" and NaN; nobody has visited the new items, so their popularity is NaN.
 
         Raises:
             DataError: If an item is in both, or an attribute is in theirs alone.
@@ -114,13 +131,24 @@ class Catalogue:
             )
         flags = torch.zeros(len(items), len(self.attributes), dtype=torch.bool)
         flags[:, [columns[name] for name in items.attributes]] = items.item_attributes.to(flags.device)
+        known = {name: column for name, column in items.numbers.items() if name != POPULARITY}
+        texts, numbers = joined_columns((self.texts, self.numbers, len(self)), (items.texts, known, len(items)))
         return Catalogue(
             self.item_ids + items.item_ids,
             self.titles + items.titles,
             self.attributes,
             torch.cat([self.item_attributes, flags.to(self.item_attributes.device)]),
             self.described,
+            texts,
+            numbers,
         )
+
+    def with_popularity(self, counts: Sequence[float] | Tensor) -> Catalogue:
+        """Return the catalogue with the column of numbers "popularity": how many visits each item has in training."""
+        column = torch.as_tensor(counts).detach().double()
+        if bool((column < 0).any()):
+            raise DataError(f"counts: found {column.min():g}, expected 0 or more visits of each item.")
+        return replace(self, numbers={**self.numbers, POPULARITY: column})
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -210,25 +238,31 @@ class Catalogue:
         Raises:
             DataError: If it is too large for :meth:`load`.
         """
-        values = (_FORMAT, _VERSION, *self._fields())
-        data = _json_bytes(dict(zip((*_KEYS, _DESCRIBED), values, strict=False)))
+        data = _json_bytes({**dict(zip(_KEYS, (_FORMAT, _VERSION, *self._fields), strict=True)), **self._optional})
         if len(data) > MAX_CATALOGUE_BYTES:
             raise DataError(
                 f"{path}: the catalogue takes {len(data)} bytes, more than the "
-                f"{MAX_CATALOGUE_BYTES} that load accepts. Leave out items or shorten titles."
+                f"{MAX_CATALOGUE_BYTES} that load accepts. Leave out items or columns, or shorten texts."
             )
         write_bytes(as_path(path), data)
 
+    @property
     def _fields(self) -> tuple[Any, ...]:
-        """Return the values of ``_KEYS[2:]``, and ``described_items`` unless it is None, as in earlier versions."""
-        count = self.described_items
-        return self.item_ids, self.titles, self.attributes, self._columns, *([] if count is None else [count])
+        """The values of ``_KEYS[2:]``."""
+        return self.item_ids, self.titles, self.attributes, self._columns
+
+    @property
+    def _optional(self) -> dict[str, Any]:
+        """The values of those of ``_OPTIONAL`` that are set."""
+        described = {} if self.described_items is None else {_DESCRIBED: self.described_items}
+        return {**described, **columns_as_json(self.texts, self.numbers)}
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 digests: ``item_ids`` of the ids in their order, ``content`` of all fields."""
-        fields = self._fields()
-        parts = {"item_ids": fields[:1], "content": fields}
+        fields, optional = self._fields, self._optional
+        described = [optional.pop(_DESCRIBED)] if _DESCRIBED in optional else []
+        parts = {"item_ids": fields[:1], "content": (*fields, *described, *([optional] if optional else []))}
         return {name: hashlib.sha256(_json_bytes(part)).hexdigest() for name, part in parts.items()}
 
     @classmethod
@@ -244,7 +278,8 @@ class Catalogue:
         item_ids, titles, attributes = (_text_tuple(source, document, name) for name in _KEYS[2:5])
         matrix = _dense_attributes(source, document["item_attributes"], len(item_ids), len(attributes))
         try:
-            return cls(item_ids, titles, attributes, matrix, document.get(_DESCRIBED))
+            columns = columns_from_json(document)
+            return cls(item_ids, titles, attributes, matrix, document.get(_DESCRIBED), *columns)
         except DataError as error:
             raise DataError(f"{source}: {error}") from error
 
@@ -260,18 +295,6 @@ def check_item_attributes(item_attributes: Tensor, expected: tuple[int, int]) ->
             f"item_attributes: found {item_attributes.dtype} of shape "
             f"{tuple(item_attributes.shape)}, expected torch.bool of shape {expected}."
         )
-
-
-def _check_texts(name: str, values: object) -> None:
-    if not isinstance(values, tuple):
-        raise DataError(f"{name}: found {type(values).__name__}, expected a tuple of str.")
-    for position, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"{name}[{position}]: found {type(value).__name__}, expected a string.")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{name}[{position}]: {value!r} cannot be written as UTF-8.") from error
 
 
 def _check_distinct(name: str, values: Sequence[str]) -> None:
@@ -332,7 +355,7 @@ def plain_text(attribute: str) -> str:
 
 def _check_keys(path: Path, document: dict[str, Any]) -> None:
     missing = [key for key in _KEYS if key not in document]
-    unknown = sorted(set(document) - {*_KEYS, _DESCRIBED})
+    unknown = sorted(set(document) - {*_KEYS, *_OPTIONAL})
     if missing or unknown:
         raise DataError(
             f"{path}: fields missing: {listed(missing) or 'none'}; not expected: "

@@ -166,7 +166,8 @@ def load_dataset(
         data: A name in ``DATASETS`` (fetched if need be), or a folder with one ``.inter`` and one ``.item`` file.
         title_column: Field of the ``.item`` file with the title; None: found by name.
         attribute_column: Field with the attributes; None: found by name.
-        attribute_separator: Separator of an item's attributes; None: "|" in ``str`` fields, else a space.
+        attribute_separator: Separator of an item's attributes, "[]" for lists in brackets; None: found in the values
+            by :func:`~cramer_peft.recsys.data.separators.found_separator`.
         min_interactions: Users with fewer (repeats not counted) are dropped. ``leave_one_out`` needs 3,
             ``temporal_split`` 1.
         min_attribute_items: Attributes on fewer items are dropped.

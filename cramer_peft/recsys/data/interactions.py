@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,22 +11,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError, require
-from cramer_peft.recsys.data.atomic import listed, parse_floats, read_atomic
-from cramer_peft.recsys.data.catalogue import Catalogue, check_cells, flags_of, plain_text
+from cramer_peft.recsys.data.atomic import (
+    check_fields,
+    check_types,
+    listed,
+    parse_floats,
+    read_atomic,
+    refuse,
+    refuse_blank,
+)
+from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import whole_number
+from cramer_peft.recsys.data.items import Items, read_items
 from cramer_peft.recsys.data.times import has_dates, parse_times
 from cramer_peft.recsys.reading import as_path
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
-TITLE_COLUMNS = ("title", "movie_title", "name", "item_id")
-ATTRIBUTE_COLUMNS = ("genres", "class", "genre", "categories", "tags")
-
-_SEPARATORS = {"token": " ", "token_seq": " ", "float_seq": " ", "str": "|"}
-_NO_ATTRIBUTE = frozenset({"unknown", "(no genres listed)"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,32 +73,36 @@ def load_interactions(
     """Read RecBole atomic files: a folder with one ``.inter`` and one ``.item`` file.
 
     The catalogue holds every item of the ``.item`` file in its order; a blank title becomes the id. Attributes
-    "unknown", "(no genres listed)" and those on fewer than ``min_attribute_items`` items are left out.
+    "unknown", "(no genres listed)" and those on fewer than ``min_attribute_items`` items are left out. The other fields
+    of the ``.item`` file become its ``texts`` and ``numbers``.
 
     Interactions are sorted by timestamp; **ties keep the order of the file's lines**, which often decides the last item
     (for 44% of the users of MovieLens-100k): ``Interactions.tied_users`` counts the users. Of several with one item
     only the first is kept, since a user ranks an item once. Fields that are not used may hold anything. The rest is as
     for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
     """
+    columns = title_column, attribute_column, attribute_separator
+    items, interactions = read_folder(as_path(folder), *columns, min_interactions, min_attribute_items, min_rating)
+    return items.catalogue, interactions
+
+
+def read_folder(
+    folder: Path,
+    title_column: str | None,
+    attribute_column: str | None,
+    attribute_separator: str | None,
+    min_interactions: int,
+    min_attribute_items: int,
+    min_rating: float | None,
+) -> tuple[Items, Interactions]:
+    """Do as :func:`load_interactions`, and also say how the items were read."""
     for name, value in (("min_interactions", min_interactions), ("min_attribute_items", min_attribute_items)):
         if whole_number(name, value) < 1:
             raise DataError(f"{name}: found {value}, expected 1 or more.")
     _check_rating(min_rating)
-    inter_path, item_path = (_the_one_file(as_path(folder), suffix) for suffix in (".inter", ".item"))
-    items, types = read_atomic(item_path, as_text=True)
-    title_column = title_column or next((name for name in TITLE_COLUMNS if name in types), "title")
-    attribute_column = attribute_column or next((name for name in ATTRIBUTE_COLUMNS if name in types), "genres")
-    needed = {"item_id": None, title_column: "title_column", attribute_column: "attribute_column"}
-    _check_columns(item_path, types, needed)
-    separator = _separator(item_path, attribute_column, types[attribute_column], attribute_separator)
-    _check_types(item_path, types, {"item_id": "token"})
-    _refuse_blank(item_path, items["item_id"])
-    twice = items["item_id"][items["item_id"].duplicated()]
-    _refuse(item_path, twice, "{n} values of item_id are there more than once: {ids}. Keep one line per item.")
-    pieces = [_pieces(cell, separator) for cell in items[attribute_column]]
-    catalogue = _build_catalogue(item_path, items, title_column, pieces, min_attribute_items)
-    _refuse_wordless(item_path, attribute_column, catalogue.attributes, pieces)
-    return catalogue, _load_sequences(inter_path, item_path.name, catalogue, min_interactions, min_rating)
+    inter_path, item_path = (_the_one_file(folder, suffix) for suffix in (".inter", ".item"))
+    items = read_items(item_path, title_column, attribute_column, attribute_separator, min_attribute_items)
+    return items, _load_sequences(inter_path, item_path.name, items.catalogue, min_interactions, min_rating)
 
 
 def _the_one_file(folder: Path, suffix: str) -> Path:
@@ -115,78 +119,6 @@ def _the_one_file(folder: Path, suffix: str) -> Path:
     return folder / found[0]
 
 
-def _check_columns(path: Path, types: dict[str, str], needed: dict[str, str | None]) -> None:
-    """Raise a DataError if a field is missing; ``needed`` is field → the argument that names another one."""
-    missing = [name for name in needed if name not in types]
-    if missing:
-        arguments = [argument for name in missing if (argument := needed[name])]
-        hint = f" Name another one with {' and '.join(arguments)}." if arguments else ""
-        raise DataError(f"{path}: fields missing: {', '.join(missing)}; fields there: {', '.join(types)}.{hint}")
-
-
-def _check_types(path: Path, types: dict[str, str], expected: dict[str, str]) -> None:
-    for name, kind in expected.items():
-        if types[name] != kind:
-            raise DataError(f"{path}, line 1: field {name!r} has type {types[name]}, expected {kind}.")
-
-
-def _separator(path: Path, column: str, kind: str, given: str | None) -> str:
-    if kind not in _SEPARATORS:
-        raise DataError(
-            f"{path}, line 1: attribute_column {column!r} has type {kind}, expected text ({', '.join(_SEPARATORS)})."
-        )
-    if given == "":
-        raise DataError("attribute_separator: found an empty string, expected at least a character.")
-    return given or _SEPARATORS[kind]
-
-
-def _refuse_blank(path: Path, column: pd.Series) -> None:
-    blank = column[column.str.strip() == ""]
-    _refuse(path, blank, "field {name!r} is blank ({lines} such lines), expected an id.", name=column.name)
-
-
-def _refuse(path: Path, bad: pd.Series, message: str, **named: str) -> None:
-    """Raise a DataError that names the first line with one of the ``bad`` values, if there are any."""
-    if len(bad):
-        ids = list(dict.fromkeys(bad))
-        text = message.format(lines=len(bad), first=bad.iloc[0], n=len(ids), ids=listed(ids), **named)
-        raise DataError(f"{path}, line {int(bad.index[0]) + 2}: {text}")
-
-
-def _pieces(cell: str, separator: str) -> list[str]:
-    return [] if _is_no_attribute(cell) else [one_form(piece).strip() for piece in cell.split(separator)]
-
-
-def _is_no_attribute(text: str) -> bool:
-    return not text.strip() or text.strip().casefold() in _NO_ATTRIBUTE
-
-
-def _build_catalogue(
-    path: Path, items: pd.DataFrame, title_column: str, pieces: list[list[str]], min_items: int
-) -> Catalogue:
-    counts = Counter(piece for row in pieces for piece in set(row))
-    kept = (name for name, count in counts.items() if count >= min_items)
-    attributes = tuple(sorted(name for name in kept if not _is_no_attribute(name)))
-    columns = {name: column for column, name in enumerate(attributes)}
-    check_cells(path, len(items), len(attributes))
-    matrix = flags_of([[columns[piece] for piece in row if piece in columns] for row in pieces], len(attributes))
-    item_ids = tuple(items["item_id"])
-    titles = (str(title).strip() for title in items[title_column])
-    named = tuple(title or item_id for title, item_id in zip(titles, item_ids, strict=True))
-    return Catalogue(item_ids, named, attributes, matrix)
-
-
-def _refuse_wordless(path: Path, column: str, attributes: Sequence[str], pieces: list[list[str]]) -> None:
-    """Raise a DataError if an attribute, such as "&nbsp;", has no word that a request could name it by."""
-    wordless = [attribute for attribute in attributes if not plain_text(attribute).strip()]
-    if wordless:
-        line = next(number for number, row in enumerate(pieces, start=2) if wordless[0] in row)
-        raise DataError(
-            f"{path}, line {line}: field {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a "
-            "word that requests can name. Remove it from the field, or name another field by attribute_column."
-        )
-
-
 def _check_rating(min_rating: object) -> None:
     number = isinstance(min_rating, int | float) and not isinstance(min_rating, bool)
     if min_rating is not None and not (number and math.isfinite(min_rating)):  # type: ignore[arg-type]
@@ -200,11 +132,11 @@ def read_interactions(path: Path, min_rating: float | None = None) -> tuple[pd.D
     """
     frame, types = read_atomic(path, as_text=True)
     expected = {"user_id": "token", "item_id": "token", "timestamp": "float"}
-    _check_columns(path, types, dict.fromkeys(expected))
+    check_fields(path, types, dict.fromkeys(expected))
     if types["timestamp"] in ("token", "str") and has_dates(frame["timestamp"]):
         expected["timestamp"] = types["timestamp"]
-    _check_types(path, types, expected)
-    _refuse_blank(path, frame["user_id"])
+    check_types(path, types, expected)
+    refuse_blank(path, frame["user_id"])
     frame["timestamp"] = parse_times(path, frame["timestamp"])
     lines = len(frame)
     if min_rating is not None:
@@ -218,10 +150,10 @@ def _rated(path: Path, frame: pd.DataFrame, types: dict[str, str], min_rating: f
             f"{path}: fields missing: rating; fields there: {', '.join(types)}. min_rating={min_rating:g} needs "
             "rating:float: add it, or leave min_rating out."
         )
-    _check_types(path, types, {"rating": "float"})
+    check_types(path, types, {"rating": "float"})
     ratings = parse_floats(path, "rating", frame["rating"])
     message = f"field 'rating' is blank, expected a number: min_rating={min_rating:g} needs one."
-    _refuse(path, ratings[ratings.isna()], message)
+    refuse(path, ratings[ratings.isna()], message)
     if len(frame) and not bool((ratings >= min_rating).any()):
         raise DataError(
             f"{path}: field 'rating' is from {ratings.min():g} to {ratings.max():g}, expected values of "
@@ -237,7 +169,7 @@ def _load_sequences(
     frame, _, dropped_ratings = read_interactions(path, min_rating)
     frame["item"] = pd.Index(catalogue.item_ids, dtype=object).get_indexer(frame["item_id"])
     message = "{n} values of item_id are not in {file}: {ids}. Add these items there or remove their interactions."
-    _refuse(path, frame["item_id"][frame["item"] < 0], message, file=item_file)
+    refuse(path, frame["item_id"][frame["item"] < 0], message, file=item_file)
     frame["user"], user_ids = pd.factorize(frame["user_id"])
     # a stable order, so that ties keep the order of the lines
     first = frame.sort_values(["user", "timestamp"], kind="stable").drop_duplicates(["user", "item"])

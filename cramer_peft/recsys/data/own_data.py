@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import TEXT_TYPES
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.datasets import DATASETS, dataset_folder, load_dataset
-from cramer_peft.recsys.data.interactions import Interactions, read_interactions
+from cramer_peft.recsys.data.datasets import dataset_folder
+from cramer_peft.recsys.data.interactions import Interactions, read_folder, read_interactions
 from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
 
 Protocol = Literal["leave-one-out", "temporal"]
@@ -44,9 +45,10 @@ class OwnData:
     split: Split
     protocol: Protocol
     min_rating: float | None = None
+    reading: tuple[str, ...] = ()  # lines that say how the items were read
 
     def describe(self) -> str:
-        """Return a line with the numbers of what was read and left out, and with what ratings and equal times do."""
+        """Return lines on what was read, how, and what was left out; the first says what ratings and times do."""
         parts = [
             f"{len(self.interactions):,} users, {len(self.catalogue):,} items, "
             f"{len(self.catalogue.attributes)} attributes"
@@ -63,7 +65,7 @@ class OwnData:
         if isinstance(self.split, TemporalSplit):
             counts = self.split.validation.users, self.split.test.users
             parts.append(f"{counts[0]:,} users validate, {counts[1]:,} test")
-        return "; ".join(parts)
+        return "\n".join(["; ".join(parts), *self.reading])
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
         """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
@@ -83,9 +85,8 @@ def load_own_data(
     least = 1 if protocol == "temporal" else 3
     columns = columns or Columns()
     folder = dataset_folder(data)
-    catalogue, interactions = load_dataset(
-        str(data) if str(data) in DATASETS else folder, min_interactions=least, **asdict(columns)
-    )
+    items, interactions = read_folder(folder, min_interactions=least, **asdict(columns))
+    catalogue = items.catalogue
     if not catalogue.attributes:
         raise DataError(
             f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "
@@ -94,7 +95,9 @@ def load_own_data(
         )
     split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
     check_room(split.history("test"), len(catalogue))
-    return OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating)
+    visits = torch.bincount(torch.cat(split.train), minlength=len(catalogue))  # of training alone
+    catalogue = catalogue.with_popularity(visits)
+    return OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, tuple(items.describe()))
 
 
 def check_protocol(protocol: str) -> None:

@@ -130,7 +130,11 @@ def catalogues(draw: st.DrawFn) -> Catalogue:
     titles = draw(st.lists(st.text(), min_size=len(ids), max_size=len(ids)))
     cells = st.lists(st.booleans(), min_size=len(ids) * len(names), max_size=len(ids) * len(names))
     matrix = torch.tensor(draw(cells), dtype=torch.bool).reshape(len(ids), len(names))
-    return Catalogue(tuple(ids), tuple(titles), tuple(names), matrix)
+    numbers = st.lists(st.floats(allow_infinity=False), min_size=len(ids), max_size=len(ids))
+    texts = st.lists(st.text(), min_size=len(ids), max_size=len(ids)).map(tuple)
+    columns = draw(st.dictionaries(st.text(), texts, max_size=3)), draw(st.dictionaries(st.text(), numbers, max_size=3))
+    tensors = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns[1].items()}
+    return Catalogue(tuple(ids), tuple(titles), tuple(names), matrix, None, columns[0], tensors)
 
 
 @given(original=catalogues())
@@ -142,6 +146,9 @@ def test_save_then_load_gives_the_same(original: Catalogue, tmp_path_factory: py
     assert loaded.titles == original.titles
     assert loaded.attributes == original.attributes
     assert torch.equal(loaded.item_attributes, original.item_attributes)
+    assert loaded.texts == original.texts
+    assert loaded.digests == original.digests
+    torch.testing.assert_close(dict(loaded.numbers), dict(original.numbers), rtol=0, atol=0, equal_nan=True)
     assert [entry.name for entry in path.parent.iterdir()] == ["catalogue.json"]
 
 
@@ -190,6 +197,15 @@ def saved(tmp_path: Path) -> tuple[Path, dict[str, object]]:
         ("item_attributes", [[0.0], []], r"item_attributes\[0\]"),
         ("item_attributes", [3, []], r"item_attributes\[0\]"),
         ("extra", 1, "not expected: 'extra'"),
+        ("texts", [], "texts: found list, expected an object of lists"),
+        ("texts", {"tags": "ab"}, "texts: found str, expected an object of lists"),
+        ("texts", {"tags": ["a"]}, r"texts\['tags'\]: found 1, expected one for each of the 2"),
+        ("texts", {"tags": ["a", None]}, r"texts\['tags'\]\[1\]: found NoneType"),
+        ("numbers", None, "numbers: found NoneType, expected an object"),
+        ("numbers", {"year": [1, True]}, r"numbers\['year'\]\[1\]: found bool, expected a number or null"),
+        ("numbers", {"year": [1, "2"]}, r"numbers\['year'\]\[1\]: found str"),
+        ("numbers", {"year": [1, [2]]}, r"numbers\['year'\]\[1\]: found list"),
+        ("numbers", {"year": [1, 2, 3]}, r"numbers\['year'\]: found 3, expected one for each"),
     ],
 )
 def test_load_refuses_what_save_does_not_write(tmp_path: Path, key: str, value: object, message: str) -> None:
@@ -198,6 +214,61 @@ def test_load_refuses_what_save_does_not_write(tmp_path: Path, key: str, value: 
     with pytest.raises(DataError, match=message) as caught:
         Catalogue.load(path)
     assert "catalogue.json" in str(caught.value)
+
+
+def described(ids: str, texts: dict[str, tuple[str, ...]], **numbers: list[float]) -> Catalogue:
+    columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in numbers.items()}
+    none = torch.zeros(len(ids), 0, dtype=torch.bool)
+    return Catalogue(tuple(ids), tuple(ids.upper()), (), none, texts=texts, numbers=columns)
+
+
+def test_columns_are_checked() -> None:
+    none, double = torch.zeros(1, 0, dtype=torch.bool), torch.zeros(1, dtype=torch.float64)
+    cases: list[tuple[Any, Any, str]] = [
+        ([], {}, "texts: found list, expected a mapping"),
+        ({1: ("a",)}, {}, r"names of texts\[0\]: found int"),
+        ({"t": ["a"]}, {}, r"texts\['t'\]: found list, expected a tuple"),
+        ({"t": ("\ud800",)}, {}, "cannot be written as UTF-8"),
+        ({}, {"n": [1.0]}, r"numbers\['n'\]: found list, expected torch.float64"),
+        ({}, {"n": double.float()}, r"found torch.float32 of shape \(1,\)"),
+        ({}, {"n": double.view(1, 1)}, r"of shape \(1, 1\), expected torch.float64 of shape \(items,\)"),
+        ({}, {"n": double + torch.inf}, "found an infinite number"),
+        ({}, {"n": double.repeat(2)}, "found 2, expected one for each of the 1 item_ids"),
+    ]
+    for texts, numbers, message in cases:
+        with pytest.raises(DataError, match=message):
+            Catalogue(("1",), ("a",), (), none, texts=texts, numbers=numbers)
+    with pytest.raises(DataError, match="counts: found -1"):
+        small().with_popularity([1, -1])
+    with pytest.raises(DataError, match=r"numbers\['popularity'\]: found 3"):
+        small().with_popularity([1, 2, 3])
+
+
+def test_files_and_digests_without_columns_are_as_before(tmp_path: Path) -> None:
+    path, document = saved(tmp_path)
+    assert "texts" not in document
+    assert path.read_text() == (
+        '{"format":"cramer-peft-catalogue","version":1,"item_ids":["1","2"],"titles":["One","Two"],'
+        '"attributes":["Comedy","Drama"],"item_attributes":[[0],[0,1]]}'
+    )
+    plain, grown = small().digests, small().with_items(described("3", {}))
+    assert plain["content"].startswith("e3db1020")
+    assert grown.digests["content"].startswith("b0ece4ff")
+    counted = small().with_popularity([2, 0])
+    assert (counted.digests["content"] != plain["content"], counted.digests["item_ids"]) == (True, plain["item_ids"])
+    counted.save(path)
+    assert json.loads(path.read_text())["numbers"] == {"popularity": [2.0, 0.0]}
+
+
+def test_new_items_bring_their_columns() -> None:
+    known = described("ab", {"tags": ("x", "y")}, year=[1990, 2000]).with_popularity([3, 4])
+    grown = known.with_items(described("c", {"text": ("z",)}, year=[2010], price=[5], popularity=[9]))
+    assert grown.texts == {"tags": ("x", "y", ""), "text": ("", "", "z")}
+    nan = torch.nan
+    expected = {"year": [1990.0, 2000, 2010], "popularity": [3.0, 4, nan], "price": [nan, nan, 5.0]}
+    columns = {name: torch.tensor(column, dtype=torch.float64) for name, column in expected.items()}
+    torch.testing.assert_close(dict(grown.numbers), columns, equal_nan=True)
+    assert grown.described == 2
 
 
 def test_load_names_missing_fields(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.own_data import Columns, load_own_data
+from cramer_peft.recsys.data.own_data import Columns, Protocol, load_own_data
 
 pytest.importorskip("accelerate")
 
@@ -60,3 +61,13 @@ def test_a_least_rating_is_said_and_counts_for_stated_requests(folder: Path, tmp
     texts = data.own_requests("test")
     assert texts is not None
     assert all(text is not None and int(text.split()[1]) % 2 == 0 for text in texts)
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal"])
+def test_popularity_counts_visits_of_training_alone(stated: Path, protocol: Protocol) -> None:
+    data = load_own_data(stated, protocol)
+    counts = Counter(int(item) for history in data.split.train for item in history)
+    popularity = data.catalogue.numbers["popularity"].tolist()
+    assert popularity == [counts[item] for item in range(len(data.catalogue))]
+    assert sum(popularity) < sum(map(len, data.interactions.sequences))
+    assert "attributes: field 'genres', cut at spaces: 'Classic' (20), 'Action' (10)" in data.describe()

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cramer_peft.recsys.data import items as items_module
+from cramer_peft.recsys.data.items import Items, read_items
+
+pytest.importorskip("pandas")
+
+
+def read(tmp_path: Path, header: str, *rows: str, least: int = 1) -> Items:
+    lines = [f"item_id:token\ttitle:str\tgenres:token_seq{header}"]
+    lines += [f"i{number}\t{row}" for number, row in enumerate(rows)]
+    (tmp_path / "x.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return read_items(tmp_path / "x.item", None, None, None, least)
+
+
+def known(items: Items) -> dict[str, list[float | None]]:
+    columns = items.catalogue.numbers.items()
+    return {name: [None if value != value else value for value in column.tolist()] for name, column in columns}
+
+
+def test_other_fields_become_texts_and_numbers(tmp_path: Path) -> None:
+    header = "\tprice:float\tcost:token\ttags:str\trelease_year:token\tstock:int\tsize:token"
+    items = read(
+        tmp_path,
+        header,
+        "A\tX Y\t$5\t7\t pixar|fun \t1995\t3\t9",
+        "B\tX\t—\t1,299.00\t['good \\'n bad', \"x\"]\tunknown\t4\tXL",
+        "C\t\t5,99 €\t\t\tsoon\t\t",
+        "D\t\t1e999\t.5\tNone\t2001\t1\t10",
+    )
+    assert items.catalogue.texts == {"tags": ("pixar|fun", "good 'n bad|x", "", ""), "size": ("9", "XL", "", "10")}
+    assert known(items) == {
+        "price": [5, None, 5.99, None],
+        "cost": [7, 1299, None, 0.5],
+        "release_year": [1995, None, None, 2001],
+        "stock": [3, 4, None, 1],
+    }
+    assert items.unread == ()
+
+
+def test_ids_addresses_and_empty_fields_are_not_read(tmp_path: Path) -> None:
+    header = "\timdb_id:token\ttmdbId:token\tphoto:token\tvector:float_seq\tweight:float\tnote:str"
+    items = read(tmp_path, header, "A\tX\ttt1\t12\thttps://x/1\t1 2\t?\t", "B\tX\ttt2\t13\t\t1 2\theavy\t-")
+    assert (items.catalogue.texts, known(items)) == ({}, {})
+    assert items.unread == ("imdb_id", "tmdbId", "photo", "vector", "weight", "note")
+
+
+def test_years_of_titles(tmp_path: Path) -> None:
+    rows = ["A (1995)\tX", "B (1999-2003) \tX", "C (2001– )\tX", "(500) Days\tX", "1984\tX"]
+    assert known(read(tmp_path, "", *rows)) == {"year": [1995, 1999, 2001, None, None]}
+    assert known(read(tmp_path, "", *rows, "E\tX", "F\tX")) == {}  # fewer than half of the titles
+    with_years = read(tmp_path, "\tYear made:token", *(f"{row}\t{year}" for year, row in enumerate(rows)))
+    assert list(known(with_years)) == ["Year made"]
+
+
+def test_a_field_of_texts_that_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(items_module, "MAX_CATALOGUE_BYTES", 40)
+    items = read(tmp_path, "\tplot:str\ttags:str", f"A\tX\t{'long ' * 9}\tfun")
+    assert (items.catalogue.texts, items.unread) == ({"tags": ("fun",)}, ("plot",))
+
+
+def test_it_says_how_attributes_were_read_and_what_looks_wrong(tmp_path: Path) -> None:
+    listed = read(tmp_path, "\tsku:token", "A\tRain Jackets, Running Shoes\ts1", "B\tRain Jackets\ts2", "C\t\ts3")
+    assert listed.describe() == [
+        "attributes: field 'genres', cut at ',': 'Rain Jackets' (2), 'Running Shoes' (1)",
+        "texts: none; numbers: none; fields not read: 'sku'",
+    ]
+    rows = [f"T\tX Film{' Rock, Pop' if number == 0 else ''}" for number in range(20)]
+    lines = read(tmp_path, "", *rows).describe()
+    assert lines[2:] == [
+        "warning: attributes that begin or end with a separator (name the right attribute_separator): 'Rock,'",
+        "warning: attributes of one letter, which hardly anybody asks for: 'X'",
+        "warning: attributes on every item, which tell none apart: 'Film', 'X'",
+    ]
+
+
+@given(cell=st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"])))
+def test_a_field_of_no_use_may_hold_anything(cell: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    items = read(tmp_path_factory.mktemp("items"), "\tprice:float\tnote:str", f"A\tX\t{cell}\t{cell}", "B\tX\t1\tb")
+    assert len(items.catalogue.numbers["price"]) == 2
+    items.catalogue.save(tmp_path_factory.mktemp("items") / "catalogue.json")
