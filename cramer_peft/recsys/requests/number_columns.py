@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 
-POPULARITY = "popularity"
 _ROLES = {
     "year": {"year", "released", "published", "publication"},
     "money": {"price", "prices", "cost", "usd", "eur", "gbp", "dollars", "euros"},

@@ -207,8 +207,8 @@ class NumberFinder:
         first, years = self._decade_of(found)
         inclusive = bool(_INCLUSIVE.match(found["how"]))
         if _is_below(found["how"]):
-            return self._years(-INFINITE, first + years - 1 if inclusive else first - 1)
-        return self._years(first if inclusive else first + years, INFINITE)
+            return self._years(-INFINITE, first + years - 1 if inclusive else _beside(first, -INFINITE))
+        return self._years(first if inclusive else _beside(first + years - 1, INFINITE), INFINITE)
 
     def _decade_of(self, found: re.Match[str]) -> tuple[float, int]:
         """Return the first year of a decade, and its number of years: 100 for "1800s"."""

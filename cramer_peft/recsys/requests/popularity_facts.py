@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 from cramer_peft.recsys.requests.fact import Fact
-from cramer_peft.recsys.requests.number_columns import POPULARITY
 
 _HEAD, _TAIL = 0.5, 0.8  # shares of the visits that the best known items have, and that the little known do not add to
 _NOT = re.compile(

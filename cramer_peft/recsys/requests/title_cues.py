@@ -43,7 +43,11 @@ _CUES = [
     (Strength.STRONG, True, r"(?:similar to|akin to|close to|comparable to|reminiscent of|along the lines of|such as)"),
     (Strength.STRONG, True, r"in the (?:spirit|style|vein|manner|mould|mold|tradition) of"),
     (Strength.STRONG, True, r"(?:remind(?:s|ed)? (?:me|us|you) of|as in|more of|more like|fans? of|inspired by)"),
-    (Strength.STRONG, True, r"(?:as \w+ as|crazy about|obsessed with|resembl(?:es?|ing)|the likes of)"),
+    (
+        Strength.STRONG,
+        True,
+        r"(?:as \w+ as|(?:mix|mixture|cross|combination|blend) (?:of|between)|crazy about|obsessed with|resembl(?:es?|ing)|the likes of)",
+    ),
     (Strength.STRONG, True, rf"(?:{_PAST}|fell in love with)"),
     (Strength.STRONG, True, r"favou?rites?(?: \w+)? (?:is|are|was|were|:|includes?)"),
     (Strength.STRONG, None, r"(?:seen|watched|rewatched|watching|rewatching|played|finished|saw|than)"),
@@ -93,9 +97,20 @@ def _polarity(before: str) -> bool | None:
     return False if _NEGATED.search(clause) else None if _NEGATED_FAR.search(clause) else True
 
 
+def before_noun(words: Sequence[str], stop: int) -> bool:
+    """Return True if a word for a kind of thing follows: "the Batman movies"."""
+    return stop < len(words) and re.fullmatch(_NOUN, words[stop]) is not None
+
+
 def ends_there(words: Sequence[str], stop: int) -> bool:
     """Return True if a phrase can end before ``stop``: "Big" does in "like Big but …", not in "like big hats"."""
     return stop >= len(words) or words[stop] in _AFTER or not words[stop][0].isalnum()
+
+
+def is_compared(words: Sequence[str], start: int, stop: int) -> bool:
+    """Return True if the words after a title compare with it: "… meets Alien", or a request that begins "… but …"."""
+    after = words[stop] if stop < len(words) else ""
+    return after in {"meets", "vibes"} or (start == 0 and after == "but")
 
 
 def is_quoted(words: Sequence[str], start: int, stop: int) -> bool:

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 from cramer_peft.recsys.requests.fact import Fact, Span, is_free, overlap
 from cramer_peft.recsys.requests.number_columns import years_of
 from cramer_peft.recsys.requests.title_cues import (
     Cue,
     Strength,
+    before_noun,
     cue_before,
     ends_there,
+    is_compared,
     is_joined,
     is_quoted,
 )
@@ -44,7 +46,7 @@ class TitleFinder:
         self._catalogue = catalogue
         self._index = TitleIndex(catalogue)
         self._years = years_of(catalogue)
-        visits = catalogue.numbers.get("popularity")
+        visits = catalogue.numbers.get(POPULARITY)
         self._visits = torch.zeros(len(catalogue)) if visits is None else visits.nan_to_num(0.0)
 
     def find(self, words: Sequence[str], taken: Sequence[Span] = ()) -> tuple[list[Fact], list[Fact]]:
@@ -83,17 +85,26 @@ class TitleFinder:
             return
         lengths = [length for length in range(len(said), 0, -1) if stops[length - 1]]
         exact = {length: self._index.exact(said[:length]) for length in lengths}
-        yield from ((stops[length - 1], found) for length, found in exact.items() if found)
         if cue.strength is Strength.NONE:
+            yield from ((stops[length - 1], found) for length, found in exact.items() if found)
             return
+        near = self._nearly(said, stops)
+        if near and not any(exact[length] for length in lengths if stops[length - 1] >= near[0]):
+            yield near
+        yield from ((stops[length - 1], found) for length, found in exact.items() if found)
         for length in lengths:
             if length > 1 and exact[length] is None and self._index.is_distinctive(said[:length]):
                 found = self._index.beginning(said[:length])
                 if found:
                     yield stops[length - 1], found
+
+    def _nearly(self, said: tuple[str, ...], stops: Sequence[int]) -> tuple[int, Found] | None:
+        """Return the name that is spelt most like the first pieces, with the end of its words."""
         near = self._index.nearly(said)
-        if near and stops[near[0] - 1] and not self._index.nearer_attribute(said[: near[0]], near[1].score):
-            yield stops[near[0] - 1], near[1]
+        if near is None or not stops[near[0] - 1]:
+            return None
+        worse = self._index.nearer_attribute(said[: near[0]], near[1].score)
+        return None if worse else (stops[near[0] - 1], near[1])
 
     def _of_year(self, words: Sequence[str], span: Span, found: Found) -> tuple[tuple[int, ...], int]:
         """Return the items of the year that is said in brackets behind a name, and the end of the brackets."""
@@ -121,9 +132,12 @@ class TitleFinder:
         if name in self._index.attribute_names or _POINTING.issuperset(name) or len("".join(name)) < 2:
             return False
         distinctive = self._index.is_distinctive(name)
+        if strength is Strength.NONE and len(name) > 1 and is_compared(words, *span):
+            strength = Strength.WEAK
         if strength is Strength.NONE:
             return distinctive and self._stands_alone(found)
-        if (not distinctive or found.rank == BEGINNING) and not ends_there(words, span[1]):
+        alone = not distinctive or found.rank == BEGINNING or len(name) == 1
+        if alone and not ends_there(words, span[1]) and not (distinctive and before_noun(words, span[1])):
             return False
         if all(piece.isdigit() for piece in name) and span[0] and words[span[0] - 1] == "than":
             return False

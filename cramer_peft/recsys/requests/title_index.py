@@ -18,6 +18,7 @@ LONGEST_NAME = 16  # pieces of a name
 _NEAR_LENGTH = 8  # pieces of a name that is looked for by its spelling
 _ALIKE = 86  # least likeness of a misspelt name to the right one, in 0 … 100
 _ALIKE_WORDS = 74  # least likeness of a misspelt word to one of a name
+_SHORT = 5  # letters of a name in which one mistake is forgiven
 _NEAR_WORDS = 6  # words of titles that a misspelt word may stand for
 _COMMON = 400  # names that share a word; of more, the word tells too little to look for them
 _ASKING = 5  # wordings that have a word of asking
@@ -137,12 +138,12 @@ class TitleIndex:
         names = self._candidates(said) if _has_rapidfuzz() else {}
         if not names:
             return None
-        from rapidfuzz import fuzz, process
+        from rapidfuzz import process
 
         best: tuple[float, int, Name] | None = None
         for length in range(1, len(said) + 1):
             name = tuple(said[:length])
-            for _, score, near in process.extract(" ".join(name), names, scorer=fuzz.ratio, score_cutoff=_ALIKE):
+            for _, score, near in process.extract(" ".join(name), names, scorer=_likeness, score_cutoff=_ALIKE):
                 if (best is None or (score, length) > best[:2]) and self._is_misspelling(name, near, score):
                     best = score, length, near
         if best is None:
@@ -207,6 +208,17 @@ class TitleIndex:
 
 def _has_rapidfuzz() -> bool:
     return importlib.util.find_spec("rapidfuzz") is not None
+
+
+def _likeness(said: str, name: str, score_cutoff: float | None = None) -> float:
+    """Return how much alike two texts are, in 0 … 100; two letters that changed places count as one mistake."""
+    from rapidfuzz import fuzz
+    from rapidfuzz.distance import OSA
+
+    ratio = fuzz.ratio(said, name)
+    if ratio < _ALIKE_WORDS or len(name) < _SHORT or OSA.distance(said, name, score_cutoff=1) > 1:
+        return float(ratio)
+    return max(float(ratio), 100 - 100 / len(name), float(_ALIKE))
 
 
 def _holds(longer: Sequence[str], part: Name) -> bool:
