@@ -41,5 +41,6 @@ class CatalogueFacts:
         habits = [fact for fact in find_habits(words, self._items) if is_free(fact.span, taken)]
         announced, alone = self._titles.find(words, taken)
         others = [*self._numbers.find(words), *self._popularity.find(words)]
-        free = [fact for fact in others if is_free(fact.span, taken)]
+        begun = {fact.start for fact in announced}  # "the new Mad Max" says nothing of its year
+        free = [fact for fact in others if is_free(fact.span, taken) and fact.stop not in begun]
         return apart([*announced, *habits, *free, *alone])

@@ -30,11 +30,12 @@ _SIZES = {
 _SIZE = {word: meant for words, meant in _SIZES.items() for word in words.split()}
 # Uses of these words that measure nothing.
 _NO_SIZE_AFTER = re.compile(
-    r"(?:^| )(?:years?|good|in|so|as|how|all|before|no|what's|what is|\d+|your|my|his|her|their|our)$"
+    r"(?:^| )(?:years?|gets?|getting|feels?|feeling|good|in|so|as|how|all|before|no|what's|what is|\d+|your|my|his|her|"
+    r"their|our)$"
 )
 _NO_SIZE_BEFORE = re.compile(
     r"(?:york|zealand|orleans|jersey|england|year|years|to|here|time|times|way|day|days|week|weekend|ago|as|run|drive|"
-    r"trip|flight|of|on|school|fashioned|friends?|job|man|woman|lady|baby|town|house|phone)\b"
+    r"trip|flight|of|on|kids|children|people|folks|enough|version|school|fashioned|friends?|job|man|woman|lady|baby|town|house|phone)\b"
 )
 
 _COUNTED = "zero one two three four five six seven eight nine ten eleven twelve"
@@ -99,7 +100,7 @@ class NumberFinder:
                 self._last,
             ),
             (_spoken(rf"(?:from|in|of|during|year|made in|released in) (?P<low>{_YEAR})"), self._one_year),
-            (_spoken(rf"(?P<low>{_YEAR})"), self._one_year),
+            (_spoken(rf"(?P<low>{_YEAR})(?! :)"), self._one_year),
         ]
 
     def find(self, words: Sequence[str]) -> list[Fact]:

@@ -36,18 +36,15 @@ _SPEAKER = (
     r"(?:i|we|you|they|he|she|people|kids|who|also|really|do|don't|didn't|to|always|just|never|still|not|both|all)"
 )
 _CUES = [
-    (Strength.SURE, None, rf"(?:called|named|titled|{_NOUN} :|title)"),
+    (Strength.SURE, None, rf"(?:{_NOUN}|one|something|it's|is) (?:called|named|titled)"),
     (Strength.STRONG, False, r"(?:nothing like|not like|not at all like|less like|unlike|anything but|other than)"),
     (Strength.STRONG, False, r"(?:except for|except|apart from|instead of|tired of|sick of|bored (?:of|with|by))"),
     (Strength.STRONG, False, r"(?:fed up with|no more|hated|disliked|detested|(?:can't|cannot|couldn't) stand)"),
     (Strength.STRONG, True, r"(?:similar to|akin to|close to|comparable to|reminiscent of|along the lines of|such as)"),
     (Strength.STRONG, True, r"in the (?:spirit|style|vein|manner|mould|mold|tradition) of"),
     (Strength.STRONG, True, r"(?:remind(?:s|ed)? (?:me|us|you) of|as in|more of|more like|fans? of|inspired by)"),
-    (
-        Strength.STRONG,
-        True,
-        r"(?:as \w+ as|(?:mix|mixture|cross|combination|blend) (?:of|between)|crazy about|obsessed with|resembl(?:es?|ing)|the likes of)",
-    ),
+    (Strength.STRONG, True, r"(?:as \w+ as|crazy about|obsessed with|resembl(?:es?|ing)|the likes of)"),
+    (Strength.STRONG, True, r"(?:mix|mixture|cross|combination|blend) (?:of|between)"),
     (Strength.STRONG, True, rf"(?:{_PAST}|fell in love with)"),
     (Strength.STRONG, True, r"favou?rites?(?: \w+)? (?:is|are|was|were|:|includes?)"),
     (Strength.STRONG, None, r"(?:seen|watched|rewatched|watching|rewatching|played|finished|saw|than)"),
@@ -61,7 +58,7 @@ _CUES = [
 _PATTERNS = [(strength, wanted, re.compile(rf"(?:^| ){cue}{_FILLER}$")) for strength, wanted, cue in _CUES]
 _NO = r"(?:^| )(?:not|never|no|neither|nor|nothing|hardly|cannot|without|\w+n't)"
 _NEGATED, _NEGATED_FAR = re.compile(rf"{_NO}(?: \S+){{0,3}}$"), re.compile(rf"{_NO} ")
-_CLAUSE = re.compile(r"(?:^| )(?:[^\w\s]|but|i|so|because)(?: |$)")
+_CLAUSE = re.compile(r"(?:^| )(?:[^\w\s]|but|i|so|because|maybe|perhaps)(?: |$)")
 _AFFIRMED = re.compile(r"(?:why not|not only|why don't)(?: \S+){0,3}$")
 _WORDS_AFTER = (
     "and or but nor with without only except please from than then for on by as a so very again more less too "
@@ -97,9 +94,9 @@ def _polarity(before: str) -> bool | None:
     return False if _NEGATED.search(clause) else None if _NEGATED_FAR.search(clause) else True
 
 
-def before_noun(words: Sequence[str], stop: int) -> bool:
-    """Return True if a word for a kind of thing follows: "the Batman movies"."""
-    return stop < len(words) and re.fullmatch(_NOUN, words[stop]) is not None
+def is_noun(word: str) -> bool:
+    """Return True for a word for a kind of thing, as in "the Batman movies"."""
+    return re.fullmatch(_NOUN, word) is not None
 
 
 def ends_there(words: Sequence[str], stop: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,11 +14,11 @@ from cramer_peft.recsys.requests.number_columns import years_of
 from cramer_peft.recsys.requests.title_cues import (
     Cue,
     Strength,
-    before_noun,
     cue_before,
     ends_there,
     is_compared,
     is_joined,
+    is_noun,
     is_quoted,
 )
 from cramer_peft.recsys.requests.title_index import LONGEST_NAME, Found, TitleIndex
@@ -26,6 +27,9 @@ from cramer_peft.recsys.requests.title_names import ALTERNATIVE, ARTICLES, BEGIN
 _NAMESAKE = 0.5  # how much the less popular items of a name are meant
 _KIN = 5  # how many times more visits an item has if "lord of the rings" is to mean it, and not the film so called
 _BARE_CERTAINTY, _WEAK_CERTAINTY = 0.7, 0.8
+_DASHES = (":", "-", "–", "—")
+_LOOKUPS = 24  # places in a request at which misspelt titles are looked for
+_SUBTITLE = 10  # words of a subtitle behind which a year is looked for
 # Words that point at something said before, and numbers and letters: titles only in quotes, or with a year or a noun.
 _WORDS_POINTING = (
     "it her him them us me you we she he they this that these those one ones some all any none both other "
@@ -52,9 +56,11 @@ class TitleFinder:
     def find(self, words: Sequence[str], taken: Sequence[Span] = ()) -> tuple[list[Fact], list[Fact]]:
         """Return the titles that the sentence announces, and others; see :meth:`CatalogueFacts.find`."""
         facts: list[Fact] = []
-        words, start = list(words), 0
+        words, start, lookups = list(words), 0, _LOOKUPS
         while start < len(words):
-            fact = self._title_at(words, start, self._cue(words, start, facts), taken)
+            cue = self._cue(words, start, facts)
+            lookups -= cue.strength is not Strength.NONE
+            fact = self._title_at(words, start, cue, taken, lookups >= 0)
             if fact is not None:
                 facts = _with(facts, fact, words)
             start = start + 1 if fact is None else fact.stop
@@ -64,12 +70,15 @@ class TitleFinder:
     def _cue(self, words: Sequence[str], start: int, facts: Sequence[Fact]) -> Cue:
         """Return what is said of a title here; "and" and "," carry on what was said of the title before."""
         cue = cue_before(words, start)
-        if cue.strength is Strength.NONE and facts and is_joined(words, facts[-1].stop, start):
+        goes_on = bool(facts) and (is_joined(words, facts[-1].stop, start) or _by_dash(words, facts[-1], start))
+        if cue.strength is Strength.NONE and goes_on:
             return Cue(Strength.WEAK, facts[-1].wanted)
         return cue
 
-    def _title_at(self, words: Sequence[str], start: int, cue: Cue, taken: Sequence[Span]) -> Fact | None:
-        for stop, found in self._names_at(words, start, cue):
+    def _title_at(
+        self, words: Sequence[str], start: int, cue: Cue, taken: Sequence[Span], misspelt: bool
+    ) -> Fact | None:
+        for stop, found in self._names_at(words, start, cue, misspelt):
             items, end = self._of_year(words, (start, stop), found)
             strength = Strength.SURE if end > stop or is_quoted(words, start, stop) else cue.strength
             found = replace(found, items=items, kin=() if end > stop else found.kin)
@@ -78,7 +87,7 @@ class TitleFinder:
                 return self._fact((start, end), found, strength, cue.wanted)
         return None
 
-    def _names_at(self, words: Sequence[str], start: int, cue: Cue) -> Iterator[tuple[int, Found]]:
+    def _names_at(self, words: Sequence[str], start: int, cue: Cue, misspelt: bool) -> Iterator[tuple[int, Found]]:
         """Yield the names that begin at a word, with the ends of their words: exact ones, the longest first."""
         said, stops = _said(words, start)
         if not said:
@@ -88,7 +97,7 @@ class TitleFinder:
         if cue.strength is Strength.NONE:
             yield from ((stops[length - 1], found) for length, found in exact.items() if found)
             return
-        near = self._nearly(said, stops)
+        near = self._nearly(said, stops) if misspelt else None
         if near and not any(exact[length] for length in lengths if stops[length - 1] >= near[0]):
             yield near
         yield from ((stops[length - 1], found) for length, found in exact.items() if found)
@@ -111,25 +120,21 @@ class TitleFinder:
         start, stop = span
         if words[stop : stop + 1] == [")"] and "(" in words[start:stop]:
             return found.items, stop + 1
-        place = stop
-        while place < len(words) - 3 and words[place] in {".", "!", "?"} and words[place + 1] in "([":
-            place += 1
-        inside = words[place : place + 3]
-        if len(inside) < 3 or inside[0] not in "([" or inside[2] not in ")]" or not _is_year(inside[1]):
-            return found.items, stop
-        if self._years is None:
-            return found.items, place + 3
-        year = int(inside[1])
-        return tuple(item for item in found.items if abs(float(self._years[item]) - year) <= 1), place + 3
+        year, end = _year_behind(words, stop)
+        if year is None or self._years is None:
+            return found.items, end
+        items = (*found.items, *found.kin)
+        return tuple(item for item in items if abs(float(self._years[item]) - year) <= 1), end
 
     def _counts(self, words: Sequence[str], span: Span, found: Found, strength: Strength) -> bool:
         """Return True if the sentence means a title by these words."""
         name = found.name
         if strength is Strength.SURE:
-            return found.rank < BEGINNING
+            return found.rank < BEGINNING and (len(name) > 1 or ends_there(words, span[1]))
         if len(name) < 3 and any(mark in words[span[0] : span[1]] for mark in ",.;!?"):
             return False
-        if name in self._index.attribute_names or _POINTING.issuperset(name) or len("".join(name)) < 2:
+        pointing = all(piece in _POINTING or is_noun(piece) for piece in name)
+        if name in self._index.attribute_names or pointing or len("".join(name)) < 2:
             return False
         distinctive = self._index.is_distinctive(name)
         if strength is Strength.NONE and len(name) > 1 and is_compared(words, *span):
@@ -137,7 +142,7 @@ class TitleFinder:
         if strength is Strength.NONE:
             return distinctive and self._stands_alone(found)
         alone = not distinctive or found.rank == BEGINNING or len(name) == 1
-        if alone and not ends_there(words, span[1]) and not (distinctive and before_noun(words, span[1])):
+        if alone and not ends_there(words, span[1]) and not (distinctive and is_noun(words[span[1]])):
             return False
         if all(piece.isdigit() for piece in name) and span[0] and words[span[0] - 1] == "than":
             return False
@@ -151,7 +156,7 @@ class TitleFinder:
         index, name = self._index, found.name
         if len(name) < 2 or found.rank != FULL or any((piece,) in index.attribute_names for piece in name):
             return False
-        return len(name) > 2 or not any(piece in index.asking for piece in name)
+        return len(name) > 2 or not any(piece in index.asking or is_noun(piece) for piece in name)
 
     def _fact(self, span: Span, found: Found, strength: Strength, wanted: bool | None) -> Fact:
         items, best = found.items, self._best(found.items)
@@ -174,9 +179,14 @@ class TitleFinder:
         return f"{title} and {others} more" if others else title
 
 
+def _by_dash(words: Sequence[str], fact: Fact, start: int) -> bool:
+    """Return True if only a colon or a dash stands between a title and what begins at ``start``."""
+    return fact.stop + 1 == start and words[fact.stop] in _DASHES
+
+
 def _with(facts: Sequence[Fact], fact: Fact, words: Sequence[str]) -> list[Fact]:
     """Return facts with another; "avengers : infinity war" is one title if the second is one of the first."""
-    if facts and list(words[facts[-1].stop : fact.start]) in ([":"], ["-"], ["–"]):
+    if facts and _by_dash(words, facts[-1], fact.start):
         first = facts[-1]
         if bool((first.members[fact.members > 0] > 0).all()):
             return [*facts[:-1], replace(fact, start=first.start, wanted=first.wanted, certainty=first.certainty)]
@@ -198,8 +208,18 @@ def _said(words: Sequence[str], start: int) -> tuple[tuple[str, ...], list[int]]
     return tuple(said[:LONGEST_NAME]), stops[:LONGEST_NAME]
 
 
-def _is_year(word: str) -> bool:
-    return len(word) == 4 and word.isascii() and word.isdigit()
+def _year_behind(words: Sequence[str], stop: int) -> tuple[int | None, int]:
+    """Return a year in brackets behind a name, perhaps after "!" or a subtitle, and the end of the brackets."""
+    place = stop
+    if place < len(words) and words[place] in _DASHES:
+        later = range(place, min(len(words), place + _SUBTITLE))
+        place = next((bracket for bracket in later if words[bracket] in "(["), place)
+    while place < len(words) and words[place] in {".", "!", "?"}:
+        place += 1
+    inside = words[place : place + 3]
+    if len(inside) == 3 and inside[0] in "([" and inside[2] in ")]" and re.fullmatch(r"[0-9]{4}", inside[1]):
+        return int(inside[1]), place + 3
+    return None, stop
 
 
 def _may_take(span: Span, strength: Strength, taken: Sequence[Span]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,10 +18,12 @@ LONGEST_NAME = 16  # pieces of a name
 _NEAR_LENGTH = 8  # pieces of a name that is looked for by its spelling
 _ALIKE = 86  # least likeness of a misspelt name to the right one, in 0 … 100
 _ALIKE_WORDS = 74  # least likeness of a misspelt word to one of a name
-_SHORT = 5  # letters of a name in which one mistake is forgiven
+_VERY_ALIKE = 90  # likeness of a misspelt name that is right whatever other names share its words
+_SHORT, _LONG = 5, 9  # letters of a name in which one mistake is forgiven; of a word, one letter for another
 _NEAR_WORDS = 6  # words of titles that a misspelt word may stand for
 _COMMON = 400  # names that share a word; of more, the word tells too little to look for them
 _ASKING = 5  # wordings that have a word of asking
+_TEXTS = 10_000  # items whose texts are looked at, evenly spread over the catalogue
 _TEXT_LENGTH = 300  # characters of an item's texts in which common words are counted
 _TEXT_ITEMS = 3  # items whose texts hold a word that is common
 
@@ -86,8 +88,9 @@ class TitleIndex:
     def _text_words(self) -> frozenset[str]:
         """Words that the texts of several items hold, of items without the word in their title."""
         counts: Counter[str] = Counter()
+        step = 1 + len(self._catalogue) // _TEXTS
         for column in self._catalogue.texts.values():
-            for title, text in zip(self._catalogue.titles, column, strict=True):
+            for title, text in zip(self._catalogue.titles[::step], column[::step], strict=True):
                 if text:
                     counts.update(set(name_pieces(text[:_TEXT_LENGTH])).difference(name_pieces(title)))
         return frozenset(word for word, count in counts.items() if count >= _TEXT_ITEMS)
@@ -134,23 +137,21 @@ class TitleIndex:
 
         None where ``rapidfuzz`` is not installed: names are then met as they are written only.
         """
-        said = said[:_NEAR_LENGTH]
-        names = self._candidates(said) if _has_rapidfuzz() else {}
-        if not names:
-            return None
-        from rapidfuzz import process
+        best = max(self._spellings(tuple(said[:_NEAR_LENGTH])), default=None) if _has_rapidfuzz() else None
+        found = self.exact(best[2]) if best else None
+        return (best[1], replace(found, name=best[2], score=best[0] / 100)) if best and found else None
 
-        best: tuple[float, int, Name] | None = None
-        for length in range(1, len(said) + 1):
-            name = tuple(said[:length])
-            for _, score, near in process.extract(" ".join(name), names, scorer=_likeness, score_cutoff=_ALIKE):
-                if (best is None or (score, length) > best[:2]) and self._is_misspelling(name, near, score):
-                    best = score, length, near
-        if best is None:
-            return None
-        score, length, near = best
-        found = self.exact(near)
-        return (length, replace(found, name=near, score=score / 100)) if found else None
+    def _spellings(self, said: Name) -> Iterator[tuple[float, int, Name]]:
+        """Yield names that are spelt like the first pieces: the likeness, how many pieces, and the name."""
+        from rapidfuzz import fuzz, process
+
+        names = self._candidates(said)
+        for length in range(1, len(said) + 1 if names else 1):
+            text = " ".join(said[:length])
+            for _, ratio, name in process.extract(text, names, scorer=fuzz.ratio, score_cutoff=_ALIKE_WORDS):
+                score = _likeness(text, names[name], ratio)
+                if score >= _ALIKE and self._is_misspelling(said[:length], name, score):
+                    yield score, length, name
 
     def _candidates(self, said: Sequence[str]) -> dict[Name, str]:
         """Return names that share a rare word with some words, or a word that is spelt like one of them."""
@@ -189,12 +190,15 @@ class TitleIndex:
             return False
         if any(piece not in name and self._is_known(piece) for piece in (said[0], said[-1])):
             return False
-        if not any(self._is_own(piece, name) or len(name) > 2 for piece in name if piece not in self.asking):
+        rare = [piece for piece in name if piece not in self.asking]
+        if not any(self._is_own(piece, name) or len(name) > 2 or score >= _VERY_ALIKE for piece in rare):
+            return False
+        if len(said) == 1 and _has_another_letter(said[0], name[0]):
             return False
         other = [piece for piece in said if piece not in name]
         if len(said) < 3 and any(self._is_known(piece) or _inflects(piece, name) for piece in other):
             return False
-        if len(said) >= 3 and any(self._is_known(piece) for piece in other) and score < 90:
+        if len(said) >= 3 and any(self._is_known(piece) for piece in other) and score < _VERY_ALIKE:
             return False
         return bool(other) or len(said) > 1
 
@@ -210,19 +214,21 @@ def _has_rapidfuzz() -> bool:
     return importlib.util.find_spec("rapidfuzz") is not None
 
 
-def _likeness(said: str, name: str, score_cutoff: float | None = None) -> float:
+def _likeness(said: str, name: str, ratio: float) -> float:
     """Return how much alike two texts are, in 0 … 100; two letters that changed places count as one mistake."""
-    from rapidfuzz import fuzz
     from rapidfuzz.distance import OSA
 
-    ratio = fuzz.ratio(said, name)
-    if ratio < _ALIKE_WORDS or len(name) < _SHORT or OSA.distance(said, name, score_cutoff=1) > 1:
-        return float(ratio)
-    return max(float(ratio), 100 - 100 / len(name), float(_ALIKE))
+    one_mistake = len(name) >= _SHORT and OSA.distance(said, name, score_cutoff=1) <= 1
+    return max(ratio, 100 - 100 / len(name), float(_ALIKE)) if one_mistake else ratio
 
 
 def _holds(longer: Sequence[str], part: Name) -> bool:
     return any(tuple(longer[start : start + len(part)]) == part for start in range(len(longer) - len(part) + 1))
+
+
+def _has_another_letter(said: str, name: str) -> bool:
+    """Return True if short words differ in a letter, as "previous" and "precious": both are words."""
+    return len(said) == len(name) < _LONG and sorted(said) != sorted(name)
 
 
 def _inflects(piece: str, name: Iterable[str]) -> bool:

@@ -94,6 +94,8 @@ def meant(fact: Fact) -> list[str]:
         ("I loved Cinderella (1950)", "cinderella ( 1950 )", "Cinderella (1950)"),
         ("like War of the Worlds", "war of the worlds", "War of the Worlds (2005)"),
         ("my favourite movie is Up.", "up", "Up (2009)"),
+        ("reminds me of the matirx", "the matirx", "Matrix, The (1999)"),
+        ("a mix of Alien and whatever", "alien", "Alien (1979)"),
     ],
 )
 def test_titles_that_the_sentence_announces(text: str, words: str | None, meaning: str) -> None:
@@ -120,6 +122,8 @@ def test_titles_that_the_sentence_announces(text: str, words: str | None, meanin
         "something like thriller",
         "girls' night and big hats",
         "seven of them",
+        "the previous one",
+        "this never gets old",
         "I liked the matrixes of my maths class and godfathers",
     ],
 )
@@ -174,6 +178,18 @@ def test_several_titles() -> None:
 
 def test_a_year_in_brackets_that_no_item_has_is_another_film() -> None:
     assert said("I loved Heat (1951)") == []
+    assert said("I loved Spider-Man: Homecoming (2017)") == []
+    assert only("I loved Star Wars: the empire (1980)").meaning.startswith("Star Wars: Episode V")
+
+
+def test_the_year_of_the_words_before_a_title_is_not_asked_for() -> None:
+    assert [fact[0] for fact in said("I loved the new Jurassic Park")] == ["jurassic park"]
+
+
+def test_a_title_with_its_subtitle_is_one_fact() -> None:
+    assert said("I loved Star Wars: The Empire Strikes Back") == [
+        ("star wars : the empire strikes back", "Star Wars: Episode V - The Empire Strikes Back (1980)", True)
+    ]
 
 
 def test_words_of_attributes_are_left_alone_unless_a_longer_title_is_announced() -> None:
