@@ -84,6 +84,7 @@ class NumberFinder:
     def __init__(self, catalogue: Catalogue) -> None:
         self._items = len(catalogue)
         self._columns = columns_of_numbers(catalogue.numbers)
+        self._extremes: dict[tuple[str, int], tuple[str, Tensor]] = {}
         self._rules: list[tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[Column, float, float] | None]]] = [
             (_spoken(rf"(?:between|from) (?P<low>{_NUMBER}) (?:and|to|until|till|-|–) {_AMOUNT}"), self._between),
             (_spoken(rf"{_FROM}(?P<low>{_YEAR}) ?[-–] ?(?P<number>{_YEAR})"), self._years_between),
@@ -128,11 +129,10 @@ class NumberFinder:
             column = self._first(role)
             if column is None or not _measures(words, place):
                 continue
-            limit = column.extreme(end, _EXTREME)
-            fade = column.extreme(end, _NEAR_EXTREME)
-            low, high = (limit, INFINITE) if end > 0 else (-INFINITE, limit)
-            members = _graded(column.values, limit, fade)
-            yield Fact(place, place + 1, "number", _meaning(column, low, high), members)
+            if (role, end) not in self._extremes:
+                self._extremes[role, end] = _extreme(column, end)
+            meaning, members = self._extremes[role, end]
+            yield Fact(place, place + 1, "number", meaning, members.clone())
 
     def _first(self, role: str) -> Column | None:
         return next((column for column in self._columns if column.role == role), None)
@@ -304,6 +304,13 @@ def _measures(words: Sequence[str], place: int) -> bool:
     """Return True if a word for size or time is used to measure: not in "new york" or "as long as"."""
     before, after = " ".join(words[max(0, place - 3) : place]), " ".join(words[place + 1 : place + 3])
     return not _NO_SIZE_AFTER.search(before) and not _NO_SIZE_BEFORE.match(after)
+
+
+def _extreme(column: Column, end: int) -> tuple[str, Tensor]:
+    """Return the meaning and the members of the highest (``end`` 1) or the lowest (-1) numbers of a column."""
+    limit, fade = column.extreme(end, _EXTREME), column.extreme(end, _NEAR_EXTREME)
+    low, high = (limit, INFINITE) if end > 0 else (-INFINITE, limit)
+    return _meaning(column, low, high), _graded(column.values, limit, fade)
 
 
 def _graded(values: Tensor, limit: float, fade: float) -> Tensor:

@@ -20,6 +20,7 @@ _ALIKE = 86  # least likeness of a misspelt name to the right one, in 0 … 100
 _ALIKE_WORDS = 74  # least likeness of a misspelt word to one of a name
 _VERY_ALIKE = 90  # likeness of a misspelt name that is right whatever other names share its words
 _SHORT, _LONG = 5, 9  # letters of a name in which one mistake is forgiven; of a word, one letter for another
+_REMEMBERED = 10_000  # misspelt words whose neighbours are remembered
 _NEAR_WORDS = 6  # words of titles that a misspelt word may stand for
 _COMMON = 400  # names that share a word; of more, the word tells too little to look for them
 _ASKING = 5  # wordings that have a word of asking
@@ -66,6 +67,7 @@ class TitleIndex:
                     self._names[name] = min(rank, self._names.get(name, rank))
         self._items = dict(items)
         self._sorted = sorted(self._names)
+        self._spelt: dict[str, list[str]] = {}
         self._by_word: dict[str, list[int]] = defaultdict(list)
         for place, name in enumerate(self._sorted):
             for piece in set(name):
@@ -166,8 +168,15 @@ class TitleIndex:
     def _near_words(self, piece: str) -> list[str]:
         if piece in self._by_word or self._is_known(piece):
             return [piece]
-        if len(piece) < 4:
+        if len(piece) < 4 or piece.isdigit():
             return []
+        if piece not in self._spelt:
+            if len(self._spelt) > _REMEMBERED:
+                self._spelt = {}
+            self._spelt[piece] = self._words_spelt_like(piece)
+        return self._spelt[piece]
+
+    def _words_spelt_like(self, piece: str) -> list[str]:
         from rapidfuzz import fuzz, process
 
         among = [word for length in range(-2, 3) for word in self._by_length.get(len(piece) + length, ())]
