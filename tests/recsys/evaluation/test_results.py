@@ -16,7 +16,7 @@ from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.own_data import OwnData, load_own_data
 from cramer_peft.recsys.evaluation.metrics import ndcg, overlap, share, target_ranks, top_items
 from cramer_peft.recsys.evaluation.results import evaluate_stage, mean_metrics
-from cramer_peft.recsys.evaluation.tracks import OWN, Track, mixed_tracks
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores, mask_scorer
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
 from cramer_peft.recsys.requests.matching import match_scores
