@@ -75,7 +75,7 @@ def train(
         batch_size=settings.training.batch_size,
         negatives=settings.training.negatives,
         generator=settings.generator_options(backbone, steps),
-        requests=None if requests is None else dict(read_weights(requests)),
+        requests=None if requests is None else read_weights(requests),
         seed=seed,
         users=settings.training.users,
         checkpoints=None if checkpoint_folder is None else Checkpoints(checkpoint_folder, every, resume),

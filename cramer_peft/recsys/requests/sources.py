@@ -66,6 +66,10 @@ class RequestSource(Protocol):
         """Return a text for a window, which has one next item or more."""
 
 
+# The weight of each source, by name or as an object.
+Weights = Union[Mapping[str, float], Mapping[Union[str, RequestSource], float]]
+
+
 class AttributeSource:
     """Sentences about attributes: some true of a next item, some about random attributes, some that ask nothing.
 
@@ -263,7 +267,7 @@ def read_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def check_weights(requests: Mapping[str | RequestSource, float] | Mapping[str, float]) -> None:
+def check_weights(requests: Weights) -> None:
     """Raise a ConfigError if a source is unknown or its weight impossible."""
     if not isinstance(requests, Mapping) or not requests:
         raise ConfigError(f"requests: found {requests!r:.60}, expected a weight for each of {', '.join(SOURCES)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import device_of
 from cramer_peft.recsys.masks import item_layers
-from cramer_peft.recsys.requests.sources import RequestSource
+from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import quiet_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
 from cramer_peft.training import (
@@ -142,7 +142,7 @@ def train_generator(
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
     negatives: int | None = None,
-    requests: Mapping[str | RequestSource, float] | None = None,
+    requests: Weights | None = None,
     stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
 ) -> None:
     """Train the active adapter's generator, and the part of the encoder that it tunes, on a split's training items.

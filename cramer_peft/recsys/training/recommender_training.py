@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cramer_peft.recsys.recommender import (
     tracks_as_dict,
 )
 from cramer_peft.recsys.requests.catalogue_encoder import CATALOGUE_ENCODERS, request_encoder
-from cramer_peft.recsys.requests.sources import ATTRIBUTES, RequestSource, check_weights
+from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
@@ -79,7 +79,7 @@ class TrainOptions:
     batch_size: int | None = None
     negatives: int | None = None
     generator: GeneratorOptions | None = None
-    requests: Mapping[str | RequestSource, float] | None = None
+    requests: Weights | None = None
     seed: int = 0
     users: int | None = None
     progress: bool = True

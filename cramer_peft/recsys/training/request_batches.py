@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from cramer_peft.recsys.requests.sources import (
     PhraseSource,
     RequestSource,
     SaidSource,
+    Weights,
     Window,
     check_weights,
 )
@@ -192,11 +193,9 @@ class RequestCollator:
         requests = [self._source.draw(window, self._random) for window in _windows(item_ids, labels)]
         for row, request in enumerate(requests):
             if request.window is not None:
-                items, following = (torch.as_tensor(own, dtype=torch.long) for own in request.window)
-                item_ids[row] = pad_histories([items], item_ids.shape[1])
-                labels[row] = torch.where(
-                    item_ids[row] > 0, pad_histories([following], item_ids.shape[1]) - 1, NO_LABEL
-                )
+                sides = [torch.as_tensor(own, dtype=torch.long) for own in request.window]
+                items, following = pad_histories(sides, item_ids.shape[1])
+                item_ids[row], labels[row] = items, torch.where(items > 0, following - 1, NO_LABEL)
         noise = torch.rand(labels.shape, generator=self._generator)
         if self._concepts is None:
             return requests, [None] * len(requests), noise, None
@@ -266,7 +265,7 @@ def request_source(
     masks: Any,
     catalogue: Catalogue,
     options: GeneratorOptions,
-    requests: Mapping[str | RequestSource, float] | None = None,
+    requests: Weights | None = None,
     stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
 ) -> MixedSource:
     """Return what a generator is trained on.
@@ -289,7 +288,7 @@ def request_source(
         requests = {name: 1.0 for name, known in there.items() if known}
     check_weights(requests)
     features = getattr(_catalogue_encoder(masks), "features", None)
-    make = {
+    make: dict[str, Callable[[], RequestSource]] = {
         STATED: lambda: SaidSource(stated, len(catalogue), features),
         ATTRIBUTES: lambda: AttributeSource(
             catalogue,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.own_data import OwnData
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
-from cramer_peft.recsys.requests.sources import RequestSource
+from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, set_loss
 from cramer_peft.recsys.training.generator_training import check_options, generator_negatives, generator_options
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
@@ -53,7 +53,7 @@ def check_masks(
     backbone: BackboneOptions,
     generator: GeneratorOptions | None = None,
     negatives: int | None = None,
-    requests: Mapping[str | RequestSource, float] | None = None,
+    requests: Weights | None = None,
 ) -> None:
     """Make a backbone, its encoder and masks, and the requests to train on, as the training will, and drop them.
 
