@@ -28,19 +28,11 @@ def train(
     protocol: Annotated[
         str, typer.Option(help="leave-one-out, or temporal: one timeline for all users.")
     ] = "leave-one-out",
-    min_rating: Annotated[
-        float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
-    ] = None,
+    min_rating: given.MinRating = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the generator's training.")] = None,
-    requests: Annotated[
-        str | None,
-        typer.Option(
-            help="Where requests come from, with weights, as stated=2,attributes=1; also catalogue and history. By "
-            "default those that the data states and sentences about attributes."
-        ),
-    ] = None,
+    requests: given.Requests = None,
     seed: given.Seed = 0,
     checkpoint_folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints of this training, to resume it after a kill.")

@@ -174,6 +174,7 @@ def train_generator(
     check_count(masks.model, catalogue, split.train)
     sampled = generator_negatives(masks, negatives)
     source = request_source(masks, catalogue, options, requests, stated)
+    settings = {**asdict(options), "seed": seed, "negatives": sampled, **source.settings()}
     device = device_of(masks.generator)
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -189,14 +190,7 @@ def train_generator(
             callbacks=[TemperatureCallback(masks)],
             options=options,
             checkpoints=checkpoints,
-            settings={
-                **asdict(options),
-                "seed": seed,
-                "negatives": sampled,
-                "data": windows.fingerprint(),
-                "adapter": _adapter(masks),
-                **source.settings(),
-            },
+            settings={**settings, "data": windows.fingerprint(), "adapter": _adapter(masks)},
         ).train_or_resume()
     masks.to(device).eval()  # the Trainer moves it to an accelerator, if there is one
 
