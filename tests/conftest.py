@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import settings
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
@@ -140,6 +142,20 @@ def _same(a: Any, b: Any) -> bool:
     if a.is_meta or b.is_meta:  # offloaded: the numbers are elsewhere
         return a.is_meta and b.is_meta and (a.dtype, a.shape) == (b.dtype, b.shape)
     return a.dtype == b.dtype and torch.equal(a, b)
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers, 8 wide, that knows seven words; read only."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "more", "less", "horror", "drama", "please"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(words), **sizes), add_pooling_layer=False).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cramer_peft.recsys.data.splits import leave_one_out, temporal_split
     from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
     from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+    from cramer_peft.recsys.requests.sources import RequestSource, SaidSource
     from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
     from cramer_peft.recsys.training.generator_training import train_generator
     from cramer_peft.recsys.training.recommender_training import TrainOptions, train_recommender
@@ -25,6 +26,7 @@ _MODULES = {
     "data.splits": ("leave_one_out", "temporal_split"),
     "recommender": ("RequestRecommender", "evaluate_recommender"),
     "requests.catalogue_encoder": ("request_encoder",),
+    "requests.sources": ("RequestSource", "SaidSource"),
     "training.backbone_training": ("BackboneOptions", "train_backbone"),
     "training.generator_training": ("train_generator",),
     "training.recommender_training": ("TrainOptions", "train_recommender"),
@@ -36,6 +38,8 @@ __all__ = [
     "Catalogue",
     "GeneratorOptions",
     "RequestRecommender",
+    "RequestSource",
+    "SaidSource",
     "TrainOptions",
     "config_for",
     "evaluate_recommender",

@@ -237,7 +237,7 @@ def evaluate_recommender(
         )
     columns = _columns(columns, trained, root)
     say(f"reading {as_path(data).name}")
-    loaded = load_own_data(data, protocol or used or "leave-one-out", columns)
+    loaded = load_own_data(data, protocol or used or "leave-one-out", columns, attributes=False)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
     say(f"evaluating on the {stage} users")

@@ -18,6 +18,16 @@ Data = Annotated[
 ]
 Encoder = Annotated[str | None, typer.Option(help="Request encoder, for example all-minilm-l6-v2 (extra minilm).")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Most epochs of the backbone's training.")]
+MinRating = Annotated[
+    float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
+]
+Requests = Annotated[
+    str | None,
+    typer.Option(
+        help="Where requests come from, with weights, as stated=2,attributes=1; also catalogue and history. By "
+        "default those that the data states and sentences about attributes."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.")]
 Config = Annotated[
     Path | None,

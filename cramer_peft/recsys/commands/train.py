@@ -28,12 +28,11 @@ def train(
     protocol: Annotated[
         str, typer.Option(help="leave-one-out, or temporal: one timeline for all users.")
     ] = "leave-one-out",
-    min_rating: Annotated[
-        float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
-    ] = None,
+    min_rating: given.MinRating = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the generator's training.")] = None,
+    requests: given.Requests = None,
     seed: given.Seed = 0,
     checkpoint_folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints of this training, to resume it after a kill.")
@@ -45,6 +44,7 @@ def train(
     """Train a backbone and request masks on your own data, and validate them."""
     from cramer_peft.recsys.commands.config_file import Settings, read_settings
     from cramer_peft.recsys.data.own_data import Columns, Protocol
+    from cramer_peft.recsys.requests.sources import read_weights
     from cramer_peft.recsys.training.recommender_training import TrainOptions, train_recommender
     from cramer_peft.training import Checkpoints, Processes
 
@@ -67,6 +67,7 @@ def train(
         batch_size=settings.training.batch_size,
         negatives=settings.training.negatives,
         generator=settings.generator_options(backbone, steps),
+        requests=None if requests is None else read_weights(requests),
         seed=seed,
         users=settings.training.users,
         checkpoints=None if checkpoint_folder is None else Checkpoints(checkpoint_folder, every, resume),
@@ -77,15 +78,17 @@ def train(
 
 
 def _show(console: Console, trained: Trained, data: str, output: Path) -> None:
-    """Print the validation, and one user's list under a request for the attribute that their history has least of."""
+    """Print the validation, and one user's list under a stated request, or the attribute that they met least."""
     from cramer_peft.recsys.commands.display import show_answer, tracks_table
     from cramer_peft.recsys.requests.attribute_requests import phrase
 
     console.print(tracks_table(trained.tracks, "validation"))
     catalogue, histories = trained.data.catalogue, trained.data.split.history("validation")
     history = histories[len(histories) // 2]
-    least = int(catalogue.item_attributes[history].sum(0).argmin())
-    request = f"Something with {phrase(catalogue.attributes[least])}, please"
+    request = next((text for text in trained.data.own_requests("validation") or () if text), None)
+    if request is None and catalogue.attributes:
+        least = int(catalogue.item_attributes[history].sum(0).argmin())
+        request = f"Something with {phrase(catalogue.attributes[least])}, please"
     say = given.plain_printer(console)
     say(f"One user, who last met: {'; '.join(catalogue.titles[item] for item in history[-5:].tolist())}")
     show_answer(console, trained.recommender.recommend(history.tolist(), request), catalogue, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -69,35 +70,78 @@ class OwnData:
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
         """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
-        stated = _stated_requests(next(self.folder.glob("*.inter")), self.min_rating)
-        if stated is None:
+        if self._stated is None:
             return None
         pairs = zip(self.split.users(stage).tolist(), self.split.target(stage).tolist(), strict=True)
-        names = ((self.interactions.user_ids[user], self.catalogue.item_ids[item]) for user, item in pairs)
-        return tuple(stated.get(pair) for pair in names)
+        return tuple(self._text(user, item) for user, item in pairs)
+
+    def training_requests(self) -> tuple[tuple[str | None, ...], ...]:
+        """Return the request stated for each training item of each history of ``split.train``, or None."""
+        known = isinstance(self.split, TemporalSplit)
+        users = self.split.train_users.tolist() if known else range(len(self.split.train))  # type: ignore[attr-defined]
+        pairs = zip(users, self.split.train, strict=True)
+        return tuple(tuple(self._text(user, item) for item in items.tolist()) for user, items in pairs)
+
+    def said(self) -> list[tuple[Tensor, str, int]]:
+        """Return (history before, text, item) of each training visit that states a request, but for first visits."""
+        rows = zip(self.split.train, self.training_requests() if self._stated else (), strict=False)
+        return [
+            (items[:place], text, int(items[place]))
+            for items, texts in rows
+            for place, text in enumerate(texts)
+            if text is not None and place
+        ]
+
+    def describe_requests(self) -> str | None:
+        """Return a line with how many requests the training states, by what share of users, and one of them."""
+        texts = self.training_requests() if self._stated else ()
+        asking = [[text for text in row if text is not None] for row in texts]
+        if not any(asking):
+            return None
+        users = sum(map(bool, asking))
+        example = next(row[0] for row in asking if row)
+        return (
+            f"{sum(map(len, asking)):,} training visits of {users:,} users ({users / len(asking):.0%}) state a "
+            f"request, such as {example[:80]!r}"
+        )
+
+    def _text(self, user: int, item: int) -> str | None:
+        return (self._stated or {}).get((self.interactions.user_ids[user], self.catalogue.item_ids[item]))
+
+    @cached_property
+    def _stated(self) -> dict[tuple[str, str], str] | None:
+        return _stated_requests(next(self.folder.glob("*.inter")), self.min_rating)
 
 
 def load_own_data(
-    data: str | os.PathLike[str], protocol: Protocol = "leave-one-out", columns: Columns | None = None
+    data: str | os.PathLike[str],
+    protocol: Protocol = "leave-one-out",
+    columns: Columns | None = None,
+    attributes: bool | None = None,
 ) -> OwnData:
-    """Read a data set by name or folder, split it, and check that it can be trained on and evaluated."""
+    """Read a data set by name or folder, split it, and check that it can be trained on and evaluated.
+
+    ``attributes`` says whether requests need some; None: they do if the data states no request.
+    """
     check_protocol(protocol)
     least = 1 if protocol == "temporal" else 3
     columns = columns or Columns()
     folder = dataset_folder(data)
     items, interactions = read_folder(folder, min_interactions=least, **asdict(columns))
-    catalogue = items.catalogue
-    if not catalogue.attributes:
+    split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
+    check_room(split.history("test"), len(items.catalogue))
+    visits = torch.bincount(torch.cat(split.train), minlength=len(items.catalogue))  # of training alone
+    catalogue = items.catalogue.with_popularity(visits)
+    reading = tuple(items.describe())
+    own = OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading)
+    if not catalogue.attributes and (attributes or (attributes is None and not own.said())):
         raise DataError(
             f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "
             "attributes. Name another field of the .item file by attribute_column and its separator by "
-            'attribute_separator, or lower min_attribute_items: in the section "columns" of --config.'
+            'attribute_separator, or lower min_attribute_items: in the section "columns" of --config. Or state '
+            f"requests in a field {REQUEST_COLUMN!r} of the .inter file."
         )
-    split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
-    check_room(split.history("test"), len(catalogue))
-    visits = torch.bincount(torch.cat(split.train), minlength=len(catalogue))  # of training alone
-    catalogue = catalogue.with_popularity(visits)
-    return OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, tuple(items.describe()))
+    return own
 
 
 def check_protocol(protocol: str) -> None:

@@ -22,9 +22,11 @@ from cramer_peft.recsys.evaluation.tracks import (
     FAVOURITE,
     FOR,
     OWN,
+    SHUFFLED,
     TRUTHFUL,
     Track,
     own_track,
+    shuffled_track,
     standard_tracks,
 )
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, drawn_rows
@@ -63,6 +65,7 @@ _REPORTED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     FAVOURITE: (("share",), ("ratio", "retention")),
     EMPTY: (("overlap",), ()),
     OWN: (tuple(RANK_METRICS), ()),
+    SHUFFLED: (("ndcg",), ()),
 }
 
 
@@ -97,7 +100,7 @@ def evaluate_stage(
 ) -> dict[str, TrackResult]:
     """Compare a method with the frozen model on the users of a stage, or on ``users`` of them drawn by the seed.
 
-    The result is track → result, for the standard tracks and ``own requests`` in which somebody counts.
+    The result is track → result, for the standard tracks and those of stated requests in which somebody counts.
     """
     known, target = data.split.history(stage), data.split.target(stage)
     rows = drawn_rows(len(known), users, seed)
@@ -105,7 +108,8 @@ def evaluate_stage(
     tracks = standard_tracks(chosen, templates, seed)
     stated = data.own_requests(stage)
     if stated is not None:
-        tracks[OWN] = own_track([stated[row] for row in rows.tolist()])
+        texts = [stated[row] for row in rows.tolist()]
+        tracks |= {OWN: own_track(texts), SHUFFLED: shuffled_track(texts, seed)}
     tracks = {name: track for name, track in tracks.items() if bool(track.counts.any())}
     values = Evaluator(chosen, frozen, adapted, tracks).run()
     return {name: _result(name, track, values) for name, track in tracks.items()}

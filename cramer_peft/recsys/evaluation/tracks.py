@@ -21,6 +21,7 @@ ACCURACY, CONTROL, OVERLAP = "accuracy", "control", "overlap"  # of the next ite
 TRUTHFUL, FOR, AGAINST, FAVOURITE, EMPTY = "truthful", "for", "against", "against favourite", "empty"
 BLANK_TEXT = "blank"
 OWN = "own requests"  # requests that the data states
+SHUFFLED = "shuffled requests"  # each user is given another's
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +138,10 @@ def history_counts(histories: Sequence[Tensor], item_attributes: Tensor) -> Tens
 def standard_tracks(users: EvaluationUsers, templates: Mapping[str, Sequence[str]], seed: int) -> dict[str, Track]:
     """Make the tracks of ``cramer-peft train`` and ``evaluate``, by name; each request names one attribute."""
     names, flags = users.catalogue.attributes, users.catalogue.item_attributes
+    if not names:
+        rng = random.Random(f"{seed}:{EMPTY}")
+        requests = tuple(AttributeRequest(rng.choice(templates["none"])) for _ in range(len(users)))
+        return {EMPTY: Track(EMPTY, requests, torch.ones(len(users), dtype=torch.bool), frozenset({OVERLAP}))}
     blind = BlindTracks(names, templates, seed)
     return {
         TRUTHFUL: truthful_track(flags[users.targets], names, templates, seed),
@@ -168,8 +173,18 @@ def mixed_tracks(users: EvaluationUsers, requests: RequestGenerator, seed: int) 
     }
 
 
-def own_track(texts: Sequence[str | None]) -> Track:
+def own_track(texts: Sequence[str | None], name: str = OWN) -> Track:
     """Return the requests that the data states; users without one do not count."""
     requests = tuple(AttributeRequest(text or " ") for text in texts)
     counts = torch.tensor([text is not None for text in texts], dtype=torch.bool)
-    return Track(OWN, requests, counts, frozenset({ACCURACY}))
+    return Track(name, requests, counts, frozenset({ACCURACY}))
+
+
+def shuffled_track(texts: Sequence[str | None], seed: int) -> Track:
+    """Give each user who states a request that of another; those whose own says the same do not count."""
+    rows = [row for row, text in enumerate(texts) if text is not None]
+    random.Random(f"{seed}:{SHUFFLED}").shuffle(rows)
+    given: list[str | None] = [None] * len(texts)
+    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+        given[row] = None if texts[row] == texts[other] else texts[other]
+    return own_track(given, SHUFFLED)

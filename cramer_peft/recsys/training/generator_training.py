@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,8 +23,9 @@ from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import device_of
 from cramer_peft.recsys.masks import item_layers
+from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import quiet_arguments
-from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
 from cramer_peft.training import (
     Checkpoints,
     Processes,
@@ -33,6 +35,7 @@ from cramer_peft.training import (
     minimal_edit_loss,
 )
 
+TUNED_RATE = 0.01  # of the generator's learning rate
 EXPANDED_POSITIONS = 2  # fewer, because each position costs a row of its own there
 
 
@@ -70,16 +73,21 @@ class GeneratorTrainer(ResumableTrainer):
         masks.model.training = True  # but the form topk draws its noise in training mode only
         share = self.share_of(inputs)
         with self.own_noise():
-            state = masks.mask_state(inputs["vectors"])
+            state = masks.mask_state(inputs["texts"] if "texts" in inputs else inputs["vectors"])
             scores, frozen = self._scores(model, masks, inputs, state)
-        next_item, edit, sparse = self.scales(share, inputs["fits"].sum(), inputs["known"].sum(), len(scores))
+        edited = inputs["known"] & inputs["edits"][:, None] if "edits" in inputs else inputs["known"]
+        next_item, edit, sparse = self.scales(share, inputs["fits"].sum(), edited.sum(), len(scores))
         loss = scores.sum() * 0  # a process's share of a small batch may have no term of any loss
         if self._options.next_item_weight and bool(inputs["fits"].any()):
             fits = inputs["fits"]
             entropy = functional.cross_entropy(scores[fits], inputs["targets"][fits])
             loss = loss + self._options.next_item_weight * next_item * entropy
-        if frozen is not None and self._options.edit_weight:
-            loss = loss + self._options.edit_weight * edit * self._edit_loss(inputs, scores, frozen)
+        if frozen is not None and self._options.edit_weight and bool(edited.any()):
+            match = inputs["match"][:, None].expand_as(frozen)[edited]
+            loss_of_edits = minimal_edit_loss(
+                scores[edited], frozen[edited], match, self._options.kappa, self._options.floor
+            )
+            loss = loss + self._options.edit_weight * edit * loss_of_edits
         if self._options.sparsity_weight:
             drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
             assert drop_ratio is not None  # the form topk, the only one with this loss, sets it
@@ -105,10 +113,17 @@ class GeneratorTrainer(ResumableTrainer):
         added = inputs.get("added", 0.0)
         return scores + added, None if frozen is None else frozen + added
 
-    def _edit_loss(self, inputs: dict[str, Tensor], scores: Tensor, frozen: Tensor) -> Tensor:
-        known = inputs["known"]
-        match = inputs["match"][:, None].expand_as(frozen)
-        return minimal_edit_loss(scores[known], frozen[known], match[known], self._options.kappa, self._options.floor)
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Return the optimiser; a tuned encoder gets a lower learning rate, since it knows its language already."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        masks: RequestMaskModel = self.accelerator.unwrap_model(self.model)
+        tuned = {id(parameter) for parameter in masks.request_mask_encoder.parameters()}
+        for group in [group for group in optimizer.param_groups if tuned]:
+            own = [parameter for parameter in group["params"] if id(parameter) in tuned]
+            if own:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in tuned]
+                optimizer.add_param_group({**group, "params": own, "lr": TUNED_RATE * group["lr"]})
+        return optimizer
 
 
 def _scores(model: torch.nn.Module, inputs: dict[str, Tensor], request: MaskState | None) -> Tensor:
@@ -127,11 +142,12 @@ def train_generator(
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
     negatives: int | None = None,
+    requests: Weights | None = None,
+    stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
 ) -> None:
-    """Train the active adapter's generator on the training items of a split.
+    """Train the active adapter's generator, and the part of the encoder that it tunes, on a split's training items.
 
-    Requests are made from item attributes with the training wordings. Under ``accelerate launch`` all processes train
-    one generator, each on its rows of every batch, and all get it.
+    Under ``accelerate launch`` all processes train one generator, each on its rows of every batch, and all get it.
 
     Args:
         masks: The adapted backbone.
@@ -143,16 +159,22 @@ def train_generator(
         checkpoints: Folder for states, to resume after a kill; None: no checkpoints.
         negatives: Train on a step's next items and a sample of the others of this size (SASRec and GRU4Rec, without
             gates of the layer that scores the items). None: 512 from 20,000 items on if possible, else all items.
+        requests: The weight of each source of requests: "stated", "attributes", "catalogue", "history", or an object
+            with a method ``draw``, such as ``SaidSource([(history, text, item), …], items)``. None: what the data
+            states and sentences about attributes alike, or what there is of them.
+        stated: The requests of training visits that the data states, as ``OwnData.said()`` gives them.
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
         ConfigError: If the options do not fit the adapter, the catalogue or the checkpoints.
-        DataError: If the catalogue is not that of the backbone or of the split.
+        DataError: If the catalogue is not that of the backbone or of the split, or a source has no request.
     """
     options = options or GeneratorOptions()
     check_options(options, masks.peft_config[masks.active_adapters[0]], catalogue)
     check_count(masks.model, catalogue, split.train)
     sampled = generator_negatives(masks, negatives)
+    source = request_source(masks, catalogue, options, requests, stated)
+    settings = {**asdict(options), "seed": seed, "negatives": sampled, **source.settings()}
     device = device_of(masks.generator)
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -164,17 +186,11 @@ def train_generator(
             model=masks,
             args=arguments,
             train_dataset=windows,
-            data_collator=RequestCollator(masks, catalogue, options, seed, processes, sampled),
+            data_collator=RequestCollator(masks, catalogue, options, seed, processes, sampled, source),
             callbacks=[TemperatureCallback(masks)],
             options=options,
             checkpoints=checkpoints,
-            settings={
-                **asdict(options),
-                "seed": seed,
-                "negatives": sampled,
-                "data": windows.fingerprint(),
-                "adapter": _adapter(masks),
-            },
+            settings={**settings, "data": windows.fingerprint(), "adapter": _adapter(masks)},
         ).train_or_resume()
     masks.to(device).eval()  # the Trainer moves it to an accelerator, if there is one
 

@@ -31,6 +31,7 @@ from cramer_peft.recsys.recommender import (
     tracks_as_dict,
 )
 from cramer_peft.recsys.requests.catalogue_encoder import CATALOGUE_ENCODERS, request_encoder
+from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
@@ -59,6 +60,8 @@ class TrainOptions:
         batch_size: Histories in a step of either training, of all processes together; None: the defaults.
         negatives: Items sampled for a step of either training, beside the next ones; None: by the catalogue's size.
         generator: Options of the generator's training; None: the default for the backbone.
+        requests: The weight of each source of requests, as for :func:`train_generator`; None: what the data states and
+            sentences about attributes alike, or what there is of them.
         seed: Seed of everything that is random.
         users: Evaluate at most so many validation users; None: all.
         progress: Show progress bars.
@@ -76,6 +79,7 @@ class TrainOptions:
     batch_size: int | None = None
     negatives: int | None = None
     generator: GeneratorOptions | None = None
+    requests: Weights | None = None
     seed: int = 0
     users: int | None = None
     progress: bool = True
@@ -121,15 +125,26 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     say = say if first else lambda line: None
     config = _checked_config(options)
     say(f"reading {Path(options.data).name}")
-    data = load_own_data(options.data, options.protocol, options.columns)
+    needs = None if options.requests is None else ATTRIBUTES in options.requests
+    data = load_own_data(options.data, options.protocol, options.columns, needs)
     say(data.describe())
     check_data(data)
+    stated = data.describe_requests()
+    if stated is not None:
+        say(stated)
     if options.generator is not None:
         check_options(options.generator, config, data.catalogue)
     if options.checkpoint is None:
         settings = _backbone_settings(options)
         check_masks(
-            _name(options), data, config, options.config.get("encoder"), settings, options.generator, options.negatives
+            _name(options),
+            data,
+            config,
+            options.config.get("encoder"),
+            settings,
+            options.generator,
+            options.negatives,
+            options.requests,
         )
     if not first:
         return _trained(options, config, data, None, say)
@@ -141,6 +156,8 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     """Return the configuration of the masks, after all checks that need no data."""
     config = mask_config(options.config)
     check_seed(options.seed)
+    if options.requests is not None:
+        check_weights(options.requests)
     check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
     if options.backbone is not None:
         check_backbone_name(options.backbone)
@@ -229,7 +246,16 @@ def _adapted(
         generator = dataclasses.replace(generator, batch_size=options.batch_size)
     kept = None if options.checkpoints is None else options.checkpoints.below("generator")
     train_generator(
-        masks, data.catalogue, data.split, generator, options.seed, options.progress, kept, options.negatives
+        masks,
+        data.catalogue,
+        data.split,
+        generator,
+        options.seed,
+        options.progress,
+        kept,
+        options.negatives,
+        options.requests,
+        data.said(),
     )
     return RequestRecommender(masks, data.catalogue), generator
 
@@ -242,9 +268,11 @@ def _write_training(
     seconds: dict[str, float],
     tracks: dict[str, TrackResult],
 ) -> None:
-    settings = dataclasses.asdict(options)
+    settings = dataclasses.asdict(dataclasses.replace(options, requests=None))
     del settings["checkpoints"]  # they change nothing in the result
+    given = (options.requests or {}).items()
     settings.update(
+        requests={name if isinstance(name, str) else type(name).__name__: weight for name, weight in given} or None,
         data=printable(Path(options.data).name),  # names only: a file to share tells no paths of this machine
         output=printable(options.output.name),
         checkpoint=None if options.checkpoint is None else printable(options.checkpoint.name),

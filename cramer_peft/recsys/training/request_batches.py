@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,28 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones.sampling import with_negatives
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.histories import NO_LABEL
-from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
+from cramer_peft.recsys.data.histories import NO_LABEL, pad_histories
+from cramer_peft.recsys.requests.attribute_requests import BLANK, AttributeRequest
 from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_cache
 from cramer_peft.recsys.requests.concepts import Concept, ConceptGenerator, concept_match
 from cramer_peft.recsys.requests.matching import match_scores, satisfied_by
+from cramer_peft.recsys.requests.sources import (
+    ATTRIBUTES,
+    CATALOGUE,
+    HISTORY,
+    STATED,
+    AttributeSource,
+    Drawn,
+    EmptySource,
+    HistorySource,
+    MixedSource,
+    PhraseSource,
+    RequestSource,
+    SaidSource,
+    Weights,
+    Window,
+    check_weights,
+)
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.training import SHARE, Processes
 
@@ -93,6 +110,7 @@ class RequestCollator:
 
     The draws depend on ``seed`` and the number of batches before; all processes draw for the whole batch and return
     their own rows. Requests are matched with the next items and ``negatives`` others alone, if that is not None.
+    ``source`` gives the requests; None: sentences about attributes.
     """
 
     def __init__(
@@ -103,16 +121,13 @@ class RequestCollator:
         seed: int,
         processes: Processes | None = None,
         negatives: int | None = None,
+        source: RequestSource | None = None,
     ) -> None:
         self._masks = masks
         self._catalogue = catalogue
         self._options = options
-        allowed = catalogue.attributes if options.attributes is None else options.attributes
-        having = dict(zip(catalogue.attributes, catalogue.item_attributes.sum(0).tolist(), strict=True))
-        # plus one, because a weight must be positive
-        weights = [1.0 + having[name] for name in allowed] if options.against_by_frequency else None
-        self._requests = RequestGenerator(allowed, TRAIN_TEMPLATES, weights)
-        self._allowed = frozenset(allowed)
+        self._source = request_source(masks, catalogue, options) if source is None else source
+        self._tuned = isinstance(masks, RequestMaskModel) and masks.adapter().tuned is not None
         self._seed, self._batches = seed, 0
         self._processes = Processes() if processes is None else processes
         self._negatives = negatives
@@ -132,21 +147,21 @@ class RequestCollator:
 
         ``item_ids`` (R, length), ``vectors`` (R, request_dim), ``positions`` and ``targets`` (R, P) int64; ``known``
         (R, P) bool: there is a next item; ``fits`` (R, P) bool: it satisfies a true request; ``match`` (R, I): how well
-        items match. If items are sampled: ``items`` (I,) int64 and the terms ``added`` (I,) of their scores.
+        items match. If items are sampled: ``items`` (I,) int64 and the terms ``added`` (I,) of their scores. If some
+        rows have no smallest edit: ``edits`` (R,) bool, False for them. If the encoder is tuned: ``texts`` in place of
+        ``vectors``.
         """
-        labels = torch.stack([window["labels"] for window in windows])
-        requests, concepts, noise, drawn = self._draw(labels)
+        item_ids, labels = (torch.stack([window[name] for window in windows]) for name in ("item_ids", "labels"))
+        requests, concepts, noise, drawn = self._draw(item_ids, labels)
         known = labels >= 0
-        fits = self._fits(requests, concepts, labels.clamp(min=0)) & known
+        fits = self._fits(requests, concepts, labels) & known
         positions = (noise + known + fits).topk(min(self._options.positions, known.shape[1]), dim=1).indices
         looked_at = {"positions": positions, "known": known.gather(1, positions), "fits": fits.gather(1, positions)}
         looked_at["targets"], sample = self._sample(labels.gather(1, positions), drawn)
         share = self._processes.share(len(windows))
-        vectors, match = self._wishes(requests[share.rows], concepts[share.rows], sample.get("items"))
         batch = {
-            "item_ids": torch.stack([window["item_ids"] for window in windows[share.rows]]),
-            "vectors": vectors,
-            "match": match,
+            "item_ids": item_ids[share.rows],
+            **self._wishes(requests[share.rows], concepts[share.rows], sample.get("items")),
             **{name: value[share.rows] for name, value in looked_at.items()},
             **sample,
         }
@@ -163,23 +178,28 @@ class RequestCollator:
         return columns, {"items": items, "added": added}
 
     def _draw(
-        self, labels: Tensor
-    ) -> tuple[list[tuple[AttributeRequest, bool]], list[Concept | None], Tensor, list[int] | None]:
-        """Draw what is random in the next batch: requests with their truth, concepts, noise for positions, items.
+        self, item_ids: Tensor, labels: Tensor
+    ) -> tuple[list[Drawn], list[Concept | None], Tensor, list[int] | None]:
+        """Draw what is random in the next batch: requests, concepts, noise for positions, items.
 
-        The items are those that concepts are made of, beside the labels; None: all.
+        The windows of sources with histories of their own are written into ``item_ids`` and ``labels``. The items are
+        those that concepts are made of, beside the labels; None: all.
         """
         self._random.seed(f"{self._seed} {self._batches}")
         self._generator.manual_seed(self._random.getrandbits(63))
         early = self._batches < self._options.concept_until * self._options.steps
         concept_share = self._options.concept_share if early else 0.0
         self._batches += 1
-        known = labels >= 0
-        items = [row.tolist() for row in labels[known].split(known.sum(1).tolist())]
-        requests = [self._request(row) for row in items]
+        requests = [self._source.draw(window, self._random) for window in _windows(item_ids, labels)]
+        for row, request in enumerate(requests):
+            if request.window is not None:
+                sides = [torch.as_tensor(own, dtype=torch.long) for own in request.window]
+                items, following = pad_histories(sides, item_ids.shape[1])
+                item_ids[row], labels[row] = items, torch.where(items > 0, following - 1, NO_LABEL)
         noise = torch.rand(labels.shape, generator=self._generator)
         if self._concepts is None:
             return requests, [None] * len(requests), noise, None
+        known = labels >= 0
         chosen = [self._random.random() < concept_share for _ in requests]
         drawn: list[int] | None = None
         among: Tensor | None = None
@@ -189,48 +209,113 @@ class RequestCollator:
             among = torch.cat([labels[known], torch.tensor(drawn)]).unique()
         return requests, [self._concepts(among) if own else None for own in chosen], noise, drawn
 
-    def _fits(
-        self, requests: Sequence[tuple[AttributeRequest, bool]], concepts: Sequence[Concept | None], items: Tensor
-    ) -> Tensor:
-        """Mark the items of each row, (rows, n), that satisfy its true request or wanted-only concept."""
-        asked, truthful = [request for request, _ in requests], torch.tensor([true for _, true in requests])
-        fits = satisfied_by(asked, self._catalogue.attributes, self._catalogue.item_attributes, items)
-        fits &= truthful[:, None]
-        for row, concept in enumerate(concepts):
+    def _fits(self, requests: Sequence[Drawn], concepts: Sequence[Concept | None], labels: Tensor) -> Tensor:
+        """Mark the next items of each row, (rows, length), that satisfy its true request or wanted-only concept."""
+        items = labels.clamp(min=0)
+        plain = [request.match if isinstance(request.match, AttributeRequest) else BLANK for request in requests]
+        fits = satisfied_by(plain, self._catalogue.attributes, self._catalogue.item_attributes, items)
+        fits &= torch.tensor([request.true for request in requests])[:, None]
+        for row, (request, concept) in enumerate(zip(requests, concepts, strict=True)):
             if concept is not None:
                 never = concept.wanted is None or concept.unwanted is not None
                 fits[row] = False if never else concept.wanted[items[row]]  # type: ignore[index]
+            elif request.position is not None:
+                fits[row, request.position % int((labels[row] >= 0).sum())] = True
+            elif request.true and not isinstance(request.match, AttributeRequest):
+                fits[row] = True if request.match is None else request.match(items[row]) >= 1
         return fits
 
     def _wishes(
-        self,
-        requests: Sequence[tuple[AttributeRequest, bool]],
-        concepts: Sequence[Concept | None],
-        items: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return each row's vector, and how well all items, or ``items``, match it; a concept replaces a request."""
+        self, requests: Sequence[Drawn], concepts: Sequence[Concept | None], items: Tensor | None
+    ) -> dict[str, Any]:
+        """Return each row's vector or text, and how well all items, or ``items``, match it; concepts come first."""
         flags = self._catalogue.item_attributes if items is None else self._catalogue.item_attributes[items]
+        match = torch.zeros(len(requests), len(flags))
+        asked = {
+            row: request.match
+            for row, (request, concept) in enumerate(zip(requests, concepts, strict=True))
+            if concept is None and isinstance(request.match, AttributeRequest)
+        }
+        match[list(asked)] = match_scores(list(asked.values()), self._catalogue.attributes, flags)
+        for row, (request, concept) in enumerate(zip(requests, concepts, strict=True)):
+            if concept is not None:
+                match[row] = concept_match([concept.among(items)], len(flags))[0]
+            elif row not in asked and request.match is not None:
+                match[row] = request.match(items)  # type: ignore[operator]
+        wishes: dict[str, Any] = {"match": match}
+        edits = torch.tensor([c is not None or r.match is not None for r, c in zip(requests, concepts, strict=True)])
+        if not bool(edits.all()):
+            wishes["edits"] = edits
+        if self._tuned:
+            return {**wishes, "texts": [request.text for request in requests]}
+        return {**wishes, "vectors": self._vectors(requests, concepts)}
+
+    def _vectors(self, requests: Sequence[Drawn], concepts: Sequence[Concept | None]) -> Tensor:
         plain = [row for row, concept in enumerate(concepts) if concept is None]
-        asked = [requests[row][0] for row in plain]
-        read = self._masks.encode([request.text for request in asked])
-        vectors, match = read.new_empty(len(requests), read.shape[1]), torch.empty(len(requests), len(flags))
-        vectors[plain], match[plain] = read, match_scores(asked, self._catalogue.attributes, flags)
+        read = self._masks.encode([requests[row].text for row in plain])
+        vectors = read.new_empty(len(requests), read.shape[1])
+        vectors[plain] = read
         for row, concept in enumerate(concepts):
             if concept is not None and self._encoder is not None:
                 vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
-                match[row] = concept_match([concept.among(items)], len(flags))[0]
-        return vectors, match
+        return vectors
 
-    def _request(self, known: Sequence[int]) -> tuple[AttributeRequest, bool]:
-        """Draw a request for one window; True with it if it is true of one of the window's next items."""
-        draw = self._random.random()
-        if draw < self._options.empty_share:
-            return self._requests.empty(self._random), False
-        if draw < self._options.empty_share + self._options.random_share:
-            return self._requests.counterfactual(self._random), False
-        target = known[self._random.randrange(len(known))]
-        names = [name for name in self._catalogue.attribute_names(target) if name in self._allowed]
-        return self._requests.truthful(names, self._random), True
+
+def request_source(
+    masks: Any,
+    catalogue: Catalogue,
+    options: GeneratorOptions,
+    requests: Weights | None = None,
+    stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
+) -> MixedSource:
+    """Return what a generator is trained on.
+
+    Args:
+        masks: The adapted backbone, or a bare encoder, whose features tell which items are alike.
+        catalogue: The items.
+        options: Shares of requests of each kind.
+        requests: The weight of each source, by name or as an object; None: "stated" and "attributes" alike, or what
+            there is of them.
+        stated: The requests that the data states: (history, text, item).
+
+    Raises:
+        ConfigError: If a source is unknown or its weight impossible.
+        DataError: If a source has no request.
+    """
+    stated = list(stated)
+    if requests is None:
+        there = {STATED: bool(stated), ATTRIBUTES: bool(catalogue.attributes) or not stated}
+        requests = {name: 1.0 for name, known in there.items() if known}
+    check_weights(requests)
+    features = getattr(_catalogue_encoder(masks), "features", None)
+    make: dict[str, Callable[[], RequestSource]] = {
+        STATED: lambda: SaidSource(stated, len(catalogue), features),
+        ATTRIBUTES: lambda: AttributeSource(
+            catalogue,
+            TRAIN_TEMPLATES,
+            options.attributes,
+            options.against_by_frequency,
+            options.random_share,
+            options.empty_share,
+        ),
+        CATALOGUE: lambda: PhraseSource(catalogue, TRAIN_TEMPLATES, options.random_share),
+        HISTORY: lambda: HistorySource(catalogue),
+    }
+    parts: list[tuple[RequestSource, float]] = []
+    silent = 0.0
+    for source, weight in requests.items():
+        made = make[source]() if isinstance(source, str) else source
+        share = 0.0 if isinstance(made, AttributeSource) else options.empty_share  # that one has its own
+        silent += share * weight
+        parts.append((made, (1 - share) * weight))
+    return MixedSource([*parts, (EmptySource(TRAIN_TEMPLATES["none"]), silent)] if silent else parts)
+
+
+def _windows(item_ids: Tensor, labels: Tensor) -> Iterable[Window]:
+    known = labels >= 0
+    counts = known.sum(1).tolist()
+    rows = ((values[known]).split(counts) for values in (item_ids - 1, labels))
+    return (Window(items.tolist(), following.tolist()) for items, following in zip(*rows, strict=True))
 
 
 def _catalogue_encoder(masks: Any) -> CatalogueEncoder | None:

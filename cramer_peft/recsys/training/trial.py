@@ -13,9 +13,10 @@ from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.own_data import OwnData
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, set_loss
 from cramer_peft.recsys.training.generator_training import check_options, generator_negatives, generator_options
-from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
 from cramer_peft.storage import write_problem
 
 _SEEDS = 2**32
@@ -52,6 +53,7 @@ def check_masks(
     backbone: BackboneOptions,
     generator: GeneratorOptions | None = None,
     negatives: int | None = None,
+    requests: Weights | None = None,
 ) -> None:
     """Make a backbone, its encoder and masks, and the requests to train on, as the training will, and drop them.
 
@@ -65,6 +67,7 @@ def check_masks(
         backbone: Options of the backbone's training.
         generator: Options of the generator's training; None: the default for the backbone.
         negatives: Number of sampled items; None: by the catalogue's size.
+        requests: The weight of each source of requests; None: what there is.
 
     Raises:
         ConfigError: If an option is impossible, or does not fit the backbone or the catalogue.
@@ -79,4 +82,5 @@ def check_masks(
         masks = mask_backbone(model.eval(), data.catalogue, config, made)
         options = generator_options(model) if generator is None else generator
         check_options(options, config, data.catalogue)
-        RequestCollator(masks, data.catalogue, options, seed=0, negatives=generator_negatives(masks, negatives))
+        source = request_source(masks, data.catalogue, options, requests, data.said())
+        RequestCollator(masks, data.catalogue, options, 0, None, generator_negatives(masks, negatives), source)

@@ -28,7 +28,7 @@ def test_a_command_takes_few_options() -> None:
     commands: Any = get_command(cli.app)
     assert sorted(commands.commands) == sorted(COMMANDS)
     for name, command in commands.commands.items():
-        assert 0 < len(command.params) <= 12, name
+        assert 0 < len(command.params) <= 13, name
         assert all(parameter.help for parameter in command.params), name
 
 

@@ -67,6 +67,21 @@ def test_checkpoints_are_as_far_apart_as_the_file_says(stated: Path, tmp_path: P
     assert "--checkpoint-folder" in run("train", *given, "--resume").message
 
 
+def test_requests_from_several_sources(stated: Path, tmp_path: Path, run: Run) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"masks": HASHING, "columns": {"min_attribute_items": 99}}))
+    given = ("--data", stated, "--config", settings, "--output", tmp_path / "out", "--epochs", 1, "--steps", 2)
+    ended = run("train", *given, "--requests", "stated=2,catalogue")
+    assert ended.code == 0, ended.error
+    text = " ".join(ended.out.split())
+    for part in ("of 10 users (33%) state a request, such as 'wish", "shuffled requests", "Recommended under: wish"):
+        assert part in text
+    written = json.loads((tmp_path / "out" / "training.json").read_text())["options"]
+    assert written["requests"] == {"stated": 2, "catalogue": 1}
+    assert "lower min_attribute_items" in run("train", *given, "--requests", "attributes").message
+    assert "found 'telepathy'" in run("train", *given, "--requests", "telepathy=1").message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -87,7 +102,6 @@ def test_train_says_what_to_do(
     [
         ({"columns": {"attribute_column": "colour"}}, "fields there: item_id, title, genres"),
         ({"columns": {"title_column": "genre"}}, "Name another one with title_column"),
-        ({"columns": {"min_attribute_items": 99}}, "lower min_attribute_items"),
         ({"training": {"negatives": 8}}, "a backbone with an attribute negatives, such as SASRec"),
         ({"target_modules": ["no.such.module"]}, "no.such.module"),
         ({"generator": {"attributes": ["Western"]}}, "['Western'] are not in the catalogue"),

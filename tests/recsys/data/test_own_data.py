@@ -2,6 +2,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.own_data import Columns, Protocol, load_own_data
@@ -71,3 +72,41 @@ def test_popularity_counts_visits_of_training_alone(stated: Path, protocol: Prot
     assert popularity == [counts[item] for item in range(len(data.catalogue))]
     assert sum(popularity) < sum(map(len, data.interactions.sequences))
     assert "attributes: field 'genres', cut at spaces: 'Classic' (20), 'Action' (10)" in data.describe()
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal"])
+def test_training_requests_are_those_of_training_visits_alone(stated: Path, folder: Path, protocol: Protocol) -> None:
+    data = load_own_data(stated, protocol)
+    given = {tuple(line.split("\t")[:2]): line.split("\t")[3].strip() for line in read_lines(stated)}
+    users = data.split.train_users.tolist() if protocol == "temporal" else range(len(data.split.train))  # type: ignore[attr-defined]
+    found = data.training_requests()
+    for user, items, texts in zip(users, data.split.train, found, strict=True):
+        names = [(data.interactions.user_ids[user], data.catalogue.item_ids[item]) for item in items.tolist()]
+        assert [text or "" for text in texts] == [given[name] for name in names]
+    said = data.said()
+    own = {text for texts in found for text in texts[1:] if text}
+    assert sorted(text for _, text, _ in said) == sorted(own)
+    held_out = {text for stage in ("validation", "test") for text in data.own_requests(stage) or ()}  # type: ignore[arg-type]
+    assert own
+    assert not own & held_out
+    for history, text, item in said:
+        texts = next(texts for texts in found if text in texts)
+        assert len(history) == texts.index(text)
+        assert torch.equal(data.split.train[found.index(texts)][: len(history) + 1], torch.tensor([*history, item]))
+    assert "state a request, such as 'wish " in (data.describe_requests() or "")
+    silent = load_own_data(folder)
+    assert not any(map(any, silent.training_requests()))
+    assert silent.said() == []
+    assert silent.describe_requests() is None
+
+
+def read_lines(folder: Path) -> list[str]:
+    return (folder / "x.inter").read_text().splitlines()[1:]
+
+
+def test_stated_requests_stand_in_for_attributes(stated: Path, folder: Path) -> None:
+    columns = Columns(min_attribute_items=99)
+    assert load_own_data(stated, columns=columns).catalogue.attributes == ()
+    assert load_own_data(folder, columns=columns, attributes=False).catalogue.attributes == ()
+    with pytest.raises(DataError, match=r"no attribute is on 99 .* a field 'request'"):
+        load_own_data(stated, columns=columns, attributes=True)

@@ -16,7 +16,7 @@ from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.data.own_data import OwnData, load_own_data
 from cramer_peft.recsys.evaluation.metrics import ndcg, overlap, share, target_ranks, top_items
 from cramer_peft.recsys.evaluation.results import evaluate_stage, mean_metrics
-from cramer_peft.recsys.evaluation.tracks import OWN, Track, mixed_tracks
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED, Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores, mask_scorer
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
 from cramer_peft.recsys.requests.matching import match_scores
@@ -178,7 +178,7 @@ def test_values_are_those_of_the_metrics(loaded: OwnData, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("cramer_peft.recsys.evaluation.evaluator.BLOCK", 7)
     results = evaluate_stage(frozen, adapted, loaded, "test", TRAIN_TEMPLATES, 8)
-    assert set(results) == {"truthful", "for", "against", "against favourite", "empty", OWN}
+    assert set(results) == {"truthful", "for", "against", "against favourite", "empty", OWN, SHUFFLED}
     texts = loaded.own_requests("test")
     assert texts is not None
     rows = [row for row, text in enumerate(texts) if text]
@@ -255,6 +255,7 @@ def test_the_figures_are_those_of_before(
     frozen, adapted = plain_scorers(len(loaded.catalogue))
     for stage, templates, most in (("test", TEST_TEMPLATES, None), ("validation", TRAIN_TEMPLATES, 11)):
         results = evaluate_stage(frozen, adapted, loaded, stage, templates, 8, 3, most)  # type: ignore[arg-type]
+        assert results.pop(SHUFFLED).adapted.keys() == {"ndcg"}  # new since then
         assert_same({name: result.as_dict() for name, result in results.items()}, expected["stages"][stage])
     users = EvaluationUsers.of(loaded.catalogue, loaded.split, "test", 8)
     for seed in (0, 4):

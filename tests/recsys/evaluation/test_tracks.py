@@ -15,6 +15,7 @@ from cramer_peft.recsys.evaluation.tracks import (
     history_counts,
     mixed_tracks,
     own_track,
+    shuffled_track,
     standard_tracks,
     truthful_track,
 )
@@ -159,3 +160,21 @@ def test_another_seed_asks_otherwise(users: EvaluationUsers, tracks: dict[str, T
     other = mixed_tracks(users, RequestGenerator(users.catalogue.attributes, TEST_TEMPLATES), seed=1)
     for name, track in other.items():
         assert name == "blank" or track.requests != tracks[name].requests, name
+
+
+def test_shuffled_requests_are_those_of_others() -> None:
+    texts = [None, "a", "b", "a", "c", None, "d"]
+    track = shuffled_track(texts, seed=1)
+    given = [request.text if counts else None for request, counts in zip(track.requests, track.counts, strict=True)]
+    assert all(other is None or other != text for other, text in zip(given, texts, strict=True))
+    assert all(text is not None for other, text in zip(given, texts, strict=True) if other)
+    assert len([other for other in given if other]) >= 3
+    assert shuffled_track(texts, seed=1).requests == track.requests
+    assert not shuffled_track(["alone", None], seed=1).counts.any()
+
+
+def test_without_attributes_nothing_is_asked_for(users: EvaluationUsers) -> None:
+    bare = Catalogue(users.catalogue.item_ids, users.catalogue.titles, (), users.catalogue.item_attributes[:, :0])
+    tracks = standard_tracks(replace(users, catalogue=bare), TEST_TEMPLATES, 0)
+    assert list(tracks) == ["empty"]
+    assert {request.text for request in tracks["empty"].requests} <= set(TEST_TEMPLATES["none"])

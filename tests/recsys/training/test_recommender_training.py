@@ -10,7 +10,10 @@ import pytest
 
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.backbones import make_backbone, save_backbone
+from cramer_peft.recsys.data.own_data import Columns, load_own_data
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED
 from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
+from cramer_peft.recsys.requests.sources import SaidSource
 from cramer_peft.recsys.training.generator_training import generator_options
 from cramer_peft.recsys.training.recommender_training import TrainOptions, mask_config, train_recommender
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
@@ -163,3 +166,44 @@ def test_a_failed_training_into_a_new_folder_leaves_none(
     with pytest.raises(KeyboardInterrupt):
         train_recommender(options, say=lambda _: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_data_states_is_learnt(stated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+    draw = SaidSource.draw
+    monkeypatch.setattr(SaidSource, "draw", lambda *given: texts.append((made := draw(*given)).text) or made)
+    said: list[str] = []
+    options = TrainOptions(str(stated), tmp_path, config=HASHING, epochs=1, generator=FEW, progress=False)
+    tracks = train_recommender(options, say=said.append).tracks
+    data = load_own_data(stated)
+    assert any("of 10 users (33%) state a request, such as 'wish" in line for line in said)
+    assert texts
+    assert set(texts) <= {text for _, text, _ in data.said()}
+    assert {OWN, SHUFFLED} <= tracks.keys()
+    texts.clear()
+    train_recommender(replace(options, requests={"attributes": 1}), say=said.append)
+    assert not texts
+    assert json.loads((tmp_path / "training.json").read_text())["options"]["requests"] == {"attributes": 1}
+
+
+def test_data_without_attributes(stated: Path, tmp_path: Path) -> None:
+    columns = Columns(min_attribute_items=99)
+    options = TrainOptions(
+        str(stated), tmp_path, columns=columns, config=HASHING, epochs=1, generator=FEW, progress=False
+    )
+    trained = train_recommender(options, say=lambda _: None)
+    assert trained.data.catalogue.attributes == ()
+    assert trained.tracks.keys() == {"empty", OWN, SHUFFLED}
+    assert evaluate_recommender(tmp_path, stated, say=lambda _: None).keys() <= {"empty", OWN, SHUFFLED}
+    for given in ({"catalogue": 2, "history": 1}, {SaidSource([([1, 2], "loud", 3)], 40): 1}):
+        train_recommender(replace(options, requests=given), say=lambda _: None)
+    with pytest.raises(DataError, match="no attribute is on 99 or more items"):
+        train_recommender(replace(options, requests={"stated": 1, "attributes": 1}), say=lambda _: None)
+    with pytest.raises(ConfigError, match="found 'telepathy', expected one of"):
+        train_recommender(replace(options, requests={"telepathy": 1}), say=lambda _: None)
+
+
+def test_requests_that_the_data_does_not_state(folder: Path, tmp_path: Path) -> None:
+    options = TrainOptions(str(folder), tmp_path, config=HASHING, requests={"stated": 1}, progress=False)
+    with pytest.raises(DataError, match="no text with a history before it is left"):
+        train_recommender(options, say=lambda _: None)

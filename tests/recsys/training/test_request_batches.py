@@ -209,7 +209,8 @@ def test_training_asks_against_what_items_have(masks: RequestMaskModel, by_frequ
     names = tuple(map(str, range(97)))
     few = replace(FEW, random_share=1.0, empty_share=0.0, against_by_frequency=by_frequency)
     collator = RequestCollator(masks, Catalogue(names, names, ("drama", "horror", "war"), having), few, 0)
-    requests = [request for request, _ in collator._draw(torch.zeros(2000, 3, dtype=torch.long))[0]]
+    drawn = collator._draw(torch.ones(2000, 3, dtype=torch.long), torch.zeros(2000, 3, dtype=torch.long))[0]
+    requests = [one.match for one in drawn if isinstance(one.match, AttributeRequest)]
     against = [request.unwanted[0] for request in requests if request.family == "against"]
     assert against.count("drama") / len(against) == pytest.approx(share, abs=0.07)
 
