@@ -23,7 +23,7 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.recsys.data.own_data import OwnData, load_own_data
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import evaluate_masks
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions

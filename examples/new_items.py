@@ -27,7 +27,7 @@ from cramer_peft.recsys.evaluation.tracks import BlindTracks
 from cramer_peft.recsys.evaluation.users import batched_scores, mask_scorer
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import generator_options, train_generator

@@ -21,7 +21,7 @@ from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, mask_scorer
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator

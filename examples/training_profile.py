@@ -24,7 +24,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.splits import Split, leave_one_out
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.generator_training import GeneratorTrainer, train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from cramer_peft.encoders.encoder import (
     CachedEncoder,
     RequestEncoder,
+    check_texts,
     encoder_of_width,
     is_registered,
     make_encoder,
@@ -54,6 +55,7 @@ __all__ = [
     "TunedEncoder",
     "WordLlamaEncoder",
     "WordVectors",
+    "check_texts",
     "encoder_of_width",
     "is_registered",
     "make_encoder",

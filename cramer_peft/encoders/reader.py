@@ -165,6 +165,10 @@ class WordVectors:
             self._learn([word for word in dict.fromkeys(words) if word not in self._known])
             return torch.stack([self._known[word] for word in words]) if words else torch.empty(0, self.dim)
 
+    def tokens_of(self, word: str) -> int:
+        """Return the number of tokens that a word is split into."""
+        return sum(self._tokenizer.encode(word, add_special_tokens=False).attention_mask)
+
     def vocabulary(self) -> list[str]:
         """Return the tokenizer's tokens; those that begin a word start with "▁"."""
         return sorted(self._tokenizer.get_vocab())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cramer_peft.recsys.data.datasets import load_dataset
     from cramer_peft.recsys.data.splits import leave_one_out, temporal_split
     from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
-    from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+    from cramer_peft.recsys.requests.request_encoders import request_encoder
     from cramer_peft.recsys.requests.sources import RequestSource, SaidSource
     from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
     from cramer_peft.recsys.training.generator_training import train_generator

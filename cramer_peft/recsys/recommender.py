@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramer_peft import RequestMaskModel, load_request_masks
+from cramer_peft import RequestMaskConfig, RequestMaskModel, load_request_masks
+from cramer_peft.encoders import check_texts
 from cramer_peft.errors import DataError, RequestError
 from cramer_peft.recsys.backbones import load_backbone, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
@@ -30,7 +31,10 @@ from cramer_peft.recsys.evaluation.users import mask_scorer
 from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
 from cramer_peft.recsys.reading import as_path, read_object
-from cramer_peft.recsys.requests.catalogue_encoder import stored_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import without_cache
+from cramer_peft.recsys.requests.heard import Heard
+from cramer_peft.recsys.requests.hearing import HearingEncoder
+from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.storage import new_version
 
@@ -46,6 +50,7 @@ class Answer:
     items: list[int]
     frozen_items: list[int]
     shares: dict[str, tuple[float, float]]  # of each attribute: without the request, with it; if either is not 0
+    heard: Heard | None = None  # what was understood; None if the encoder does not tell
 
     @property
     def came(self) -> list[int]:
@@ -85,6 +90,8 @@ class RequestRecommender:
         with new_version(root, rf"{BACKBONE_FOLDER}/{WEIGHT_NAMES}" if added else None) as new:
             keep_card(root, new)
             self.masks.save_pretrained(new / ADAPTER_FOLDER)
+            if self._config.encoder is not None:
+                save_words(self.masks.encoder(), new / ADAPTER_FOLDER)
             self.catalogue.save(new / CATALOGUE_FILE)
             write_digest(new / ADAPTER_FOLDER, self.catalogue, content=True)
             if added:
@@ -93,6 +100,10 @@ class RequestRecommender:
             elif (root / BACKBONE_FOLDER).is_dir():
                 (new / BACKBONE_FOLDER).mkdir()
                 write_digest(new / BACKBONE_FOLDER, self.catalogue, content=False)
+
+    @property
+    def _config(self) -> RequestMaskConfig:
+        return self.masks.peft_config[self.masks.active_adapters[0]]
 
     def _extends(self, root: Path) -> bool:
         """Return True if the recommender in a folder knows the first of these items and no others."""
@@ -122,7 +133,8 @@ class RequestRecommender:
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
-        encoder = stored_encoder(masks.peft_config[masks.active_adapters[0]].encoder, catalogue, backbone)
+        name = masks.peft_config[masks.active_adapters[0]].encoder
+        encoder = stored_encoder(name, catalogue, backbone, root / ADAPTER_FOLDER)
         if encoder is not None:
             masks.set_encoder(encoder)
         describe_items(masks, catalogue)
@@ -152,7 +164,14 @@ class RequestRecommender:
         vectors = checked_embeddings(self.masks, grown, embeddings)
         return RequestRecommender(with_new_items(self.masks, grown, vectors), grown)
 
-    def recommend(self, history: Sequence[int], request: str | None, strength: float = 1.0, k: int = 10) -> Answer:
+    def recommend(
+        self,
+        history: Sequence[int],
+        request: str | None,
+        strength: float = 1.0,
+        k: int = 10,
+        before: Sequence[str] = (),
+    ) -> Answer:
         """Recommend the k best unseen items under a request, beside those without it.
 
         Args:
@@ -160,10 +179,12 @@ class RequestRecommender:
             request: The request; None or blank for none.
             strength: Strength of the request.
             k: Length of the list; it is shorter if fewer items are unseen.
+            before: Earlier requests of the same conversation, oldest first: ``request`` may refer to them, as "less of
+                that" does, and what they ask for still counts, the longer ago the less.
 
         Raises:
             DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
-                finite, as with a huge strength.
+                finite, as with a huge strength; or if the encoder cannot read ``before``.
             RequestError: If the request or its strength is of another kind.
         """
         items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
@@ -175,11 +196,30 @@ class RequestRecommender:
         with torch.no_grad():
             inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
             frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
-            scores = finite_scores(self.masks(inputs, request=request, request_strength=strength)).cpu()
+            heard, asked_for = self._heard(request, items.tolist(), before)
+            scores = finite_scores(self.masks(inputs, request=asked_for, request_strength=strength)).cpu()
         if len(scores) != 1:
             raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
         asked = top_items(scores, seen, k)[0]
-        return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked))
+        return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked), heard)
+
+    def hear(self, request: str, before: Sequence[str] = ()) -> Heard | None:
+        """Return what is understood of a request; None if the encoder does not tell."""
+        return self._heard(request, (), before)[0]
+
+    def _heard(self, request: Any, history: Sequence[int], before: Sequence[str]) -> tuple[Heard | None, Any]:
+        """Return what is understood of a request, and the request as the masks take it."""
+        encoder = without_cache(self.masks.encoder()) if self._config.encoder is not None else None
+        if not isinstance(encoder, HearingEncoder) or not isinstance(request, str):
+            if before:
+                raise DataError(
+                    "before: found earlier requests, but this adapter's encoder reads one request alone. Leave them "
+                    "out, or train with the encoder 'catalogue'."
+                )
+            return None, request
+        check_texts([request, *before])
+        heard, vector = encoder.listen(request, before, history)
+        return heard, vector[None] if before or heard.needs_history else request
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
         flags = self.catalogue.item_attributes

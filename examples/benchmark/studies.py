@@ -16,7 +16,7 @@ from benchmark.plan.costs import estimate_cell
 from benchmark.real_language.language_study import estimate_language, load_dialogues, measure_language
 from benchmark.run.backbones import stored_backbone
 from benchmark.transfer.transfer_study import estimate_transfer, measure_transfer_cell
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 
 def digest_of_study(cell: Cell) -> str | None:

@@ -37,7 +37,7 @@ from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.tracks import Track
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, batched_scores, mask_scorer
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 

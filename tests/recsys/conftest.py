@@ -21,7 +21,7 @@ from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.recommender_training import TrainOptions, train_recommender

@@ -10,8 +10,9 @@ from cramer_peft.errors import BaseModelMismatchError, DataError, RequestError
 from cramer_peft.recsys.backbones import config_for, make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.masks import describe_items, item_layers, mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, request_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings
 from cramer_peft.recsys.requests.item_features import TEXT_WIDTH
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 pytest.importorskip("wordllama")
 NAMES = ["bert4rec", "gru4rec", "sasrec"]

@@ -16,7 +16,8 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.new_items import predicted_embeddings
 from cramer_peft.recsys.recommender import RequestRecommender
-from cramer_peft.recsys.requests.catalogue_encoder import item_embeddings, request_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import item_embeddings
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 pytest.importorskip("wordllama")
 GENRES = ("Action", "Comedy", "Drama", "Horror")

@@ -16,11 +16,8 @@ from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import Columns
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
-from cramer_peft.recsys.requests.catalogue_encoder import (
-    CatalogueEncoder,
-    request_encoder,
-    without_cache,
-)
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_cache
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 HISTORY = [3, 7, 11]
 REQUESTS = ("more horror please", "no comedy", None)

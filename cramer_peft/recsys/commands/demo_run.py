@@ -29,7 +29,8 @@ from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder, text_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator

@@ -54,6 +54,7 @@ _KEYS = ("format", "version", "item_ids", "titles", "attributes", "item_attribut
 _DESCRIBED = "described_items"  # only in files of catalogues that items were added to
 _OPTIONAL = (_DESCRIBED, "texts", "numbers")
 POPULARITY = "popularity"  # the column of numbers that training sets
+SAID = "said"  # the column of texts that training sets: what was said before the item was met, "|" between two
 
 
 @dataclass(frozen=True, eq=False)

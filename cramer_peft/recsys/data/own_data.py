@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.atomic import TEXT_TYPES
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.catalogue import SAID, Catalogue
 from cramer_peft.recsys.data.datasets import dataset_folder
 from cramer_peft.recsys.data.interactions import Interactions, read_folder, read_interactions
 from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
@@ -67,6 +67,11 @@ class OwnData:
             counts = self.split.validation.users, self.split.test.users
             parts.append(f"{counts[0]:,} users validate, {counts[1]:,} test")
         return "\n".join(["; ".join(parts), *self.reading])
+
+    @property
+    def states_requests(self) -> bool:
+        """True if the file of interactions has a field ``request``."""
+        return self._stated is not None
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
         """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
@@ -133,7 +138,7 @@ def load_own_data(
     visits = torch.bincount(torch.cat(split.train), minlength=len(items.catalogue))  # of training alone
     catalogue = items.catalogue.with_popularity(visits)
     reading = tuple(items.describe())
-    own = OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading)
+    own = _with_said(OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading))
     if not catalogue.attributes and (attributes or (attributes is None and not own.said())):
         raise DataError(
             f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "
@@ -142,6 +147,19 @@ def load_own_data(
             f"requests in a field {REQUEST_COLUMN!r} of the .inter file."
         )
     return own
+
+
+def _with_said(data: OwnData) -> OwnData:
+    """Return the data with a column of what was said in training before each item was met."""
+    texts: list[list[str]] = [[] for _ in range(len(data.catalogue))]
+    for items, said in zip(data.split.train, data.training_requests() if data.states_requests else (), strict=False):
+        for item, text in zip(items.tolist(), said, strict=True):
+            if text is not None:
+                texts[item].append(text.replace("|", " "))
+    if not any(texts):
+        return data
+    columns = {**data.catalogue.texts, SAID: tuple(map("|".join, texts))}
+    return replace(data, catalogue=replace(data.catalogue, texts=columns))
 
 
 def check_protocol(protocol: str) -> None:

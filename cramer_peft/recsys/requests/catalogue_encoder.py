@@ -1,4 +1,4 @@
-"""The recommenders' request encoder, which describes a request by the catalogue's items, and the choice of encoders."""
+"""A request encoder that describes a request by attributes of the catalogue's items and by words near them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +21,15 @@ from cramer_peft.encoders import (
     RequestEncoder,
     RequestReader,
     WordLlamaEncoder,
-    make_encoder,
-    register_request_encoder,
     runs,
 )
-from cramer_peft.errors import DataError, EncoderError
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_CELLS, Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase
 from cramer_peft.recsys.requests.item_features import TEXT_WIDTH, item_features
 
-DEFAULT_ENCODER = "catalogue"
 TEXT_ENCODER = "catalogue-text"  # by texts alone, which mean the same in every catalogue
-_WHITENED, _RAW = "catalogue-2", "catalogue"  # names in files: by whitened features, and as in earlier versions
-CATALOGUE_ENCODERS = {None: _WHITENED, DEFAULT_ENCODER: _WHITENED, TEXT_ENCODER: TEXT_ENCODER}  # what is made today
+WHITENED, RAW = "catalogue-2", "catalogue"  # names in files of earlier versions: by whitened features, and before
 _TEMPERATURE = 0.05  # for similarities of words, which lie in -1 … 1
 _TITLE_WORD = re.compile(r"[^\W\d_]{4,}")
 _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
@@ -92,7 +88,7 @@ class CatalogueEncoder:
         # A request is compared with what items are: their attributes, the first part of the features.
         self._sides = self.features[:, :TEXT_WIDTH] if whiten else self.features
         width = self._sides.shape[1]
-        self.name = _RAW if not whiten else TEXT_ENCODER if own is None else _WHITENED
+        self.name = RAW if not whiten else TEXT_ENCODER if own is None else WHITENED
         self.sides = {"wanted": width, "unwanted": width} if whiten else {}
         self.dim = 2 * width
         self._middles: dict[str, Tensor] = {}
@@ -281,44 +277,6 @@ def _standard(rows: Tensor, described: int) -> Tensor:
     centred = rows - rows[:described].mean(0)
     standard: Tensor = centred / centred[:described].norm(dim=-1).mean().clamp(min=1e-12)
     return standard
-
-
-def _without_catalogue(**options: Any) -> RequestEncoder:
-    raise EncoderError(
-        "the encoder 'catalogue' needs a catalogue and a backbone: load the folder by RequestRecommender.load, "
-        "or pass encoder=CatalogueEncoder(catalogue, item_embeddings(backbone))."
-    )
-
-
-for _name in (_WHITENED, TEXT_ENCODER, _RAW):
-    register_request_encoder(_name, _without_catalogue)
-
-
-def request_encoder(
-    name: str | None, catalogue: Catalogue, backbone: Any, options: dict[str, Any] | None = None
-) -> RequestEncoder:
-    """Return a request encoder, behind a cache.
-
-    Args:
-        name: ``"catalogue"`` or None for :class:`CatalogueEncoder`, ``"catalogue-text"`` for one without the
-            backbone's embeddings, whose generator also serves other catalogues and backbones, or a registered name.
-        catalogue: The items.
-        backbone: The model whose item embeddings describe the items.
-        options: Options of a registered encoder.
-
-    Raises:
-        EncoderError: If the name is not registered.
-    """
-    made = stored_encoder(CATALOGUE_ENCODERS.get(name), catalogue, backbone) or make_encoder(str(name), options)
-    return cast(RequestEncoder, CachedEncoder(made))
-
-
-def stored_encoder(name: str | None, catalogue: Catalogue, backbone: Any) -> RequestEncoder | None:
-    """Return the encoder of a loaded adapter, by its stored name, if it describes requests by the catalogue."""
-    if name not in (_WHITENED, TEXT_ENCODER, _RAW):
-        return None
-    embeddings = None if name == TEXT_ENCODER else item_embeddings(backbone)
-    return CatalogueEncoder(catalogue, embeddings, whiten=name != _RAW)
 
 
 def text_encoder(encoder: Any) -> RequestEncoder:

@@ -43,6 +43,11 @@ class Heard:
     parts: tuple[HeardPart, ...] = ()
     missed: tuple[str, ...] = ()
 
+    @property
+    def needs_history(self) -> bool:
+        """True if a part depends on what the person usually takes."""
+        return any(part.kind == "habit" for part in self.parts)
+
     def __str__(self) -> str:
         """Return one line: "wanted: comedy; like Toy Story (1995) · unwanted: horror · not understood: blorp"."""
         groups = [

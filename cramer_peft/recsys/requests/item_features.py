@@ -27,7 +27,7 @@ def item_features(
     """
     parts = {"attributes": attributes, "title": titles, "embedding": embeddings}
     floors = {name: _FLOORS[name] for name, part in parts.items() if part is not None}
-    return torch.cat([_unit(whitened(parts[name], floor, described), described) for name, floor in floors.items()], -1)  # type: ignore[arg-type]
+    return torch.cat([unit(whitened(parts[name], floor, described), described) for name, floor in floors.items()], -1)  # type: ignore[arg-type]
 
 
 def whitened(rows: Tensor, floor: float, described: int | None = None) -> Tensor:
@@ -47,7 +47,7 @@ def whitened(rows: Tensor, floor: float, described: int | None = None) -> Tensor
     return torch.cat(even).float()
 
 
-def _unit(rows: Tensor, described: int | None = None) -> Tensor:
+def unit(rows: Tensor, described: int | None = None) -> Tensor:
     """Return rows scaled so that the first ``described`` have a mean length of 1."""
     scaled: Tensor = rows / rows[:described].norm(dim=-1).mean().clamp(min=1e-12)
     return scaled

@@ -7,9 +7,15 @@ No test wording has been changed since a model was first scored on it.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from functools import lru_cache
 from importlib.resources import files
 
+from cramer_peft.encoders import WORD
 from cramer_peft.recsys.requests.attribute_requests import FAMILIES
+
+_FRAME = 10  # wordings that share a word of none of the things asked for
 
 
 def _read_templates(name: str) -> dict[str, tuple[str, ...]]:
@@ -21,3 +27,16 @@ def _read_templates(name: str) -> dict[str, tuple[str, ...]]:
 
 TRAIN_TEMPLATES = _read_templates("training_wordings.tsv")
 TEST_TEMPLATES = _read_templates("test_wordings.tsv")
+
+
+@lru_cache(maxsize=1)
+def frame_words() -> frozenset[str]:
+    """Return the words that requests of any kind are made of: those of several training wordings."""
+    fields = re.compile(r"\{\w+\}")
+    counts = Counter(
+        word
+        for templates in TRAIN_TEMPLATES.values()
+        for text in templates
+        for word in set(WORD.findall(fields.sub(" ", text).lower()))
+    )
+    return frozenset(word for word, count in counts.items() if count >= _FRAME)

@@ -30,7 +30,7 @@ from cramer_peft.recsys.recommender import (
     keep_card,
     tracks_as_dict,
 )
-from cramer_peft.recsys.requests.catalogue_encoder import CATALOGUE_ENCODERS, request_encoder
+from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, request_encoder
 from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator

@@ -12,7 +12,7 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.own_data import OwnData
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, set_loss
 from cramer_peft.recsys.training.generator_training import check_options, generator_negatives, generator_options

@@ -23,7 +23,7 @@ from cramer_peft.errors import MissingExtraError, MissingModelError
 from cramer_peft.recsys.data.splits import Split, TemporalSplit
 from cramer_peft.recsys.devices import fastest_device
 from cramer_peft.recsys.evaluation.users import mask_scorer
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 NOT_HERE = (MissingModelError, MissingExtraError)  # errors that leave a cell empty, to be tried again elsewhere
 _HELD_OUT = 0.2  # share of the attributes, or of the users

@@ -22,7 +22,7 @@ from benchmark.transfer.measure_transfer import (
     transfer_tracks,
 )
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
 
 _LITTLE = 0.1  # share of the steps

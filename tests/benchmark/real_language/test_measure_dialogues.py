@@ -28,7 +28,7 @@ from cramer_peft.recsys.backbones import SASRec, config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.users import mask_scorer
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 ITEMS, LENGTH = 40, 8
 

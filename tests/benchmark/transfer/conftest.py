@@ -12,7 +12,7 @@ from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 KINDS = ("Action", "Comedy", "Puzzle")  # the source knows the first two
 

@@ -15,7 +15,8 @@ from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, request_encoder
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 

@@ -15,15 +15,14 @@ from cramer_peft.errors import DataError, EncoderError
 from cramer_peft.recsys.backbones import BACKBONES, SASRec, config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.catalogue_encoder import (
-    DEFAULT_ENCODER,
     TEXT_WIDTH,
     CatalogueEncoder,
     RequestPhrase,
     item_embeddings,
-    request_encoder,
     text_encoder,
     without_cache,
 )
+from cramer_peft.recsys.requests.request_encoders import DEFAULT_ENCODER, request_encoder
 
 pytest.importorskip("wordllama")
 KINDS = ("Comedy", "Film-Noir", "Horror", "Sci-Fi", "Western")

@@ -22,7 +22,7 @@ from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
 from cramer_peft.recsys.training.request_batches import GeneratorOptions

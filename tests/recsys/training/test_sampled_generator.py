@@ -20,7 +20,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.masks import mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import request_encoder
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.training.generator_training import (
     GeneratorTrainer,
     generator_arguments,

@@ -1,0 +1,381 @@
+"""The recommenders' request encoder: hears attributes, titles, numbers and open words, and says what it heard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, one_form
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.requests.fact import Fact, Span, is_free
+from cramer_peft.recsys.requests.facts import CatalogueFacts
+from cramer_peft.recsys.requests.heard import Heard, HeardPart
+from cramer_peft.recsys.requests.meanings import Meanings
+from cramer_peft.recsys.requests.number_steps import steps_of
+from cramer_peft.recsys.requests.terms import read_terms, runs_of_content, stems
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
+
+HEARING = "catalogue-3"  # its name in files
+_LONGEST_TERM = 4
+_SURELY = 0.5  # a name counts if the reader is as sure that it is asked for or against
+_ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
+_SEEN = 0.05
+_NAME = 0.3  # the reader marks names of items, such as "movies", less than that
+_AGAINST = 1.6  # open words are unwanted if the reader's marks say so by this factor
+_OPEN_SHARE = 0.4  # of a term's meaning, what its text vector says beside the items that have it
+_LETTERS = 3  # of a known word, for each token that it is split into
+_OPEN_CERTAINTY = 0.7
+_REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
+_USUAL = 20  # last items of a history that tell what is usual
+_NOTHING = 0.99  # share of the sentences that ask nothing whose nearness to every term is below the threshold
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Words of a request that mean something: their span, what they are, and their meaning (width,)."""
+
+    text: str
+    kind: str
+    name: str
+    meaning: Tensor
+    wanted: bool | None = None
+    certainty: float = 1.0
+
+
+class HearingEncoder(CatalogueEncoder):
+    """Encodes a request as the meaning of what it wants and of what it does not want, in the items' features.
+
+    A request may name attributes, titles of items, numbers and years, words that items have in their texts, words that
+    people said when they came to an item, and any other words. See
+    :class:`~cramer_peft.recsys.requests.meanings.Meanings`.
+
+    Args:
+        catalogue: The items.
+        embeddings: Their vectors in the backbone, (items, width) float; None: none.
+        reader: Reads which words are asked for and against; None: the default.
+        words: Encodes words and sentences; None: the static vectors of ``wordllama``.
+        words_options: Its options in the registry, to make it again.
+        vectors: The words' vectors, in the order of the catalogue's terms, as :attr:`vectors` of an equal encoder gives
+            them, so that nothing is encoded again; None: encode them.
+
+    Raises:
+        DataError: If embeddings or vectors do not fit the catalogue.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        embeddings: Tensor | None,
+        reader: RequestReader | None = None,
+        words: RequestEncoder | None = None,
+        words_options: dict[str, Any] | None = None,
+        vectors: Tensor | None = None,
+    ) -> None:
+        super().__init__(catalogue, embeddings, reader)
+        self._catalogue = catalogue
+        self.words, self.words_options = words or self.text_encoder, words_options or {}
+        self._facts = CatalogueFacts(catalogue)
+        self.terms = read_terms(catalogue, self._described)
+        # Rounded as they are in a file, so that a loaded encoder has the same bits.
+        self.vectors = self._encoded(self.terms.names).half().float() if vectors is None else vectors
+        if len(self.vectors) != len(self.terms.names):
+            raise DataError(
+                f"vectors: found {len(self.vectors)}, expected one for each of the {len(self.terms.names)} terms of "
+                "the catalogue. Give the catalogue that they were made for."
+            )
+        self.meanings = Meanings(
+            self.terms,
+            self.vectors,
+            catalogue.item_attributes,
+            None if embeddings is None else embeddings.detach().float().cpu(),
+            steps_of(catalogue.numbers, len(catalogue), self._described),
+            self._described,
+        )
+        self.features = self.meanings.features
+        width = self.meanings.width
+        self.name, self.sides, self.dim = HEARING, {"wanted": width, "unwanted": width}, 2 * width
+        self._near = functional.normalize(self.vectors - self.vectors.mean(0), dim=1)
+        self._kept: dict[str, Tensor] = {}
+
+    @cached_property
+    def _threshold(self) -> float:
+        """The nearness to a term that sentences which ask nothing hardly ever have."""
+        texts = TRAIN_TEMPLATES["none"]
+        return float(self._nearness_of(self._encoded(texts)).quantile(_NOTHING))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return the vectors of ``texts``, (texts, dim) float32; zeros for a text that asks nothing."""
+        vectors = [self._vector(found) for found, _ in self._heard(texts)]
+        return torch.stack(vectors) if vectors else torch.empty(0, self.dim)
+
+    def _vector(self, found: Sequence[_Found]) -> Tensor:
+        """Return the mean meanings of what is wanted and of what is not, by certainty, (dim,)."""
+        sides = torch.zeros(2, self.meanings.width)
+        for place in (0, 1):
+            own = [part for part in found if part.wanted is (place == 0)]
+            total = sum(part.certainty for part in own)
+            for part in own:
+                sides[place] += part.certainty / max(total, 1.0) * part.meaning
+        return sides.flatten()
+
+    def hear(self, text: str) -> Heard:
+        """Return what is understood of a text, and which of its words are not."""
+        return self.listen(text)[0]
+
+    def listen(self, text: str, before: Sequence[str] = (), history: Sequence[int] = ()) -> tuple[Heard, Tensor]:
+        """Return what is understood of a request in a conversation, and its vector (dim,).
+
+        Args:
+            text: The request.
+            before: Earlier requests, oldest first. What they ask for still counts, half as much for each later one.
+            history: The person's items, (n,) item numbers, for "what I usually watch".
+        """
+        found, missed = self._heard([text])[0]
+        if before:
+            earlier = self._conversation(before)
+            side = None if found else self._referring(text)
+            if side is not None:
+                found = [replace(part, wanted=side) for part in earlier if part.wanted]
+            found = _continued(found, earlier)
+        found = [self._usual(part, history) if part.kind == "habit" else part for part in found]
+        parts = [HeardPart(part.text, part.kind, bool(part.wanted), part.name, part.certainty) for part in found]
+        return Heard(tuple(parts), missed), self._vector(found)
+
+    def _conversation(self, texts: Sequence[str]) -> list[_Found]:
+        """Return what still counts of several requests, the last one's parts first."""
+        found: list[_Found] = []
+        for own, _ in self._heard(texts):
+            found = _continued(own, found)
+        return found
+
+    def _referring(self, text: str) -> bool | None:
+        """Return True or False if a text asks for or against "that", which an earlier request named; else None."""
+        words = self._split(text)
+        spans = [(place, place + 1) for place, word in enumerate(words) if word in _REFERRING]
+        if not spans:
+            return None
+        wanted, unwanted = _marks(self.reader.read([text], lambda _: spans)[0], spans[-1])
+        return wanted >= unwanted
+
+    def _usual(self, part: _Found, history: Sequence[int]) -> _Found:
+        """Return a habit with the meaning of the items of a history."""
+        if not len(history):
+            return part
+        members = torch.zeros(1, len(self.features))
+        for item in list(history)[-_USUAL:]:
+            members[0] = torch.maximum(members[0], self.meanings.like(item))
+        return replace(part, meaning=self.meanings.of_sets(members)[0])
+
+    def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
+        sides = torch.zeros(2, self.meanings.width)
+        for place, members in enumerate((wanted, unwanted)):
+            if members is not None:
+                sides[place] = self.meanings.of_sets(members[None])[0]
+        return sides.flatten()
+
+    @staticmethod
+    def _split(text: str) -> tuple[str, ...]:
+        return tuple(WORD.findall(one_form(text).lower())[:256])
+
+    def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
+        """Return for each text what was found, in its order, and the content words that mean nothing."""
+        spans = {words: self._spans(words) for words in map(self._split, texts)}
+        # The words found are hidden from the reader, which then sees the wording alone. Where open words are among
+        # them, it also reads the text as it is: a wording may ask for nothing at all.
+        hidden = self.reader.read(texts, lambda words: [span for span, *_ in spans[tuple(words)]])
+        open_texts = [text for text, one in zip(texts, hidden, strict=True) if self._is_open(spans[one.words])]
+        plain = dict(zip(open_texts, self.reader.read(open_texts), strict=True))
+        return [
+            self._parts(one.words, spans[one.words], one, plain.get(text, one))
+            for text, one in zip(texts, hidden, strict=True)
+        ]
+
+    @staticmethod
+    def _is_open(spans: Sequence[tuple[Span, str, Any]]) -> bool:
+        return any(kind == "words" for _, kind, _ in spans)
+
+    def _spans(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
+        """Find what a request names: span, kind and what is found there, of which no two share a word."""
+        attributes = [((start, stop), "attribute", name) for start, stop, name in self._named(words)]
+        facts = self._facts.find(words, [span for span, *_ in attributes])
+        found: list[tuple[Span, str, Any]] = [(fact.span, fact.kind, fact) for fact in facts]
+        for others in (attributes, self._named_terms(words)):
+            taken = [span for span, *_ in found]
+            found += [one for one in others if is_free(one[0], taken)]
+        taken = {place for span, *_ in found for place in range(*span)}
+        for start, stop in runs_of_content(words):
+            left = start
+            for place in range(start, stop + 1):
+                if place == stop or place in taken:
+                    if left < place:
+                        found.append(((left, place), "words", None))
+                    left = place + 1
+        return sorted(found, key=lambda one: one[0])
+
+    def _named_terms(self, words: Sequence[str]) -> list[tuple[Span, str, int]]:
+        """Find terms of the items, the longest first."""
+        keys = [stems([word]) for word in words]
+        found: list[tuple[Span, str, int]] = []
+        place = 0
+        while place < len(words):
+            step = 1
+            for length in range(min(_LONGEST_TERM, len(words) - place), 0, -1):
+                own = keys[place : place + length]
+                number = self.terms.numbers.get(tuple(key[0] for key in own)) if all(own) else None
+                if number is not None and (length > 1 or self._counts_alone(words[place], number)):
+                    found.append(((place, place + length), "words", number))
+                    step = length
+                    break
+            place += step
+        return found
+
+    def _counts_alone(self, word: str, number: int) -> bool:
+        return word not in frame_words() or bool(self.terms.values[number])
+
+    def _parts(
+        self, words: Sequence[str], spans: Sequence[tuple[Span, str, Any]], hidden: Reading, plain: Reading
+    ) -> tuple[list[_Found], tuple[str, ...]]:
+        found: list[_Found] = []
+        missed: list[str] = []
+        marks = [(_marks(hidden, span), _marks(plain, span)) for span, *_ in spans]
+        asked = any(
+            sum(own) >= _ASKED if kind == "words" else sum(frame) >= _SURELY
+            for (_, kind, _), (frame, own) in zip(spans, marks, strict=True)
+        )
+        for (span, kind, what), (frame, own) in zip(spans, marks, strict=True):
+            text = " ".join(words[slice(*span)])
+            if kind == "words":
+                if not self._is_meant(text, what, frame, own, asked, len(words) == span[1] - span[0]):
+                    continue
+                side = frame[1] + own[1] <= _AGAINST * (frame[0] + own[0])
+            else:
+                said = what.wanted if isinstance(what, Fact) else None
+                if said is None and sum(frame) < _SURELY:
+                    continue  # the word stands there for something else
+                side = frame[0] >= frame[1] if said is None else said
+            part = self._found(span, kind, what, text, side)
+            if part is None:
+                missed.append(text)
+            else:
+                found.append(part)
+        if not found and not missed:
+            whole = self._whole(words)
+            found += [] if whole is None else [whole]
+        return _without_contradictions(found), tuple(missed)
+
+    def _is_meant(
+        self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool, alone: bool
+    ) -> bool:
+        """Return True if open words are asked for or against, by the marks of the wording and of the words."""
+        if alone or sum(own) >= _ASKED:
+            return True
+        if asked:
+            return sum(frame) >= _ASKED and (sum(own) >= _SEEN or self._says_something(text))
+        return what is not None and bool(self.terms.values[what]) and sum(frame) >= _SURELY
+
+    def _says_something(self, text: str) -> bool:
+        """Return True unless the reader takes the words for a name of any item, as "movies" is."""
+        reading = self.reader.read([f"any {text}"])[0]
+        return sum(_marks(reading, (1, len(reading.words)))) >= _NAME
+
+    def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> _Found | None:
+        if isinstance(what, Fact):
+            meaning = self._of_fact(what)
+            return _Found(text, kind, what.meaning, meaning, side, what.certainty)
+        if kind == "attribute":
+            return _Found(text, kind, what, self._remembered(f"a {what}", lambda: self._of_attribute(what)), side)
+        vector = self._encoded([text])
+        if what is None:
+            if not self._is_known(text) and float(self._nearness_of(vector)) < self._threshold:
+                return None
+            return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
+        meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), _OPEN_SHARE)
+        return _Found(text, kind, self.terms.names[what], meaning, side)
+
+    def _is_known(self, text: str) -> bool:
+        """Return True if the words are some that the static vectors know, and not letters put together."""
+        return all(len(word) >= _LETTERS * self._vectors.tokens_of(word) for word in WORD.findall(text))
+
+    def _whole(self, words: Sequence[str]) -> _Found | None:
+        """Return the meaning of a sentence of which no word was found, if it is nearer to a term than such ones are."""
+        text = " ".join(words)
+        if not any(word[0].isalnum() for word in words):
+            return None
+        vector = self._encoded([text])
+        nearness = float(self._nearness_of(vector))
+        if nearness < self._threshold:
+            return None
+        return _Found(text, "words", self._named_like(vector, text), self._open(text, vector), True, min(1.0, nearness))
+
+    def _named_like(self, vector: Tensor, text: str) -> str:
+        near = (functional.normalize(vector - self.vectors.mean(0), dim=1) @ self._near.T)[0]
+        names = [self.terms.names[place] for place in near.topk(min(3, len(near))).indices.tolist()]
+        return f"{text} (near {', '.join(names)})"
+
+    def _nearness_of(self, vectors: Tensor) -> Tensor:
+        near: Tensor = (functional.normalize(vectors - self.vectors.mean(0), dim=1) @ self._near.T).amax(1)
+        return near
+
+    def _of_fact(self, fact: Fact) -> Tensor:
+        if fact.kind == "title":
+
+            def made() -> Tensor:
+                members = fact.members
+                for item in fact.members.nonzero()[:, 0].tolist()[:8]:
+                    members = torch.maximum(members, fact.members[item] * self.meanings.like(item))
+                return self.meanings.of_sets(members[None])[0]
+
+            return self._remembered(f"t {fact.meaning}", made)
+        return self._remembered(f"f {fact.meaning}", lambda: self.meanings.of_sets(fact.members[None])[0])
+
+    def _of_attribute(self, name: str) -> Tensor:
+        columns = [place for place, own in enumerate(self._catalogue.attributes) if self._phrase_of[own] == name]
+        members = self._catalogue.item_attributes[:, columns].any(1).float()
+        return self.meanings.of_sets(members[None])[0]
+
+    @cached_property
+    def _phrase_of(self) -> dict[str, str]:
+        from cramer_peft.recsys.requests.attribute_requests import phrase
+
+        return {name: phrase(name) for name in self._catalogue.attributes}
+
+    def _open(self, text: str, vector: Tensor) -> Tensor:
+        return self._remembered(f"w {text}", lambda: self.meanings.of_open(vector)[0])
+
+    def _remembered(self, key: str, make: Any) -> Tensor:
+        with self._lock:
+            if len(self._kept) > 10_000:
+                self._kept.clear()
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def _encoded(self, texts: Sequence[str]) -> Tensor:
+        pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]
+        return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
+
+
+def _continued(found: list[_Found], earlier: list[_Found]) -> list[_Found]:
+    """Return what is asked, then what was asked before and not now, which counts half."""
+    names = {part.name for part in found}
+    return [*found, *(replace(part, certainty=part.certainty / 2) for part in earlier if part.name not in names)]
+
+
+def _marks(reading: Reading, span: Span) -> tuple[float, float]:
+    """Return how sure it is that words are asked for, and asked against."""
+    part = slice(*span)
+    return float(reading.wanted[part].mean()), float(reading.unwanted[part].mean())
+
+
+def _without_contradictions(found: list[_Found]) -> list[_Found]:
+    """Drop what is asked both for and against."""
+    names = [{part.name for part in found if part.wanted is side} for side in (True, False)]
+    return [part for part in found if part.name not in names[0] & names[1]]
