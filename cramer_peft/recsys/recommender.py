@@ -133,8 +133,8 @@ class RequestRecommender:
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
-        name = masks.peft_config[masks.active_adapters[0]].encoder
-        encoder = stored_encoder(name, catalogue, backbone, root / ADAPTER_FOLDER)
+        named = masks.peft_config[masks.active_adapters[0]].encoder
+        encoder = stored_encoder(named, catalogue, backbone, root / ADAPTER_FOLDER)
         if encoder is not None:
             masks.set_encoder(encoder)
         describe_items(masks, catalogue)

@@ -187,7 +187,7 @@ class HearingEncoder(CatalogueEncoder):
 
     def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
         """Return for each text what was found, in its order, and the content words that mean nothing."""
-        spans = {words: self._spans(words) for words in map(self._split, texts)}
+        spans = {words: self._things(words) for words in map(self._split, texts)}
         # The words found are hidden from the reader, which then sees the wording alone. Where open words are among
         # them, it also reads the text as it is: a wording may ask for nothing at all.
         hidden = self.reader.read(texts, lambda words: [span for span, *_ in spans[tuple(words)]])
@@ -202,7 +202,7 @@ class HearingEncoder(CatalogueEncoder):
     def _is_open(spans: Sequence[tuple[Span, str, Any]]) -> bool:
         return any(kind == "words" for _, kind, _ in spans)
 
-    def _spans(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
+    def _things(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
         """Find what a request names: span, kind and what is found there, of which no two share a word."""
         attributes = [((start, stop), "attribute", name) for start, stop, name in self._named(words)]
         facts = self._facts.find(words, [span for span, *_ in attributes])
@@ -210,11 +210,11 @@ class HearingEncoder(CatalogueEncoder):
         for others in (attributes, self._named_terms(words)):
             taken = [span for span, *_ in found]
             found += [one for one in others if is_free(one[0], taken)]
-        taken = {place for span, *_ in found for place in range(*span)}
+        used = {place for span, *_ in found for place in range(*span)}
         for start, stop in runs_of_content(words):
             left = start
             for place in range(start, stop + 1):
-                if place == stop or place in taken:
+                if place == stop or place in used:
                     if left < place:
                         found.append(((left, place), "words", None))
                     left = place + 1

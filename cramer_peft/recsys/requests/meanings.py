@@ -120,12 +120,14 @@ class Meanings:
         scores = weights @ (self.features[: self._described] - self._mean).T
         count = min(scores.shape[1], max(_FEWEST, int(_SHARE * scores.shape[1])))
         best = scores.topk(count, dim=1).values.mean(1, keepdim=True)
-        return weights / best.clamp(min=1e-6)
+        meanings: Tensor = weights / best.clamp(min=1e-6)
+        return meanings
 
     def like(self, item: int) -> Tensor:
         """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most."""
         rows = functional.normalize(self.features - self._mean, dim=1)
-        return (rows @ rows[item]).clamp(0, 1) ** 3
+        near: Tensor = (rows @ rows[item]).clamp(0, 1) ** 3
+        return near
 
 
 def _text_part(matrix: Tensor, rarity: Tensor, vectors: Tensor, described: int) -> Tensor:
