@@ -109,13 +109,17 @@ class CatalogueEncoder:
         """Return the phrases that a text asks for and against."""
         return self._phrases(self.reader.read([text], self._spans)[0])
 
-    def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
-        """Return the vector (dim,) of a request for and against sets of items, (items,) bool, not empty, or None."""
-        slots = torch.zeros(2, self._sides.shape[1])
-        for place, members in enumerate((wanted, unwanted)):
-            if members is not None:
-                slots[place] = self._sides[members].mean(0)
-        return slots.flatten()
+    def concepts(self, sets: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+        """Return the vectors (requests, dim) of requests for and against sets of items.
+
+        ``sets`` are what is wanted and what is not, (items,) bool each, not empty, or None.
+        """
+        slots = torch.zeros(len(sets), 2, self._sides.shape[1])
+        for row, own in enumerate(sets):
+            for place, members in enumerate(own):
+                if members is not None:
+                    slots[row, place] = self._sides[members].mean(0)
+        return slots.flatten(1)
 
     def _vectors_of(self, requests: Sequence[Sequence[RequestPhrase]]) -> Tensor:
         """Return for each request the weighted means for what is wanted and for what is unwanted, (requests, dim)."""

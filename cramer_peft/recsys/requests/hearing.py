@@ -35,6 +35,7 @@ _LETTERS = 3  # of a known word, for each token that it is split into
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
+_EVERY = 8  # of the sentences that ask nothing, those that are looked at
 _NOTHING = 0.99  # share of the sentences that ask nothing whose nearness to every term is below the threshold
 
 
@@ -108,7 +109,7 @@ class HearingEncoder(CatalogueEncoder):
     @cached_property
     def _threshold(self) -> float:
         """The nearness to a term that sentences which ask nothing hardly ever have."""
-        texts = TRAIN_TEMPLATES["none"]
+        texts = TRAIN_TEMPLATES["none"][::_EVERY]
         return float(self._nearness_of(self._encoded(texts)).quantile(_NOTHING))
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -174,12 +175,13 @@ class HearingEncoder(CatalogueEncoder):
             members[0] = torch.maximum(members[0], self.meanings.like(item))
         return replace(part, meaning=self.meanings.of_sets(members)[0])
 
-    def concept(self, wanted: Tensor | None, unwanted: Tensor | None) -> Tensor:
-        sides = torch.zeros(2, self.meanings.width)
-        for place, members in enumerate((wanted, unwanted)):
-            if members is not None:
-                sides[place] = self.meanings.of_sets(members[None])[0]
-        return sides.flatten()
+    def concepts(self, sets: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+        sides = torch.zeros(len(sets), 2, self.meanings.width)
+        for place in (0, 1):
+            rows = [row for row, own in enumerate(sets) if own[place] is not None]
+            if rows:
+                sides[rows, place] = self.meanings.of_sets(torch.stack([sets[row][place] for row in rows]))  # type: ignore[misc]
+        return sides.flatten(1)
 
     @staticmethod
     def _split(text: str) -> tuple[str, ...]:

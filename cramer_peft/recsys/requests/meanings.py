@@ -117,7 +117,7 @@ class Meanings:
     def of_open(self, vectors: Tensor) -> Tensor:
         """Return the meanings of texts by their vectors, (texts, width)."""
         weights = (vectors - self._middle) / self._length @ self._map
-        scores = weights @ (self.features[: self._described] - self._mean).T
+        scores = weights @ self.features[: self._described].T - weights @ self._mean[:, None]
         count = min(scores.shape[1], max(_FEWEST, int(_SHARE * scores.shape[1])))
         best = scores.topk(count, dim=1).values.mean(1, keepdim=True)
         meanings: Tensor = weights / best.clamp(min=1e-6)

@@ -162,12 +162,11 @@ class SaidSource:
 
     def _like(self, item: int, items: Tensor | None) -> Tensor:
         """Return 1 for an item, and for others the similarity to it, sharpened."""
-        if items is None:
-            items = torch.arange(self._items)
-        near = torch.zeros(len(items))
+        near = torch.zeros(self._items if items is None else len(items))
         if self._features is not None:
-            near = (self._features[items] @ self._features[item]).clamp(0, 1) ** _SHARPNESS
-        near[items == item] = 1
+            rows = self._features if items is None else self._features[items]
+            near = (rows @ self._features[item]).clamp(0, 1) ** _SHARPNESS
+        near[item if items is None else items == item] = 1
         return near
 
     def fingerprint(self) -> str:

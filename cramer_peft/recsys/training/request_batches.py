@@ -255,9 +255,10 @@ class RequestCollator:
         read = self._masks.encode([requests[row].text for row in plain])
         vectors = read.new_empty(len(requests), read.shape[1])
         vectors[plain] = read
-        for row, concept in enumerate(concepts):
-            if concept is not None and self._encoder is not None:
-                vectors[row] = self._encoder.concept(concept.wanted, concept.unwanted)
+        made_up = [row for row, concept in enumerate(concepts) if concept is not None]
+        if made_up and self._encoder is not None:
+            sets = [(concept.wanted, concept.unwanted) for concept in concepts if concept is not None]
+            vectors[made_up] = self._encoder.concepts(sets)
         return vectors
 
 
