@@ -30,7 +30,7 @@ _ASKED = 0.2  # open words count from there on, because the reader knows fewer o
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
 _AGAINST = 1.6  # open words are unwanted if the reader's marks say so by this factor
-_OPEN_SHARE = 0.4  # of a term's meaning, what its text vector says beside the items that have it
+_OPEN_SHARE = 0.1  # of a term's meaning, what its text vector says beside the items that have it
 _LETTERS = 3  # of a known word, for each token that it is split into
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
@@ -49,6 +49,7 @@ class _Found:
     meaning: Tensor
     wanted: bool | None = None
     certainty: float = 1.0
+    rarity: float = 1.0  # its weight beside others: a rare word tells more
 
 
 class HearingEncoder(CatalogueEncoder):
@@ -122,9 +123,9 @@ class HearingEncoder(CatalogueEncoder):
         sides = torch.zeros(2, self.meanings.width)
         for place in (0, 1):
             own = [part for part in found if part.wanted is (place == 0)]
-            total = sum(part.certainty for part in own)
+            total = sum(part.rarity for part in own)
             for part in own:
-                sides[place] += part.certainty / max(total, 1.0) * part.meaning
+                sides[place] += part.certainty * part.rarity / total * part.meaning
         return sides.flatten()
 
     def hear(self, text: str) -> Heard:
@@ -300,7 +301,8 @@ class HearingEncoder(CatalogueEncoder):
                 return None
             return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
         meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), _OPEN_SHARE)
-        return _Found(text, kind, self.terms.names[what], meaning, side)
+        rarity = float(self.meanings.rarity[what])
+        return _Found(text, kind, self.terms.names[what], meaning, side, rarity=rarity)
 
     def _is_known(self, text: str) -> bool:
         """Return True if the words are some that the static vectors know, and not letters put together."""

@@ -52,6 +52,7 @@ class Meanings:
         matrix = terms.matrix(items)
         having = torch.bincount(terms.columns[terms.items < described], minlength=len(terms.names)).float()
         rarity = (described / (1 + having)).log().clamp(min=0.1)
+        self.rarity = rarity / rarity.max().clamp(min=1e-6) if len(rarity) else rarity
         self.text = _text_part(matrix, rarity, vectors, described)
         self.embedding = None if embeddings is None else unit(whitened(embeddings, 0.05, described), described)
         parts = {

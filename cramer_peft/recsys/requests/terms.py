@@ -145,7 +145,7 @@ def _values(text: str) -> Iterator[str]:
     """Yield the phrases of a value or a request: short ones as they are, of others the words that say something."""
     for part in _SPLIT.split(one_form(text).lower()):
         words = WORD.findall(part)
-        spans = [(0, len(words))] if 0 < len(words) < _LONGEST else list(runs_of_content(words))
+        spans = [(0, len(words))] if 0 < len(words) <= _LONGEST else list(runs_of_content(words))
         for start, stop in spans:
             yield " ".join(words[start:stop])
             if stop - start > 1:
