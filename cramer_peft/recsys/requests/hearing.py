@@ -35,6 +35,7 @@ _LETTERS = 3  # of a known word, for each token that it is split into
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
+_KEPT = 10_000  # meanings
 _NOTHING = 0.99  # share of the sentences that ask nothing whose nearness to every term is below the threshold
 
 
@@ -351,12 +352,14 @@ class HearingEncoder(CatalogueEncoder):
         return self._remembered(f"w {text}", lambda: self.meanings.of_open(vector)[0])
 
     def _remembered(self, key: str, make: Any) -> Tensor:
-        with self._lock:
-            if len(self._kept) > 10_000:
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        made: Tensor = make()
+        with self._lock:  # another thread may have emptied it
+            if len(self._kept) >= _KEPT:
                 self._kept.clear()
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+            return self._kept.setdefault(key, made)
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]

@@ -63,6 +63,7 @@ class Meanings:
         }
         kept = [_SCALES[name] * part for name, part in parts.items() if part is not None and part.shape[1]]
         self.features = torch.cat(kept, dim=1)
+        self._unnumbered = self.features.shape[1] - numbers.shape[1]
         own = self.features[:described]
         self._mean = own.mean(0)
         centred = own - self._mean
@@ -124,8 +125,11 @@ class Meanings:
         return meanings
 
     def like(self, item: int) -> Tensor:
-        """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most."""
-        rows = functional.normalize(self.features - self._mean, dim=1)
+        """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most.
+
+        Numbers do not count: films of one price are no more alike than others.
+        """
+        rows = functional.normalize((self.features - self._mean)[:, : self._unnumbered], dim=1)
         near: Tensor = (rows @ rows[item]).clamp(0, 1) ** 3
         return near
 
