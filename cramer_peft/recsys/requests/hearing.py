@@ -31,7 +31,7 @@ _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
 _AGAINST = 1.6  # open words are unwanted if the reader's marks say so by this factor
 _OPEN_SHARE = 0.4  # of a term's meaning, what its text vector says beside the items that have it
-_LETTERS = 3  # of a known word, for each token that it is split into
+_LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
@@ -103,7 +103,8 @@ class HearingEncoder(CatalogueEncoder):
         self.features = self.meanings.features
         width = self.meanings.width
         self.name, self.sides, self.dim = HEARING, {"wanted": width, "unwanted": width}, 2 * width
-        self._near = functional.normalize(self.vectors - self.vectors.mean(0), dim=1)
+        self._middle_of_terms = self.vectors.mean(0) if len(self.vectors) else torch.zeros(self.vectors.shape[1])
+        self._near = functional.normalize(self.vectors - self._middle_of_terms, dim=1)
         self._kept: dict[str, Tensor] = {}
 
     @cached_property
@@ -295,7 +296,7 @@ class HearingEncoder(CatalogueEncoder):
             return _Found(text, kind, what, self._remembered(f"a {what}", lambda: self._of_attribute(what)), side)
         vector = self._encoded([text])
         if what is None:
-            if not self._is_known(text) and float(self._nearness_of(vector)) < self._threshold:
+            if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
             return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
         meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), _OPEN_SHARE)
@@ -312,17 +313,21 @@ class HearingEncoder(CatalogueEncoder):
             return None
         vector = self._encoded([text])
         nearness = float(self._nearness_of(vector))
-        if nearness < self._threshold:
+        if nearness <= self._threshold:
             return None
         return _Found(text, "words", self._named_like(vector, text), self._open(text, vector), True, min(1.0, nearness))
 
     def _named_like(self, vector: Tensor, text: str) -> str:
-        near = (functional.normalize(vector - self.vectors.mean(0), dim=1) @ self._near.T)[0]
+        near = self._nearnesses(vector)[0]
         names = [self.terms.names[place] for place in near.topk(min(3, len(near))).indices.tolist()]
         return f"{text} (near {', '.join(names)})"
 
     def _nearness_of(self, vectors: Tensor) -> Tensor:
-        near: Tensor = (functional.normalize(vectors - self.vectors.mean(0), dim=1) @ self._near.T).amax(1)
+        return self._nearnesses(vectors).amax(1) if len(self._near) else torch.zeros(len(vectors))
+
+    def _nearnesses(self, vectors: Tensor) -> Tensor:
+        """Return how near texts are to each term, by their vectors, (texts, terms)."""
+        near: Tensor = functional.normalize(vectors - self._middle_of_terms, dim=1) @ self._near.T
         return near
 
     def _of_fact(self, fact: Fact) -> Tensor:

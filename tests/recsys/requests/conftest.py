@@ -17,7 +17,10 @@ KINDS = {
     "Horror": (("zombies", "haunted house"), "Crypt Fang Cellar Scream Coffin Shadow Curse Butcher Attic Ghoul"),
     "Sci-Fi": (("robots", "space"), "Orbit Android Nebula Comet Laser Colony Reactor Circuit Moonbase Signal"),
     "War": (("soldiers", "submarine"), "Trench Bomber Sergeant Convoy Armada Bunker Rifle Marshal Fleet Siege"),
-    "Western": (("cowboys", "gold rush"), "Saddle Canyon Sheriff Mustang Saloon Prairie Outlaw Rodeo Gulch Stagecoach"),
+    "Western": (
+        ("cowboys", "cattle drive"),
+        "Saddle Canyon Sheriff Mustang Saloon Prairie Outlaw Rodeo Gulch Stagecoach",
+    ),
 }
 NAMES = tuple(KINDS)
 ITEMS, EACH = 60, 10
@@ -36,7 +39,7 @@ def shop(items: int = ITEMS) -> Catalogue:
         own, nouns = KINDS[kind]
         titles.append(f"The {nouns.split()[number]} of {['Lisbon', 'Avalon', 'Dover'][number % 3]}")
         tags.append("|".join(own[: 1 + number % 2]))
-        said.append("popcorn evening|one for grandma" if kind == "Comedy" and number % 2 else "")
+        said.append("popcorn evening|silly disguises" if kind == "Comedy" and number % 2 else "")
     numbers = torch.arange(items)
     flags = torch.zeros(items, len(NAMES), dtype=torch.bool)
     flags[numbers, numbers % 6] = True
