@@ -25,18 +25,22 @@ from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
 _LONGEST_TERM = 4
-_SURELY = 0.5  # a name counts if the reader is as sure that it is asked for or against
+_OPEN = "words"
+_LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
+_SURELY = 0.5
 _ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
+_UNKNOWN = 0.5  # and words that no item has from there on
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
 _AGAINST = 1.6  # open words are unwanted if the reader's marks say so by this factor
 _OPEN_SHARE = 0.2  # of a term's meaning, what its text vector says beside the items that have it
-_LETTERS = 3  # of a known word, for each token that it is split into
+_LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
 _EVERY = 8  # of the sentences that ask nothing, those that are looked at
-_NOTHING = 0.99  # share of the sentences that ask nothing whose nearness to every term is below the threshold
+_KEPT = 10_000  # meanings
+_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,15 @@ class HearingEncoder(CatalogueEncoder):
         self.features = self.meanings.features
         width = self.meanings.width
         self.name, self.sides, self.dim = HEARING, {"wanted": width, "unwanted": width}, 2 * width
-        self._near = functional.normalize(self.vectors - self.vectors.mean(0), dim=1)
+        self._middle_of_terms = self.vectors.mean(0) if len(self.vectors) else torch.zeros(self.vectors.shape[1])
+        self._near = functional.normalize(self.vectors - self._middle_of_terms, dim=1)
         self._kept: dict[str, Tensor] = {}
 
     @cached_property
     def _threshold(self) -> float:
         """The nearness to a term that sentences which ask nothing hardly ever have."""
         texts = TRAIN_TEMPLATES["none"][::_EVERY]
-        return float(self._nearness_of(self._encoded(texts)).quantile(_NOTHING))
+        return float(self._nearness_of(self._encoded(texts)).max()) + _MARGIN
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of ``texts``, (texts, dim) float32; zeros for a text that asks nothing."""
@@ -191,19 +196,18 @@ class HearingEncoder(CatalogueEncoder):
     def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
         """Return for each text what was found, in its order, and the content words that mean nothing."""
         spans = {words: self._things(words) for words in map(self._split, texts)}
-        # The words found are hidden from the reader, which then sees the wording alone. Where open words are among
-        # them, it also reads the text as it is: a wording may ask for nothing at all.
-        hidden = self.reader.read(texts, lambda words: [span for span, *_ in spans[tuple(words)]])
-        open_texts = [text for text, one in zip(texts, hidden, strict=True) if self._is_open(spans[one.words])]
-        plain = dict(zip(open_texts, self.reader.read(open_texts), strict=True))
+        # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
+        # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
+        named = {words: [span for span, kind, _ in own if kind != _OPEN] for words, own in spans.items()}
+        plain = self.reader.read(texts, lambda words: named[tuple(words)])
+        is_open = [len(named[one.words]) < len(spans[one.words]) for one in plain]
+        open_texts = [text for text, own in zip(texts, is_open, strict=True) if own]
+        hidden = self.reader.read(open_texts, lambda words: [span for span, *_ in spans[tuple(words)]])
+        frames = dict(zip(open_texts, hidden, strict=True))
         return [
-            self._parts(one.words, spans[one.words], one, plain.get(text, one))
-            for text, one in zip(texts, hidden, strict=True)
+            self._parts(one.words, spans[one.words], frames.get(text, one), one)
+            for text, one in zip(texts, plain, strict=True)
         ]
-
-    @staticmethod
-    def _is_open(spans: Sequence[tuple[Span, str, Any]]) -> bool:
-        return any(kind == "words" for _, kind, _ in spans)
 
     def _things(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
         """Find what a request names: span, kind and what is found there, of which no two share a word."""
@@ -219,7 +223,7 @@ class HearingEncoder(CatalogueEncoder):
             for place in range(start, stop + 1):
                 if place == stop or place in used:
                     if left < place:
-                        found.append(((left, place), "words", None))
+                        found.append(((left, place), _OPEN, None))
                     left = place + 1
         return sorted(found, key=lambda one: one[0])
 
@@ -234,7 +238,7 @@ class HearingEncoder(CatalogueEncoder):
                 own = keys[place : place + length]
                 number = self.terms.numbers.get(tuple(key[0] for key in own)) if all(own) else None
                 if number is not None and (length > 1 or self._counts_alone(words[place], number)):
-                    found.append(((place, place + length), "words", number))
+                    found.append(((place, place + length), _OPEN, number))
                     step = length
                     break
             place += step
@@ -249,21 +253,21 @@ class HearingEncoder(CatalogueEncoder):
         found: list[_Found] = []
         missed: list[str] = []
         marks = [(_marks(hidden, span), _marks(plain, span)) for span, *_ in spans]
-        asked = any(
-            sum(own) >= _ASKED if kind == "words" else sum(frame) >= _SURELY
-            for (_, kind, _), (frame, own) in zip(spans, marks, strict=True)
-        )
-        for (span, kind, what), (frame, own) in zip(spans, marks, strict=True):
+        certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
+        named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
+        for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
-            if kind == "words":
-                if not self._is_meant(text, what, frame, own, asked, len(words) == span[1] - span[0]):
+            if kind == _OPEN:
+                alone = len(words) == span[1] - span[0]
+                asked = not named and any(certain[:place] + certain[place + 1 :])
+                if not (alone or certain[place] or self._is_meant(text, what, frame, own, asked)):
                     continue
                 side = frame[1] + own[1] <= _AGAINST * (frame[0] + own[0])
             else:
                 said = what.wanted if isinstance(what, Fact) else None
-                if said is None and sum(frame) < _SURELY:
+                if said is None and sum(own) < _LEAST:
                     continue  # the word stands there for something else
-                side = frame[0] >= frame[1] if said is None else said
+                side = own[0] + frame[0] > own[1] + frame[1] if said is None else said
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
@@ -274,12 +278,18 @@ class HearingEncoder(CatalogueEncoder):
             found += [] if whole is None else [whole]
         return _without_contradictions(found), tuple(missed)
 
+    @staticmethod
+    def _is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
+        """Return True if the reader marks words by themselves; words that no item has must be marked clearly."""
+        return sum(own) >= _ASKED if kind != _OPEN or what is not None else max(own) >= _UNKNOWN
+
     def _is_meant(
-        self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool, alone: bool
+        self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool
     ) -> bool:
-        """Return True if open words are asked for or against, by the marks of the wording and of the words."""
-        if alone or sum(own) >= _ASKED:
-            return True
+        """Return True if open words are asked for or against although the reader does not mark them by themselves.
+
+        ``asked`` is True if other words of the sentence surely are.
+        """
         if asked:
             return sum(frame) >= _ASKED and (sum(own) >= _SEEN or self._says_something(text))
         return what is not None and bool(self.terms.values[what]) and sum(frame) >= _SURELY
@@ -297,7 +307,7 @@ class HearingEncoder(CatalogueEncoder):
             return _Found(text, kind, what, self._remembered(f"a {what}", lambda: self._of_attribute(what)), side)
         vector = self._encoded([text])
         if what is None:
-            if not self._is_known(text) and float(self._nearness_of(vector)) < self._threshold:
+            if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
             return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
         meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), _OPEN_SHARE)
@@ -315,17 +325,21 @@ class HearingEncoder(CatalogueEncoder):
             return None
         vector = self._encoded([text])
         nearness = float(self._nearness_of(vector))
-        if nearness < self._threshold:
+        if nearness <= self._threshold:
             return None
         return _Found(text, "words", self._named_like(vector, text), self._open(text, vector), True, min(1.0, nearness))
 
     def _named_like(self, vector: Tensor, text: str) -> str:
-        near = (functional.normalize(vector - self.vectors.mean(0), dim=1) @ self._near.T)[0]
+        near = self._nearnesses(vector)[0]
         names = [self.terms.names[place] for place in near.topk(min(3, len(near))).indices.tolist()]
         return f"{text} (near {', '.join(names)})"
 
     def _nearness_of(self, vectors: Tensor) -> Tensor:
-        near: Tensor = (functional.normalize(vectors - self.vectors.mean(0), dim=1) @ self._near.T).amax(1)
+        return self._nearnesses(vectors).amax(1) if len(self._near) else torch.zeros(len(vectors))
+
+    def _nearnesses(self, vectors: Tensor) -> Tensor:
+        """Return how near texts are to each term, by their vectors, (texts, terms)."""
+        near: Tensor = functional.normalize(vectors - self._middle_of_terms, dim=1) @ self._near.T
         return near
 
     def _of_fact(self, fact: Fact) -> Tensor:
@@ -355,12 +369,14 @@ class HearingEncoder(CatalogueEncoder):
         return self._remembered(f"w {text}", lambda: self.meanings.of_open(vector)[0])
 
     def _remembered(self, key: str, make: Any) -> Tensor:
-        with self._lock:
-            if len(self._kept) > 10_000:
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        made: Tensor = make()
+        with self._lock:  # another thread may have emptied it
+            if len(self._kept) >= _KEPT:
                 self._kept.clear()
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+            return self._kept.setdefault(key, made)
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]

@@ -20,6 +20,7 @@ _LEAST_WORDS, _MOST_WORDS, _TERMS_A_NUMBER = 32, 512, 5  # width of the words' p
 _SCALES = {"attributes": 2.0, "words": 2.0, "numbers": 2.0, "text": 1.0, "embedding": 1.0}  # larger: shrunk less
 _FLOOR = 0.02
 _RIDGE, _OPEN_RIDGE = 0.1, 1.0
+_LEAST_PENALTY = 1e-6  # for items that do not differ
 _OPEN_SHRINKAGE = 20.0  # of the meanings that the map is fitted on: what holds for words in general is coarse
 _MOST_MEMBERS = 50.0  # a term of more items counts no more in the fit of the map
 _LEAST_GAP = 0.02
@@ -64,6 +65,7 @@ class Meanings:
         }
         kept = [_SCALES[name] * part for name, part in parts.items() if part is not None and part.shape[1]]
         self.features = torch.cat(kept, dim=1)
+        self._unnumbered = self.features.shape[1] - numbers.shape[1]
         own = self.features[:described]
         self._mean = own.mean(0)
         centred = own - self._mean
@@ -84,8 +86,8 @@ class Meanings:
         return self._solved(own @ self.features[: self._described], sums, self._factor)
 
     def _factor_of(self, ridge: float) -> Tensor:
-        penalty = ridge * self._spread.diagonal().mean() * torch.eye(len(self._spread))
-        factor: Tensor = torch.linalg.cholesky(self._spread + penalty)
+        penalty = (ridge * self._spread.diagonal().mean()).clamp(min=_LEAST_PENALTY)
+        factor: Tensor = torch.linalg.cholesky(self._spread + penalty * torch.eye(len(self._spread)))
         return factor
 
     def _of_terms(self, matrix: Tensor, factor: Tensor) -> Tensor:
@@ -104,6 +106,10 @@ class Meanings:
 
     def _fit_map(self, vectors: Tensor, having: Tensor, meanings: Tensor) -> None:
         """Fit the map from text vectors to meanings, of which each counts alike whatever the number of its items."""
+        if not len(vectors):
+            width = vectors.shape[1]
+            self._middle, self._length, self._map = torch.zeros(width), torch.ones(()), torch.zeros(width, self.width)
+            return
         self._middle = vectors.mean(0)
         centred = vectors - self._middle
         self._length = centred.norm(dim=1).mean().clamp(min=1e-6)
@@ -125,9 +131,13 @@ class Meanings:
         return meanings
 
     def like(self, item: int) -> Tensor:
-        """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most."""
-        rows = functional.normalize(self.features - self._mean, dim=1)
+        """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most.
+
+        Numbers do not count: films of one price are no more alike than others.
+        """
+        rows = functional.normalize((self.features - self._mean)[:, : self._unnumbered], dim=1)
         near: Tensor = (rows @ rows[item]).clamp(0, 1) ** 3
+        near[item] = 1
         return near
 
 

@@ -82,8 +82,7 @@ class NumberFinder:
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._items = len(catalogue)
-        self._columns = columns_of_numbers(catalogue.numbers)
+        self._columns = columns_of_numbers(catalogue)
         self._extremes: dict[tuple[str, int], tuple[str, Tensor]] = {}
         self._rules: list[tuple[re.Pattern[str], Callable[[re.Match[str]], tuple[Column, float, float] | None]]] = [
             (_spoken(rf"(?:between|from) (?P<low>{_NUMBER}) (?:and|to|until|till|-|–) {_AMOUNT}"), self._between),
@@ -120,7 +119,7 @@ class NumberFinder:
                 if meant and start is not None and stop is not None:
                     column, low, high = meant
                     members = ((column.values >= low) & (column.values <= high)).float()
-                    if members.any():
+                    if members[: column.described].any():
                         yield Fact(start, stop, "number", _meaning(column, low, high, found), members)
 
     def _sizes(self, words: Sequence[str]) -> Iterator[Fact]:
@@ -167,10 +166,10 @@ class NumberFinder:
         if _FOR_LENGTH.search(how):
             return self._first("length")
         beside = _beside_words(found)
-        named = [column for column in self._columns if column.words & beside]
+        is_year = float(number).is_integer() and _YEARS[0] <= number <= _YEARS[1]
+        named = [column for column in self._columns if column.words & beside and (is_year or column.role != "year")]
         if named:
             return named[0]
-        is_year = float(number).is_integer() and _YEARS[0] <= number <= _YEARS[1]
         if _FOR_YEARS.search(how) or (is_year and self._first("year")):
             return self._first("year") if is_year else None
         if not _ends(found) or re.search(r"(?:kids|children|people|aged?|ages)(?: \w+)?$", _before(found)):
@@ -219,7 +218,7 @@ class NumberFinder:
             return float(digits), 100 if digits.endswith("00") and digits < "2000" else 10
         tens = int(digits) if digits else _TENS[said]
         column = self._first("year")
-        newest = float(column.values.nan_to_num(-INFINITE).max()) if column else 0.0
+        newest = column.highest if column else 0.0
         return (2000.0 + tens if 2000 + tens <= newest else 1900.0 + tens), 10
 
     def _last(self, found: re.Match[str]) -> tuple[Column, float, float] | None:
@@ -228,7 +227,7 @@ class NumberFinder:
         count = _number((found["count"] or "one").strip())
         if column is None or count != count:
             return None
-        newest = float(column.values.nan_to_num(-INFINITE).max())
+        newest = column.highest
         years = count * (10 if found["span"].startswith("decade") else 1)
         return column, newest - years + 1, INFINITE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _TOO_MANY = 0.5  # a word of so many of the items tells them apart from no other
 _FEWEST = 2  # items that share a word of a title or a description
 _WORD_WEIGHT = 0.5  # a word of a text says less than a value that somebody gave to the item
 _LONG_TEXT = 60  # words of a cell that are read
+_STEMMING = threading.Lock()  # the stemmer keeps the word that it works on in itself
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def _stemmer() -> Any:
 @lru_cache(maxsize=100_000)
 def stem(word: str) -> str:
     """Return the stem of a lower-case word, so that "robots" meets "robot"."""
-    found: str = _stemmer().stemWord(word)
+    with _STEMMING:
+        found: str = _stemmer().stemWord(word)
     return found
 
 
