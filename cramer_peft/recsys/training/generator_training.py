@@ -35,7 +35,8 @@ from cramer_peft.training import (
     minimal_edit_loss,
 )
 
-TUNED_RATE = 0.01  # of the generator's learning rate
+TUNED_RATE = 0.01  # of the generator's learning rate: a tuned encoder knows its language already
+GAIN_RATE = 20.0  # two numbers carry most of what a request does, and would else be the last to be learnt
 EXPANDED_POSITIONS = 2  # fewer, because each position costs a row of its own there
 
 
@@ -114,15 +115,18 @@ class GeneratorTrainer(ResumableTrainer):
         return scores + added, None if frozen is None else frozen + added
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Return the optimiser; a tuned encoder gets a lower learning rate, since it knows its language already."""
+        """Return the optimiser, with other learning rates for a tuned encoder and for the gains of row values."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         masks: RequestMaskModel = self.accelerator.unwrap_model(self.model)
-        tuned = {id(parameter) for parameter in masks.request_mask_encoder.parameters()}
-        for group in [group for group in optimizer.param_groups if tuned]:
-            own = [parameter for parameter in group["params"] if id(parameter) in tuned]
-            if own:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in tuned]
-                optimizer.add_param_group({**group, "params": own, "lr": TUNED_RATE * group["lr"]})
+        gains = [value for name, value in masks.generator.named_parameters() if name.endswith("gains")]
+        parts = {TUNED_RATE: [*masks.request_mask_encoder.parameters()], GAIN_RATE: gains}
+        for rate, parameters in parts.items():
+            chosen = {id(parameter) for parameter in parameters}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if id(parameter) in chosen]
+                if own:
+                    group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate * group["lr"]})
         return optimizer
 
 
