@@ -10,8 +10,8 @@ from cramer_peft.errors import BaseModelMismatchError, DataError, RequestError
 from cramer_peft.recsys.backbones import config_for, make_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.masks import describe_items, item_layers, mask_backbone
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings
-from cramer_peft.recsys.requests.item_features import TEXT_WIDTH
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, without_cache
+from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 pytest.importorskip("wordllama")
@@ -35,11 +35,13 @@ def test_a_backbone_is_masked_and_its_items_are_described(
     model = make_untrained(name)
     before, encoder = model(item_ids), request_encoder(None, catalogue, model)
     masks = mask_backbone(model, catalogue, RequestMaskConfig(init_weights=False), encoder)
-    expected = CatalogueEncoder(catalogue, item_embeddings(model)).features
-    assert torch.equal(features_of(masks), expected)
+    hearing = without_cache(encoder)
+    assert isinstance(hearing, HearingEncoder)
+    assert torch.equal(features_of(masks), hearing.features)
     config = masks.peft_config["default"]
     assert config.masked_modules == {":forward": []}
-    assert config.request_sides == {"wanted": TEXT_WIDTH, "unwanted": TEXT_WIDTH}
+    width = hearing.features.shape[1]
+    assert config.request_sides == {"wanted": width, "unwanted": width}
     found = masks(item_ids, request=REQUESTS)
     assert torch.equal(found[1], before[1])
     assert (found - before)[[0, 2]].abs().amax(1).min() > 1e-3

@@ -16,7 +16,8 @@ from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import Columns
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import Answer, RequestRecommender, evaluate_recommender
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_cache
+from cramer_peft.recsys.requests.catalogue_encoder import without_cache
+from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 HISTORY = [3, 7, 11]
@@ -122,9 +123,9 @@ def test_the_encoder_that_knows_the_catalogue_is_made_anew(
     masks = mask_backbone(sasrec, catalogue, config, encoder)
     RequestRecommender(masks, catalogue).save(tmp_path)
     stored = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (stored["encoder"], stored["request_dim"]) == ("catalogue-2", encoder.dim)
+    assert (stored["encoder"], stored["request_dim"]) == ("catalogue-3", encoder.dim)
     loaded = RequestRecommender.load(tmp_path)
-    assert isinstance(without_cache(loaded.masks.encoder()), CatalogueEncoder)
+    assert isinstance(without_cache(loaded.masks.encoder()), HearingEncoder)
     texts = ["more horror please", "no comedy", "drama but no horror", "surprise me"]
     assert torch.equal(loaded.masks.encode(texts), masks.encode(texts))
     item_ids = torch.tensor([[item + 1 for item in HISTORY]]).expand(4, -1)

@@ -136,7 +136,9 @@ class Meanings:
         Numbers do not count: films of one price are no more alike than others.
         """
         rows = functional.normalize((self.features - self._mean)[:, : self._unnumbered], dim=1)
-        near: Tensor = (rows @ rows[item]).clamp(0, 1) ** 3
+        # apart, because the last bits of a product may depend on the number of its rows
+        parts = [part @ rows[item] for part in (rows[: self._described], rows[self._described :])]
+        near = torch.cat(parts).clamp(0, 1) ** 3
         near[item] = 1
         return near
 
@@ -166,5 +168,5 @@ def _narrow(rows: Tensor, width: int, described: int) -> Tensor:
     if even.shape[1] > width:
         own = rows[:described].double() - rows[:described].double().mean(0)
         directions = torch.linalg.eigh(own.T @ own)[1][:, -width:].float()
-        even = even @ directions
+        even = torch.cat([part @ directions for part in (even[:described], even[described:])])
     return unit(even, described)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,10 +133,15 @@ def _read_words(path: Path, catalogue: Catalogue, embeddings: Tensor | None) -> 
     try:
         tensors, metadata = read_safetensors(path)
         settings = json.loads(metadata["encoder"])
+        if not isinstance(settings, dict):
+            raise ValueError(f"found {reprlib.repr(settings)}, expected the encoder's words and words_options")
         vectors: Tensor = tensors[_VECTORS].float()
         words, options = _words(settings)
         if vectors.dim() != 2 or vectors.shape[1] != words.dim or not bool(torch.isfinite(vectors).all()):
             raise ValueError(f"found vectors of shape {tuple(vectors.shape)}, expected finite ones {words.dim} wide")
-    except (AdapterFileError, KeyError, TypeError, ValueError) as error:
+    except (AdapterFileError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: no readable words of a request encoder: {error}. Train again.") from error
-    return HearingEncoder(catalogue, embeddings, words=words, words_options=options, vectors=vectors)
+    try:
+        return HearingEncoder(catalogue, embeddings, words=words, words_options=options, vectors=vectors)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error

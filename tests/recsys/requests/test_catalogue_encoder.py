@@ -22,6 +22,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
     text_encoder,
     without_cache,
 )
+from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import DEFAULT_ENCODER, request_encoder
 
 pytest.importorskip("wordllama")
@@ -230,10 +231,10 @@ def test_the_default_knows_the_catalogue(name: str | None, catalogue: Catalogue,
     made = request_encoder(name, catalogue, sasrec)
     assert isinstance(made, CachedEncoder)
     inner = without_cache(made)
-    assert isinstance(inner, CatalogueEncoder)
-    assert (made.name, DEFAULT_ENCODER) == ("catalogue-2", "catalogue")
+    assert isinstance(inner, HearingEncoder)
+    assert (made.name, DEFAULT_ENCODER) == ("catalogue-3", "catalogue")
     embeddings = sasrec.bert.embeddings.word_embeddings.weight[1:]
-    expected = CatalogueEncoder(catalogue, embeddings, inner.reader)
+    expected = HearingEncoder(catalogue, embeddings, inner.reader, inner.words)
     assert torch.equal(inner.features, expected.features)
     assert isinstance(text_encoder(made), WordLlamaEncoder)
 
@@ -252,7 +253,7 @@ def test_behind_the_caches_of_a_handle_too(catalogue: Catalogue, sasrec: SASRec)
     masks = inject_request_masks(sasrec, config_for(sasrec, RequestMaskConfig()), encoder=made)
     assert without_cache(masks.encoder()) is without_cache(made)
     assert isinstance(text_encoder(masks.encoder()), WordLlamaEncoder)
-    assert masks.peft_config["default"].encoder == "catalogue-2"
+    assert masks.peft_config["default"].encoder == "catalogue-3"
     assert masks.peft_config["default"].request_dim == made.dim
 
 
