@@ -9,6 +9,7 @@ import torch
 from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import phrase
+from cramer_peft.recsys.requests.number_columns import years_of
 
 _NUMBER = 3
 _ENOUGH = 10  # items of a decade
@@ -40,7 +41,7 @@ def _candidates(catalogue: Catalogue) -> Iterator[str]:
 
 def _decade(catalogue: Catalogue) -> int | None:
     """Return the earliest decade that a list can be filled from, None if the catalogue has no years."""
-    years = next((column for name, column in catalogue.numbers.items() if "year" in name.lower()), None)
+    years = years_of(catalogue)
     if years is None:
         return None
     decades, counts = (years[~torch.isnan(years)] // 10 * 10).unique(return_counts=True)

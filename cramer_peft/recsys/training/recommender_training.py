@@ -161,7 +161,7 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
     if options.backbone is not None:
         check_backbone_name(options.backbone)
-    if config.encoder not in CATALOGUE_ENCODERS:
+    if options.config.get("encoder") not in CATALOGUE_ENCODERS:
         encoder_of_width(CachedEncoder(make_encoder(str(config.encoder), config.encoder_options)), config.request_dim)
     if options.checkpoints is not None:
         for name in ("backbone", "generator"):
