@@ -17,7 +17,7 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
-from cramer_peft.recsys.commands.everyday import everyday_requests
+from cramer_peft.recsys.commands.everyday import everyday_requests, shown_title
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.batches import rows_together
@@ -51,7 +51,7 @@ _SHOWN_USERS = 200  # in the picture of attribute shares
 class DemoOptions:
     """Options of the demo; ``docs/demo.md`` describes them.
 
-    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``CatalogueEncoder``.
+    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``.
     """
 
     output: Path
@@ -126,7 +126,7 @@ def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) ->
     masks.unload()
     restored, rows = scores_digest(model, users) == before, slice(user, user + 1)
     top = top_items(score_histories(model, users.item_ids[rows]), users.seen_by(rows), 5)[0]
-    titles = [_title(run.data.catalogue, item) for item in top.tolist()]
+    titles = [shown_title(run.data.catalogue, item) for item in top.tolist()]
     result = DemoResult(options.output, run.rows, [*examples, Example(None, titles)], everyday, restored, shares)
     _write_results(folder, result, options)
     return result
@@ -252,11 +252,7 @@ def _everyday(recommender: RequestRecommender, history: list[int]) -> list[Examp
 def _example(recommender: RequestRecommender, history: list[int], text: str | None) -> Example:
     answer = recommender.recommend(history, text, k=5)
     heard = None if answer.heard is None else heard_line(answer.heard)
-    return Example(text, [_title(recommender.catalogue, item) for item in answer.items], heard)
-
-
-def _title(catalogue: Catalogue, item: int) -> str:
-    return f"{catalogue.titles[item]} ({', '.join(catalogue.attribute_names(item))})"
+    return Example(text, [shown_title(recommender.catalogue, item) for item in answer.items], heard)
 
 
 def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> None:

@@ -25,6 +25,14 @@ def everyday_requests(recommender: RequestRecommender) -> list[str]:
     return found[:_NUMBER]
 
 
+def shown_title(catalogue: Catalogue, item: int) -> str:
+    """Return an item's title with its year, if it is known and no part of the title, and its attributes."""
+    years = years_of(catalogue)
+    year = "" if years is None or torch.isnan(years[item]) else f"{years[item]:.0f}"
+    facts = [year] if year and year not in catalogue.titles[item] else []
+    return f"{catalogue.titles[item]} ({', '.join([*facts, *catalogue.attribute_names(item)])})"
+
+
 def _candidates(catalogue: Catalogue) -> Iterator[str]:
     """Yield requests by a title, by years, by how well known items are, and by attributes."""
     visits = catalogue.numbers.get(POPULARITY)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cramer_peft.recsys.commands.everyday import everyday_requests
+from cramer_peft.recsys.commands.everyday import everyday_requests, shown_title
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
 
@@ -40,3 +40,12 @@ def test_a_catalogue_without_numbers(films: Catalogue) -> None:
     assert everyday_requests(recommender(films)) == ["something like Tale 0", "something with war, but no drama"]
     few = replace(films, numbers={"year": torch.arange(1000, 1400, 10, dtype=torch.float64)})
     assert everyday_requests(recommender(few)) == everyday_requests(recommender(films))
+
+
+def test_titles_with_years(films: Catalogue) -> None:
+    assert shown_title(films, 0) == "Tale 0 (Drama, Sci-Fi, War)"
+    years = torch.tensor([1934.0, torch.nan, 1999.0] + [1950.0] * 37, dtype=torch.float64)
+    titles = ("Tale 0", "Tale 1", "Tale 2 (1999)", *films.titles[3:])
+    dated = replace(films, titles=titles, numbers={"year": years})
+    shown = ["Tale 0 (1934, Drama, Sci-Fi, War)", "Tale 1 (Drama, Sci-Fi, War)", "Tale 2 (1999) (Drama, Sci-Fi, War)"]
+    assert [shown_title(dated, item) for item in range(3)] == shown
