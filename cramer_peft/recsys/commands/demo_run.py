@@ -18,7 +18,6 @@ from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.commands.everyday import everyday_requests, shown_title
-from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import top_items
