@@ -25,7 +25,7 @@ _MODULES = {
     "data.datasets": ("load_dataset",),
     "data.splits": ("leave_one_out", "temporal_split"),
     "recommender": ("RequestRecommender", "evaluate_recommender"),
-    "requests.catalogue_encoder": ("request_encoder",),
+    "requests.request_encoders": ("request_encoder",),
     "requests.sources": ("RequestSource", "SaidSource"),
     "training.backbone_training": ("BackboneOptions", "train_backbone"),
     "training.generator_training": ("train_generator",),

@@ -184,7 +184,8 @@ class RequestRecommender:
 
         Raises:
             DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
-                finite, as with a huge strength; or if the encoder cannot read ``before``.
+                finite, as with a huge strength; or if ``before`` comes without a request, or to an encoder that reads
+                one request alone.
             RequestError: If the request or its strength is of another kind.
         """
         items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
@@ -196,7 +197,7 @@ class RequestRecommender:
         with torch.no_grad():
             inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
             frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
-            heard, asked_for = self._heard(request, items.tolist(), before)
+            heard, asked_for = self.listen(request, items.tolist(), before)
             scores = finite_scores(self.masks(inputs, request=asked_for, request_strength=strength)).cpu()
         if len(scores) != 1:
             raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
@@ -205,21 +206,33 @@ class RequestRecommender:
 
     def hear(self, request: str, before: Sequence[str] = ()) -> Heard | None:
         """Return what is understood of a request; None if the encoder does not tell."""
-        return self._heard(request, (), before)[0]
+        return self.listen(request, (), before)[0]
 
-    def _heard(self, request: Any, history: Sequence[int], before: Sequence[str]) -> tuple[Heard | None, Any]:
-        """Return what is understood of a request, and the request as the masks take it."""
+    def listen(
+        self, request: Any, history: Sequence[int] = (), before: Sequence[str] = ()
+    ) -> tuple[Heard | None, str | Tensor | None]:
+        """Return what is understood of a request, None if the encoder does not tell, and the request for the masks.
+
+        Args:
+            request: As for :meth:`recommend`, as are the others.
+            history: Item numbers, for what a person usually takes.
+            before: Earlier requests.
+        """
         encoder = without_cache(self.masks.encoder()) if self._config.encoder is not None else None
-        if not isinstance(encoder, HearingEncoder) or not isinstance(request, str):
-            if before:
-                raise DataError(
-                    "before: found earlier requests, but this adapter's encoder reads one request alone. Leave them "
-                    "out, or train with the encoder 'catalogue'."
-                )
+        if before and not isinstance(encoder, HearingEncoder):
+            raise DataError(
+                "before: found earlier requests, but this adapter's encoder reads one request alone. Leave them out, "
+                "or train with the encoder 'catalogue'."
+            )
+        if before and (request is None or (isinstance(request, str) and not request.strip())):
+            raise DataError("before: found earlier requests without a request. Give the last one as the request.")
+        if not isinstance(encoder, HearingEncoder) or not isinstance(request, str) or not request.strip():
             return None, request
         check_texts([request, *before])
         heard, vector = encoder.listen(request, before, history)
-        return heard, vector[None] if before or heard.needs_history else request
+        if not before and not heard.needs_history:
+            return heard, request
+        return heard, vector[None] if heard.parts else None  # a vector of zeros would be a request
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
         flags = self.catalogue.item_attributes

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -14,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cramer_peft.errors import EncoderError, RequestError
+from cramer_peft.errors import DataError, EncoderError, RequestError
 from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.requests.heard import Heard
 
 from .asks import Ask, AskReader
 from .batching import Batcher, ClosedError, QueueFullError
@@ -23,7 +25,7 @@ from .cache import StateCache
 from .limits import read_body
 from .metrics import Metrics
 from .refused import Refused, Vanished
-from .scoring import Scorer
+from .scoring import Listed, Scorer
 from .settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Service:
         recommender.masks.encoder().capacity = settings.cache_entries
         # A model's first call is slow: it is made here, for nobody.
         Scorer(recommender, StateCache(1))([Ask((0,), "anything", 1)])
-        self._batcher: Batcher[Ask, list[int]] = Batcher(
+        self._batcher: Batcher[Ask, Listed] = Batcher(
             Scorer(recommender, cache), settings.max_batch, settings.max_wait, settings.max_queue, self._metrics.batch
         )
         self._metrics.watch(cache, self._batcher)
@@ -85,7 +87,7 @@ class Service:
         """Recommendations, or why there are none."""
         started = time.perf_counter()
         try:
-            response: Response = JSONResponse(self._listed(await self._items(request)))
+            response: Response = JSONResponse(self._answer(await self._listed(request)))
         except Refused as refused:
             response = refused.response()
         except Vanished:
@@ -97,7 +99,7 @@ class Service:
         self._metrics.responded(response.status_code, time.perf_counter() - started)
         return response
 
-    async def _items(self, request: Request) -> list[int]:
+    async def _listed(self, request: Request) -> Listed:
         body = await read_body(request, self._settings.body_bytes, self._settings.body_timeout)
         ask = self._reader.read(body)
         try:
@@ -108,8 +110,10 @@ class Service:
             raise Refused(503, "the server is stopping. Try again.", retry_after=1) from None
         except (EncoderError, RequestError) as error:
             raise Refused(422, f"request: {error}", "request") from None
+        except DataError as error:
+            raise Refused(422, str(error), "before") from None
 
-    async def _unless_gone(self, request: Request, ask: Ask) -> list[int]:
+    async def _unless_gone(self, request: Request, ask: Ask) -> Listed:
         """The answer, unless the client goes away or the time is over; either frees its place in the queue."""
         answer = asyncio.ensure_future(self._batcher.submit(ask))
         gone = asyncio.ensure_future(_until_gone(request))
@@ -124,9 +128,14 @@ class Service:
             answer.cancel()
             gone.cancel()
 
-    def _listed(self, items: list[int]) -> dict[str, object]:
+    def _answer(self, listed: Listed) -> dict[str, object]:
         ids, titles = self._catalogue.item_ids, self._catalogue.titles
-        return {"items": [{"item_id": ids[item], "title": titles[item]} for item in items]}
+        items = [{"item_id": ids[item], "title": titles[item]} for item in listed.items]
+        return {"items": items, "heard": _heard(listed.heard)}
+
+
+def _heard(heard: Heard | None) -> dict[str, object] | None:
+    return None if heard is None else {"parts": [asdict(part) for part in heard.parts], "missed": list(heard.missed)}
 
 
 async def _until_gone(request: Request) -> None:

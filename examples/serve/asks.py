@@ -11,7 +11,7 @@ from .lookup import ItemLookup
 from .refused import Refused, quoted
 from .settings import Settings
 
-FIELDS = ("history", "request", "k")
+FIELDS = ("history", "request", "before", "k")
 _EXAMPLE = '{"history": ["Alien"], "request": "something funny", "k": 10}'
 _NAMED = 10  # entries of a history that one message names
 
@@ -24,11 +24,13 @@ class Ask:
         history: Item indices, oldest first.
         request: What is asked, None for nothing.
         k: Length of the list.
+        before: Earlier requests of the same conversation, oldest first.
     """
 
     history: tuple[int, ...]
     request: str | None
     k: int
+    before: tuple[str, ...] = ()
 
 
 class AskReader:
@@ -56,21 +58,36 @@ class AskReader:
         if unknown:
             names = ", ".join(quoted(name) for name in unknown[:_NAMED])
             raise Refused(422, f"fields not expected: {names}. There are {', '.join(FIELDS)}.", quoted(unknown[0]))
-        request = self._request(document.get("request"))
+        request = self._text(document.get("request"), "request")
+        before = self._before(document.get("before"), request)
         k = self._k(document.get("k", 10))
-        return Ask(self._history(document.get("history")), request, k)
+        return Ask(self._history(document.get("history")), request, k, before)
 
-    def _request(self, value: object) -> str | None:
+    def _text(self, value: object, field: str) -> str | None:
         if value is None:
             return None
         if not isinstance(value, str):
-            raise Refused(422, f"request: found {quoted(value)}, expected a text or null.", "request")
+            raise Refused(422, f"{field}: found {quoted(value)}, expected a text or null.", field)
         limit = self._settings.text_length
         if len(value) > limit:
-            raise Refused(422, f"request: found {len(value)} characters, expected at most {limit}.", "request")
+            raise Refused(422, f"{field}: found {len(value)} characters, expected at most {limit}.", field)
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise Refused(422, "request: half of a surrogate pair is no character. Send valid Unicode.", "request")
+            raise Refused(422, f"{field}: half of a surrogate pair is no character. Send valid Unicode.", field)
         return value if value.strip() else None
+
+    def _before(self, value: object, request: str | None) -> tuple[str, ...]:
+        if value is None:
+            return ()
+        limit = self._settings.before_length
+        if not isinstance(value, list) or len(value) > limit:
+            found = f"{len(value)} texts" if isinstance(value, list) else quoted(value)
+            message = f"before: found {found}, expected a list of at most {limit} earlier requests."
+            raise Refused(422, message, "before")
+        texts = [self._text(text, f"before[{place}]") for place, text in enumerate(value)]
+        said = tuple(text for text in texts if text is not None)
+        if said and request is None:
+            raise Refused(422, "before: found earlier requests without a request. Send the last one there.", "before")
+        return said
 
     def _k(self, value: object) -> int:
         limit = self._settings.max_k

@@ -27,6 +27,7 @@ class Settings:
     body_timeout: float = _limit(5.0, "Seconds in which a body must have arrived.")
     body_bytes: int = _limit(64 * 1024, "Largest body.")
     text_length: int = _limit(1000, "Most characters of a request.")
+    before_length: int = _limit(20, "Most earlier requests of a conversation.")
     history_length: int = _limit(200, "Most items of a history.")
     max_k: int = _limit(100, "Longest list of recommendations.")
     cache_entries: int = _limit(2048, "Most texts whose mask states are kept.")

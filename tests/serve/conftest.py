@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,27 @@ def bundle(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     RequestRecommender(inject_request_masks(model, config), catalogue).save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def hearing(tmp_path_factory: pytest.TempPathFactory) -> RequestRecommender:
+    """A recommender that says what it hears of requests, with random masks."""
+    pytest.importorskip("wordllama")
+    pytest.importorskip("snowballstemmer")
+    from cramer_peft.recsys import request_encoder
+    from cramer_peft.recsys.masks import mask_backbone
+
+    torch.manual_seed(0)
+    flags = torch.zeros(ITEMS, 2, dtype=torch.bool)
+    flags[::2, 0], flags[::3, 1] = True, True
+    titles = tuple(f"Tale {item}" if item else "The Quiet Harbour" for item in range(ITEMS))
+    years = torch.arange(ITEMS, dtype=torch.float64) + 1950
+    catalogue = Catalogue(tuple(f"i{item}" for item in range(ITEMS)), titles, ("Comedy", "Horror"), flags)
+    catalogue = replace(catalogue, numbers={"year": years}).with_popularity(range(1, ITEMS + 1))
+    model = SASRec(SASRec.configure(ITEMS, max_length=8, hidden_size=16)).eval()
+    encoder = request_encoder(None, catalogue, model, {"words": "wordllama"})
+    masks = mask_backbone(model, catalogue, RequestMaskConfig(init_weights=False), encoder)
+    return RequestRecommender(masks, catalogue)
 
 
 @pytest.fixture

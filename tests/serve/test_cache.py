@@ -1,12 +1,12 @@
 """The cache of mask states is bounded, keyed by adapter and text, and counted."""
 
-from serve.cache import StateCache
+from serve.cache import Known, StateCache
 
 from cramer_peft.recsys.recommender import RequestRecommender
 
 
 def test_the_least_recently_used_go_first(recommender: RequestRecommender) -> None:
-    state = recommender.masks.mask_state(["a"])
+    state = Known(recommender.masks.mask_state(["a"]))
     cache = StateCache(2)
     for text in "ab":
         assert cache.get(("x", text)) is None

@@ -18,7 +18,7 @@ BAD: dict[str, tuple[object, int, str | None, str]] = {
     "deep": (b"[" * 20000, 400, None, "not JSON"),
     "huge number": (b'{"k": ' + b"9" * 6000 + b"}", 400, None, "not JSON"),
     "list": ([1], 400, None, "a JSON list, expected an object"),
-    "unknown field": ({**GOOD, "n": 3}, 422, "'n'", "fields not expected: 'n'. There are history, request, k"),
+    "unknown field": ({**GOOD, "n": 3}, 422, "'n'", "fields not expected: 'n'. There are history, request, before, k"),
     "odd field": (b'{"\\ud800": 1}', 422, "'\\ud800'", "fields not expected"),
     "no history": ({"k": 3}, 422, "history", "found None, expected a list of item ids or titles"),
     "empty history": ({**GOOD, "history": []}, 422, "history", r"found \[\]"),
@@ -41,6 +41,12 @@ BAD: dict[str, tuple[object, int, str | None, str]] = {
     "number as request": ({**GOOD, "request": 3}, 422, "request", "found 3, expected a text or null"),
     "long request": ({**GOOD, "request": "a" * 101}, 422, "request", "found 101 characters, expected at most 100"),
     "half a character": (b'{"history": ["i1"], "request": "\\ud800"}', 422, "request", "surrogate"),
+    "text as before": ({**GOOD, "before": "more war"}, 422, "before", "found 'more war', expected a list of at most 4"),
+    "long before": ({**GOOD, "before": ["a"] * 5}, 422, "before", "found 5 texts, expected a list of at most 4"),
+    "number in before": ({**GOOD, "before": ["a", 3]}, 422, r"before[1]", r"before\[1\]: found 3, expected a text"),
+    "long text in before": ({**GOOD, "before": ["a" * 101]}, 422, "before[0]", "found 101 characters"),
+    "before and no request": ({**GOOD, "request": " ", "before": ["a"]}, 422, "before", "without a request"),
+    "an encoder of one request": ({**GOOD, "before": ["a"]}, 422, "before", "reads one request alone"),
     "k is zero": ({**GOOD, "k": 0}, 422, "k", "found 0, expected a whole number from 1 to 20"),
     "k is large": ({**GOOD, "k": 21}, 422, "k", "found 21"),
     "k is true": ({**GOOD, "k": True}, 422, "k", "found True"),
@@ -62,7 +68,7 @@ def test_bad_bodies(run, serving, recommender: RequestRecommender, name: str) ->
 
     async def work() -> None:
         limit = 60 if name == "every item" else 30
-        async with serving(recommender, history_length=limit, text_length=100, max_k=20) as client:
+        async with serving(recommender, history_length=limit, text_length=100, max_k=20, before_length=4) as client:
             reply = await client.post(body)
             assert reply.status == status
             assert reply.json["error"]["field"] == field

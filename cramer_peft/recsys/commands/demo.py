@@ -37,7 +37,7 @@ def demo(
 ) -> None:
     """Train, mask, compare and show it all on real data; about ten minutes on two cores."""
     from cramer_peft.recsys.commands.demo_run import DemoOptions, run_demo
-    from cramer_peft.recsys.commands.display import examples_table, metrics_table, plot_shares
+    from cramer_peft.recsys.commands.display import everyday_table, examples_table, metrics_table, plot_shares
 
     given.no_file_bars()
     console = Console()
@@ -55,6 +55,8 @@ def demo(
     plot_shares(result.shares, output / "attribute_shares.png")
     console.print(metrics_table(result.rows))
     console.print(examples_table([(example.request, example.titles) for example in result.examples]))
+    everyday = [(example.request, example.heard, example.titles) for example in result.everyday]
+    console.print(everyday_table(everyday))
     verdict = "equal those before injection, bit for bit" if result.restored else "DIFFER from those before injection"
     console.print(f"After unloading, the scores of all test users {verdict}.", highlight=False)
     given.plain_printer(console)(

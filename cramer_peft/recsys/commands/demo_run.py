@@ -17,7 +17,7 @@ from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
-from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.commands.everyday import everyday_requests, shown_title
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import top_items
@@ -30,7 +30,8 @@ from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
-from cramer_peft.recsys.requests.request_encoders import request_encoder
+from cramer_peft.recsys.requests.heard import heard_line
+from cramer_peft.recsys.requests.request_encoders import describe_encoder, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
 from cramer_peft.recsys.training.generator_training import train_generator
@@ -49,7 +50,7 @@ _SHOWN_USERS = 200  # in the picture of attribute shares
 class DemoOptions:
     """Options of the demo; ``docs/demo.md`` describes them.
 
-    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``CatalogueEncoder``.
+    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``.
     """
 
     output: Path
@@ -71,10 +72,11 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class Example:
-    """One user's top titles under one request."""
+    """One user's top titles under one request, and what was heard of it, if the encoder tells."""
 
     request: str | None
     titles: list[str]
+    heard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class DemoResult:
     output: Path
     rows: dict[str, dict[str, float]]  # method → metrics of mean_metrics, and seconds of training
     examples: list[Example]  # no request, three requests, after unloading
+    everyday: list[Example]  # no request, three everyday requests
     restored: bool  # the scores after unloading equal those before injection, bit for bit
     shares: dict[str, tuple[float, float, float]]  # of attributes: no request, asked for, asked against
 
@@ -117,12 +120,13 @@ def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) ->
     shares = attribute_shares(masks, users)
     lengths = torch.tensor([len(history.unique()) for history in users.histories])
     user = int(lengths.sort().indices[len(users) // 2])  # the user with the median length of history
-    examples = _examples(recommender, split.history("test")[user].tolist())
+    history = split.history("test")[user].tolist()
+    examples, everyday = _examples(recommender, history), _everyday(recommender, history)
     masks.unload()
     restored, rows = scores_digest(model, users) == before, slice(user, user + 1)
     top = top_items(score_histories(model, users.item_ids[rows]), users.seen_by(rows), 5)[0]
-    titles = [_title(run.data.catalogue, item) for item in top.tolist()]
-    result = DemoResult(options.output, run.rows, [*examples, Example(None, titles)], restored, shares)
+    titles = [shown_title(run.data.catalogue, item) for item in top.tolist()]
+    result = DemoResult(options.output, run.rows, [*examples, Example(None, titles)], everyday, restored, shares)
     _write_results(folder, result, options)
     return result
 
@@ -173,6 +177,7 @@ class _Run:
         torch.manual_seed(options.seed)
         if self._encoder is None:  # one for all methods, to keep its cache
             self._encoder = request_encoder(options.encoder, data.catalogue, self.model)
+            self.say(describe_encoder(self._encoder))
         masks = mask_backbone(self.model, data.catalogue, config, self._encoder)
         self.say(f"training the generator of {name} ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
         train_generator(masks, data.catalogue, data.split, generator, options.seed, options.progress)
@@ -235,12 +240,18 @@ def _examples(recommender: RequestRecommender, history: list[int]) -> list[Examp
     counts = catalogue.item_attributes[history].sum(0)
     most, least = (phrase(catalogue.attributes[int(index)]) for index in (counts.argmax(), counts.argmin()))
     texts = [f"How about a little {least}?", f"Spare me the {most}", f"Bring on the {least} and spare me the {most}"]
-    answers = [(text, recommender.recommend(history, text, k=5)) for text in (None, *texts)]
-    return [Example(text, [_title(catalogue, item) for item in answer.items]) for text, answer in answers]
+    return [_example(recommender, history, text) for text in (None, *texts)]
 
 
-def _title(catalogue: Catalogue, item: int) -> str:
-    return f"{catalogue.titles[item]} ({', '.join(catalogue.attribute_names(item))})"
+def _everyday(recommender: RequestRecommender, history: list[int]) -> list[Example]:
+    """Return a user's top five without a request and under three everyday requests of different kinds."""
+    return [_example(recommender, history, text) for text in (None, *everyday_requests(recommender))]
+
+
+def _example(recommender: RequestRecommender, history: list[int], text: str | None) -> Example:
+    answer = recommender.recommend(history, text, k=5)
+    heard = None if answer.heard is None else heard_line(answer.heard)
+    return Example(text, [shown_title(recommender.catalogue, item) for item in answer.items], heard)
 
 
 def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> None:
@@ -254,6 +265,7 @@ def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> No
             "versions": versions(),
             "metrics": result.rows,
             "examples": [dataclasses.asdict(example) for example in result.examples],
+            "everyday": [dataclasses.asdict(example) for example in result.everyday],
             "restored_bit_for_bit": result.restored,
             "attribute_shares": {name: list(values) for name, values in result.shares.items()},
         },

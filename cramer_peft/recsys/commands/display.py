@@ -14,7 +14,9 @@ from cramer_peft.errors import require
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.evaluation.results import TrackResult
+from cramer_peft.recsys.reading import printable
 from cramer_peft.recsys.recommender import Answer
+from cramer_peft.recsys.requests.heard import heard_line
 
 _DEMO_COLUMNS = {
     "ndcg": "NDCG\n@10",
@@ -99,9 +101,22 @@ def examples_table(examples: Sequence[tuple[str | None, list[str]]]) -> Table:
     return table
 
 
+def everyday_table(examples: Sequence[tuple[str | None, str | None, list[str]]]) -> Table:
+    """Return a ``rich`` table of one user's titles under everyday requests, and of what was heard of each."""
+    table = Table(title="The same user, asking as people do", show_lines=True)
+    table.add_column("request, and what was heard")
+    table.add_column("titles")
+    for request, heard, titles in examples:
+        said = (request or "(none)") + ("" if heard is None else f"\n→ {heard}")
+        table.add_row(escape(said), escape("\n".join(titles)))
+    return table
+
+
 def show_answer(console: Console, answer: Answer, catalogue: Catalogue, request: str | None) -> None:
-    """Print one answer and what the request changed."""
+    """Print one answer, what was heard of the request, and what it changed."""
     console.print(answer_table(answer, catalogue, request))
+    if answer.heard is not None:
+        console.print(f"  heard: {printable(heard_line(answer.heard))}", highlight=False, markup=False)
     for line in changes(answer, catalogue):
         console.print(f"  {line}", highlight=False, markup=False)
 

@@ -57,3 +57,11 @@ class Heard:
         ]
         lines = [f"{name}: {' '.join(said.split())}" for name, said in groups if said]
         return " · ".join(lines if self.parts else ["nothing understood", *lines])
+
+
+def heard_line(heard: Heard) -> str:
+    """Return what was heard of a request and what was not, in one line; if it is nothing, what follows from that."""
+    if heard.parts:
+        return str(heard)
+    missed = f" ({', '.join(' '.join(words.split()) for words in heard.missed)})" if heard.missed else ""
+    return f"nothing understood{missed}: the list is the one without a request"

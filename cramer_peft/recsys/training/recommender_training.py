@@ -30,7 +30,7 @@ from cramer_peft.recsys.recommender import (
     keep_card,
     tracks_as_dict,
 )
-from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, request_encoder
+from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, describe_encoder, request_encoder
 from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
@@ -161,7 +161,7 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
     if options.backbone is not None:
         check_backbone_name(options.backbone)
-    if config.encoder not in CATALOGUE_ENCODERS:
+    if options.config.get("encoder") not in CATALOGUE_ENCODERS:
         encoder_of_width(CachedEncoder(make_encoder(str(config.encoder), config.encoder_options)), config.request_dim)
     if options.checkpoints is not None:
         for name in ("backbone", "generator"):
@@ -240,6 +240,7 @@ def _adapted(
     torch.manual_seed(options.seed)
     encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options)
     masks = mask_backbone(backbone, data.catalogue, config, encoder)
+    say(describe_encoder(encoder))
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
     generator = options.generator or generator_options(backbone)
     if options.batch_size is not None:

@@ -15,7 +15,9 @@ from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, save_backbone
 from cramer_peft.recsys.commands import app as cli
 from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
+from cramer_peft.recsys.requests.request_encoders import request_encoder
 
 
 @dataclass
@@ -96,6 +98,21 @@ def made(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder="hashing", encoder_options={"dim": 16}, init_weights=False, gate="low_rank", strength=4.0
     )
     RequestRecommender(inject_request_masks(model, config), catalogue).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hearing(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recommender's folder with random masks and the encoder that says what it hears."""
+    for package in ("wordllama", "snowballstemmer"):
+        pytest.importorskip(package)
+    catalogue, _ = load_interactions(shop)
+    torch.manual_seed(0)
+    path, model = tmp_path_factory.mktemp("hearing"), SASRec(SASRec.configure(len(catalogue), hidden_size=16)).eval()
+    save_backbone(model, path)
+    encoder = request_encoder(None, catalogue, model, {"words": "wordllama"})
+    masks = mask_backbone(model, catalogue, RequestMaskConfig(init_weights=False), encoder)
+    RequestRecommender(masks, catalogue).save(path)
     return path
 
 

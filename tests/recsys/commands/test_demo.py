@@ -36,7 +36,17 @@ def test_demo_then_recommend(demo: Callable[..., Any], run: Callable[..., Any], 
     assert results["options"]["seed"] == 3
     assert results["options"]["generator"]["steps"] == results["options"]["paper_generator"]["steps"] == 2
     assert results["options"]["backbone_options"]["epochs"] == 1
-    for part in ("frozen", "paper's gate", "ours", "text fusion", "NDCG", "(none)", "(after unloading)", "[/bold]"):
+    for part in (
+        "frozen",
+        "paper's gate",
+        "ours",
+        "text fusion",
+        "NDCG",
+        "(none)",
+        "(after unloading)",
+        "[/bold]",
+        "→ wanted",
+    ):
         assert part in ended.out
     assert "bit for bit" in ended.out
     assert "DIFFER" not in ended.out

@@ -93,9 +93,31 @@ def test_it_shows_one_user(result: DemoResult) -> None:
     assert len({example.request for example in result.examples[1:-1]}) == 3
 
 
+def test_it_asks_as_people_do(result: DemoResult) -> None:
+    first, *asked = result.everyday
+    assert first.request is first.heard is None
+    assert first.titles == result.examples[0].titles
+    assert len(asked) == 3
+    for example, kind in zip(asked, ("something like", "hidden gems", "something with"), strict=True):
+        assert example.request is not None
+        assert example.heard is not None
+        assert example.request.startswith(kind)
+        assert "wanted: " in example.heard
+        assert "not understood" not in example.heard
+        assert len(example.titles) == 5
+
+
 def test_it_says_what_it_does(result: DemoResult, said: list[str]) -> None:
     text = "\n".join(said)
-    for part in ("reading the data", "30 users, 40 items, 5 attributes", "training the backbone", OURS, PAPER, FUSION):
+    for part in (
+        "reading the data",
+        "30 users, 40 items, 5 attributes",
+        "training the backbone",
+        OURS,
+        PAPER,
+        FUSION,
+        "their words by",
+    ):
         assert part in text
 
 
@@ -144,6 +166,7 @@ def test_a_saved_backbone_is_used_again(options: DemoOptions, result: DemoResult
         assert name == "seconds" or value == result.rows[FROZEN][name]
     assert again.restored
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["encoder"] == "hashing"
+    assert [example.heard for example in again.everyday] == [None] * 4  # this encoder does not tell
     assert again.examples[0].titles == result.examples[0].titles
     first, second = (folder / "backbone" / "model.safetensors" for folder in (options.output, tmp_path))
     loaded = [SASRec.from_pretrained(path.parent).state_dict() for path in (first, second)]

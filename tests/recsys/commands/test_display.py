@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cramer_peft.recsys.commands.display import answer_table, changes, examples_table, metrics_table, plot_shares
+from cramer_peft.recsys.commands.display import (
+    answer_table,
+    changes,
+    everyday_table,
+    examples_table,
+    metrics_table,
+    plot_shares,
+)
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.recommender import Answer
 
@@ -45,6 +52,14 @@ def test_examples_table() -> None:
     assert text.count("(none)") == text.count("(after unloading)") == 1
     assert "more [horror]" in text
     assert "[REC] (x)" in text
+
+
+def test_everyday_table() -> None:
+    asked = [(None, None, ["A"]), ("like [REC]", "wanted: like [REC]", ["[/bold] x", "C"])]
+    text = rendered(everyday_table(asked))
+    for part in ("(none)", "like [REC]", "→ wanted: like [REC]", "[/bold] x"):
+        assert part in text
+    assert "None" not in text
 
 
 def test_answer_table(tales: Catalogue) -> None:

