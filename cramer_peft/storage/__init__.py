@@ -15,10 +15,12 @@ from cramer_peft.storage.files import (
     write_together,
 )
 from cramer_peft.storage.folders import new_version, write_problem
+from cramer_peft.storage.stored_config import check_encoder_options
 
 __all__ = [
     "TensorInfo",
     "atomic_file",
+    "check_encoder_options",
     "check_inside",
     "new_version",
     "open_regular",

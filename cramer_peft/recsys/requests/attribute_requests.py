@@ -54,10 +54,15 @@ def phrase(attribute: str) -> str:
 
     A hyphen becomes a space unless a part beside it has three letters or fewer.
     """
-    words = _HYPHEN.sub(" ", plain_text(attribute)).split()
+    words = without_hyphens(plain_text(attribute)).split()
     if not words:
         raise DataError(f"The attribute {attribute!r} is blank, expected a word.")
     return " ".join(words)
+
+
+def without_hyphens(text: str) -> str:
+    """Return a text with a space for each hyphen between longer parts, as :func:`phrase` writes attributes."""
+    return _HYPHEN.sub(" ", text)
 
 
 def item_text(catalogue: Catalogue, index: int) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, one_form
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
 from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder
 from cramer_peft.recsys.requests.fact import Fact, Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
@@ -32,7 +33,8 @@ _ASKED = 0.2  # open words count from there on, because the reader knows fewer o
 _UNKNOWN = 0.5  # and words that no item has from there on
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
-_AGAINST = 1.6  # open words are unwanted if the reader's marks say so by this factor
+_AGAINST, _AGAINST_FACTS = 1.6, 3.0  # open words and facts are unwanted if the reader's marks say so by this factor
+_FOREIGN = 3  # so many words that no item and no usual request has, one after the other
 _OPEN_SHARE = 0.2  # of a term's meaning, what its text vector says beside the items that have it
 _LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
@@ -195,6 +197,7 @@ class HearingEncoder(CatalogueEncoder):
 
     def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
         """Return for each text what was found, in its order, and the content words that mean nothing."""
+        texts = [without_hyphens(text) for text in texts]
         spans = {words: self._things(words) for words in map(self._split, texts)}
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
@@ -214,7 +217,11 @@ class HearingEncoder(CatalogueEncoder):
         attributes = [((start, stop), "attribute", name) for start, stop, name in self._named(words)]
         facts = self._facts.find(words, [span for span, *_ in attributes])
         found: list[tuple[Span, str, Any]] = [(fact.span, fact.kind, fact) for fact in facts]
-        for others in (attributes, self._named_terms(words)):
+        terms = [
+            (span, "attribute", self._attribute_terms[what]) if what in self._attribute_terms else (span, kind, what)
+            for span, kind, what in self._named_terms(words)
+        ]
+        for others in (attributes, terms):
             taken = [span for span, *_ in found]
             found += [one for one in others if is_free(one[0], taken)]
         used = {place for span, *_ in found for place in range(*span)}
@@ -244,6 +251,12 @@ class HearingEncoder(CatalogueEncoder):
             place += step
         return found
 
+    @cached_property
+    def _attribute_terms(self) -> dict[int, str]:
+        """The terms that are attributes, so that "thrillers" names one, too."""
+        numbers = ((self.terms.numbers.get(stems(WORD.findall(name))), name) for name in self._phrase_of.values())
+        return {number: name for number, name in numbers if number is not None}
+
     def _counts_alone(self, word: str, number: int) -> bool:
         return word not in frame_words() or bool(self.terms.values[number])
 
@@ -255,19 +268,20 @@ class HearingEncoder(CatalogueEncoder):
         marks = [(_marks(hidden, span), _marks(plain, span)) for span, *_ in spans]
         certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
+        if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
+            return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
+        unread: list[str] = []
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
             if kind == _OPEN:
                 alone = len(words) == span[1] - span[0]
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 if not (alone or certain[place] or self._is_meant(text, what, frame, own, asked)):
+                    unread += [text] if what is None else []
                     continue
-                side = frame[1] + own[1] <= _AGAINST * (frame[0] + own[0])
-            else:
-                said = what.wanted if isinstance(what, Fact) else None
-                if said is None and sum(own) < _LEAST:
-                    continue  # the word stands there for something else
-                side = own[0] + frame[0] > own[1] + frame[1] if said is None else said
+            elif sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
+                continue  # the word stands there for something else
+            side = self._is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1])
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
@@ -276,7 +290,14 @@ class HearingEncoder(CatalogueEncoder):
         if not found and not missed:
             whole = self._whole(words)
             found += [] if whole is None else [whole]
-        return _without_contradictions(found), tuple(missed)
+        return _without_contradictions(found), tuple(missed + unread if found else missed)
+
+    @staticmethod
+    def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float) -> bool:
+        """Return True for what is asked for, by the reader's marks, unless the words themselves tell."""
+        if isinstance(what, Fact):
+            return unwanted <= _AGAINST_FACTS * wanted if what.wanted is None else what.wanted
+        return wanted > unwanted if kind == "attribute" else unwanted <= _AGAINST * wanted
 
     @staticmethod
     def _is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
@@ -361,8 +382,6 @@ class HearingEncoder(CatalogueEncoder):
 
     @cached_property
     def _phrase_of(self) -> dict[str, str]:
-        from cramer_peft.recsys.requests.attribute_requests import phrase
-
         return {name: phrase(name) for name in self._catalogue.attributes}
 
     def _open(self, text: str, vector: Tensor) -> Tensor:

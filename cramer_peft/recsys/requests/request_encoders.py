@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from cramer_peft import RequestMaskConfig
 from cramer_peft.encoders import CachedEncoder, RequestEncoder, make_encoder, register_request_encoder
 from cramer_peft.errors import AdapterFileError, DataError, EncoderError
 from cramer_peft.recsys.data.catalogue import Catalogue
@@ -23,7 +24,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
     without_cache,
 )
 from cramer_peft.recsys.requests.hearing import HEARING, HearingEncoder
-from cramer_peft.storage import read_safetensors, write_safetensors
+from cramer_peft.storage import check_encoder_options, read_safetensors, write_safetensors
 
 DEFAULT_ENCODER = "catalogue"
 CATALOGUE_ENCODERS = {None: HEARING, DEFAULT_ENCODER: HEARING, TEXT_ENCODER: TEXT_ENCODER}  # what is made today
@@ -145,6 +146,8 @@ def _read_words(path: Path, catalogue: Catalogue, embeddings: Tensor | None) -> 
         settings = json.loads(metadata["encoder"])
         if not isinstance(settings, dict):
             raise ValueError(f"found {reprlib.repr(settings)}, expected the encoder's words and words_options")
+        name = settings.get("words")
+        check_encoder_options(RequestMaskConfig(encoder=name, encoder_options=settings.get("words_options") or {}))
         vectors: Tensor = tensors[_VECTORS].float()
         words, options = _words(settings)
         if vectors.dim() != 2 or vectors.shape[1] != words.dim or not bool(torch.isfinite(vectors).all()):
