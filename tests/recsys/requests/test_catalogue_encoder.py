@@ -176,7 +176,7 @@ def test_a_concept_is_the_mean_of_its_items(encoder: CatalogueEncoder) -> None:
         (None, second, (zeros, means[1])),
         (first, second, means),
     ):
-        torch.testing.assert_close(encoder.concept(wanted, unwanted), torch.cat(expected))
+        torch.testing.assert_close(encoder.concepts([(wanted, unwanted)])[0], torch.cat(expected))
 
 
 def test_no_two_texts_depend_on_each_other_in_threads(encoder: CatalogueEncoder) -> None:

@@ -198,5 +198,5 @@ def test_any_catalogue_has_finite_meanings(items: int, attributes: int, width: i
 def test_the_encoder_scales_alike(hearing: HearingEncoder, films: Catalogue) -> None:
     assert hearing.features is hearing.meanings.features
     found = hearing.meanings.of_sets(films.item_attributes.T.float())
-    concept = hearing.concept(films.item_attributes[:, 1], films.item_attributes[:, 2])
+    concept = hearing.concepts([(films.item_attributes[:, 1], films.item_attributes[:, 2])])[0]
     torch.testing.assert_close(concept, torch.cat([found[1], found[2]]), rtol=1e-4, atol=1e-5)

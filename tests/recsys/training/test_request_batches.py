@@ -160,7 +160,7 @@ def test_concepts_take_the_place_of_requests(
     encoder = without_cache(taught.encoder())
     assert len(drawn) == len(batch["vectors"])
     for row, concept in enumerate(drawn):
-        assert torch.equal(batch["vectors"][row], encoder.concept(concept.wanted, concept.unwanted))
+        assert torch.equal(batch["vectors"][row], encoder.concepts([(concept.wanted, concept.unwanted)])[0])
         wanted, unwanted = (
             torch.zeros(40) if side is None else side.float() for side in (concept.wanted, concept.unwanted)
         )
@@ -306,7 +306,7 @@ class PlainCollator:
             match = [share(request.wanted, own) - share(request.unwanted, own) for own in names]
             fits = [set(request.wanted) <= own and not set(request.unwanted) & own and truthful for own in names]
         else:
-            vector = self.encoder.concept(concept.wanted, concept.unwanted)
+            vector = self.encoder.concepts([(concept.wanted, concept.unwanted)])[0]
             sides = [[0] * len(items) if side is None else side.int().tolist() for side in vars(concept).values()]
             match = [wanted - unwanted for wanted, unwanted in zip(*sides, strict=True)]
             fits = [value > 0 and concept.unwanted is None for value in match]
