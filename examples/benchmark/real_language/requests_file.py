@@ -16,6 +16,7 @@ MAX_TEXT = 10_000
 MAX_HISTORY = 1_000
 
 _FIELDS = ("dialogue", "history", "request", "target")
+_SAID, _NAMES_TARGET = "said", "names_target"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class RedialRequest:
     Args:
         dialogue: The dialogue's id; several requests may be from one.
         history: Titles that the seeker had said they liked, in the order of the dialogue; may be empty.
-        request: The seeker's utterances before the recommendation, each title in them replaced by ``[movie]``.
+        request: The seeker's utterances before the recommendation, each title in them replaced by ``[movie]``, or as
+            they were said, titles included.
         target: The title that was recommended and liked.
     """
 
@@ -40,7 +42,9 @@ def read_redial(path: str | os.PathLike[str]) -> tuple[RedialRequest, ...]:
 
     Args:
         path: The file, at most ``MAX_REDIAL_BYTES`` long, UTF-8. Each line is an object with exactly ``dialogue``,
-            ``history`` (a list), ``request`` and ``target``, all text.
+            ``history`` (a list), ``request`` and ``target``, all text. It may have ``said``, too, the request with its
+            titles, which is then read in its place, and ``names_target``, true for a line to leave out because it says
+            the target's title.
 
     Raises:
         DataError: If it is not such a file; the message names the line. A text may have ``MAX_TEXT`` characters, a
@@ -55,26 +59,34 @@ def read_redial(path: str | os.PathLike[str]) -> tuple[RedialRequest, ...]:
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     if not lines:
         raise DataError(f"{source}: the file is empty. Expected one JSON object a line.")
-    return tuple(_parse_line(f"{source}, line {number}", line) for number, line in enumerate(lines, start=1))
+    read = (_parse_line(f"{source}, line {number}", line) for number, line in enumerate(lines, start=1))
+    return tuple(request for request in read if request is not None)
 
 
-def _parse_line(place: str, line: bytes) -> RedialRequest:
+def _parse_line(place: str, line: bytes) -> RedialRequest | None:
     try:
         record = parse_json(line)
     except ValueError as error:
         raise DataError(f"{place}: not a JSON object in UTF-8 ({error}).") from error
-    if not isinstance(record, dict) or sorted(record) != sorted(_FIELDS):
+    said = isinstance(record, dict) and _SAID in record
+    fields = (*_FIELDS, _SAID, _NAMES_TARGET) if said else _FIELDS
+    if not isinstance(record, dict) or sorted(record) != sorted(fields):
         found = sorted(record) if isinstance(record, dict) else record
-        raise DataError(f"{place}: found {reprlib.repr(found)}, expected an object with exactly {', '.join(_FIELDS)}.")
+        raise DataError(f"{place}: found {reprlib.repr(found)}, expected an object with exactly {', '.join(fields)}.")
     history = record["history"]
     if not isinstance(history, list) or len(history) > MAX_HISTORY:
         raise DataError(f"{place}: history: expected a list of at most {MAX_HISTORY} titles.")
-    return RedialRequest(
+    if said and not isinstance(record[_NAMES_TARGET], bool):
+        raise DataError(
+            f"{place}: {_NAMES_TARGET}: found {reprlib.repr(record[_NAMES_TARGET])}, expected true or false."
+        )
+    request = RedialRequest(
         dialogue=_text(place, "dialogue", record["dialogue"]),
         history=tuple(_text(place, f"history[{position}]", title) for position, title in enumerate(history)),
-        request=_text(place, "request", record["request"], may_be_blank=True),
+        request=_text(place, _SAID if said else "request", record[_SAID if said else "request"], may_be_blank=True),
         target=_text(place, "target", record["target"]),
     )
+    return None if said and record[_NAMES_TARGET] else request
 
 
 def _text(place: str, name: str, value: Any, may_be_blank: bool = False) -> str:

@@ -26,6 +26,18 @@ def test_reading(tmp_path: Path) -> None:
     assert len(read_redial(path)) == 2
 
 
+def test_what_was_said_with_its_titles(tmp_path: Path) -> None:
+    said = {**GOOD, "said": "like Heat", "names_target": False}
+    path = write(tmp_path / "r.jsonl", said, {**said, "said": "Up again", "names_target": True})
+    assert read_redial(path) == (RedialRequest("7", ("Heat (1995)",), "like Heat", "Up (2009)"),)
+    path = write(tmp_path / "r.jsonl", {**said, "names_target": 1})
+    with pytest.raises(DataError, match="names_target: found 1, expected true or false"):
+        read_redial(path)
+    path = write(tmp_path / "r.jsonl", {**GOOD, "said": "like Heat"})
+    with pytest.raises(DataError, match=r"an object with exactly .*said, names_target"):
+        read_redial(path)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
