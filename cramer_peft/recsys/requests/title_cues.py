@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 
 class Strength(IntEnum):
@@ -73,11 +74,11 @@ def cue_before(words: Sequence[str], start: int) -> Cue:
     """Return what the words before a place say of a title that begins there."""
     before = words[max(0, start - _BEFORE) : start]
     quoted = bool(before) and before[-1] in _QUOTES | _SINGLE_QUOTES
-    return _plain_cue(before[:-1] if quoted else before)
+    return _plain_cue(" ".join(before[:-1] if quoted else before).replace("’", "'"))
 
 
-def _plain_cue(words: Sequence[str]) -> Cue:
-    text = " ".join(words[-_BEFORE:]).replace("’", "'")
+@lru_cache(maxsize=50_000)  # wordings return, and the search takes most of the time of a request
+def _plain_cue(text: str) -> Cue:
     for strength, wanted, pattern in _PATTERNS:
         found = pattern.search(text)
         if found:

@@ -23,6 +23,7 @@ _LONGEST = 1000  # characters of a title that are looked at
 
 
 @lru_cache(maxsize=100_000)
+@lru_cache(maxsize=100_000)
 def pieces(word: str) -> tuple[str, ...]:
     """Return the parts of a word by which titles are compared: "Spider-Man's" gives "spider", "mans"; "," nothing."""
     if word == "&":
