@@ -265,6 +265,7 @@ class HearingEncoder(CatalogueEncoder):
     ) -> tuple[list[_Found], tuple[str, ...]]:
         found: list[_Found] = []
         missed: list[str] = []
+        spans = sorted([*spans, *_marked(plain, spans)], key=lambda one: one[0])
         marks = [(_marks(hidden, span), _marks(plain, span)) for span, *_ in spans]
         certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
@@ -337,7 +338,11 @@ class HearingEncoder(CatalogueEncoder):
 
     def _is_known(self, text: str) -> bool:
         """Return True if the words are some that the static vectors know, and not letters put together."""
-        return all(len(word) >= _LETTERS * self._vectors.tokens_of(word) for word in WORD.findall(text))
+        return all(
+            len(word) >= _LETTERS * self._vectors.tokens_of(word)
+            for word in WORD.findall(text)
+            if word not in frame_words()
+        )
 
     def _whole(self, words: Sequence[str]) -> _Found | None:
         """Return the meaning of a sentence of which no word was found, if it is nearer to a term than such ones are."""
@@ -406,6 +411,18 @@ def _continued(found: list[_Found], earlier: list[_Found]) -> list[_Found]:
     """Return what is asked, then what was asked before and not now, which counts half."""
     names = {part.name for part in found}
     return [*found, *(replace(part, certainty=part.certainty / 2) for part in earlier if part.name not in names)]
+
+
+def _marked(reading: Reading, spans: Sequence[tuple[Span, str, Any]]) -> list[tuple[Span, str, Any]]:
+    """Return words that the reader surely marks and that are in no span, as open words: "sad" in "something sad"."""
+    used = {place for span, *_ in spans for place in range(*span)}
+    sure = torch.maximum(reading.wanted, reading.unwanted) >= _UNKNOWN
+    found: list[tuple[Span, str, Any]] = []
+    for place, word in enumerate(reading.words):
+        if sure[place] and word[0].isalpha() and place not in used:
+            start = found.pop()[0][0] if found and found[-1][0][1] == place else place
+            found.append(((start, place + 1), _OPEN, None))
+    return found
 
 
 def _marks(reading: Reading, span: Span) -> tuple[float, float]:
