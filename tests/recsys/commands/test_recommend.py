@@ -151,7 +151,7 @@ NOTHING = "the list is the one without a request"
         (("--request", "surprise me"), f"heard: nothing understood: {NOTHING}"),
         (("--request", "less of that", "--before", "something with war"), "heard: unwanted: war"),
         (("--request", "no film noir", "--before", "x", "--before", "war"), "heard: wanted: war · unwanted: film noir"),
-        (("--request", "hwzqx", "--before", "blorpish"), f"heard: nothing understood (hwzqx): {NOTHING}"),
+        (("--request", "hwzqx", "--before", "qwzx"), f"heard: nothing understood (hwzqx): {NOTHING}"),
     ],
 )
 def test_it_says_what_it_heard(hearing: Path, run: Callable[..., Any], asked: tuple[str, ...], line: str) -> None:

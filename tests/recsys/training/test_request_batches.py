@@ -160,7 +160,8 @@ def test_concepts_take_the_place_of_requests(
     encoder = without_cache(taught.encoder())
     assert len(drawn) == len(batch["vectors"])
     for row, concept in enumerate(drawn):
-        assert torch.equal(batch["vectors"][row], encoder.concepts([(concept.wanted, concept.unwanted)])[0])
+        alone = encoder.concepts([(concept.wanted, concept.unwanted)])[0]
+        torch.testing.assert_close(batch["vectors"][row], alone, rtol=1e-3, atol=1e-3)  # a batch rounds otherwise
         wanted, unwanted = (
             torch.zeros(40) if side is None else side.float() for side in (concept.wanted, concept.unwanted)
         )
@@ -344,7 +345,8 @@ def test_batches_are_those_of_a_plain_loop(
     for _ in range(4):
         found, expected = collator(rows), reference(rows)
         assert found.keys() == expected.keys()
-        torch.testing.assert_close(found.pop("vectors"), expected.pop("vectors"))
+        # meanings of a batch of sets are solved together, which rounds otherwise
+        torch.testing.assert_close(found.pop("vectors"), expected.pop("vectors"), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(found.pop("match"), expected.pop("match"))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
