@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 HEARING = "catalogue-3"  # its name in files
 _LONGEST_TERM = 4
 _OPEN = "words"
+_COMPOUND = re.compile(r"\w+(?:-\w+)+")
 _LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
 _SURELY = 0.5
 _ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
@@ -197,7 +199,7 @@ class HearingEncoder(CatalogueEncoder):
 
     def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
         """Return for each text what was found, in its order, and the content words that mean nothing."""
-        texts = [without_hyphens(text) for text in texts]
+        texts = [_COMPOUND.sub(self._as_attribute, text) for text in texts]
         spans = {words: self._things(words) for words in map(self._split, texts)}
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
@@ -211,6 +213,11 @@ class HearingEncoder(CatalogueEncoder):
             self._parts(one.words, spans[one.words], frames.get(text, one), one)
             for text, one in zip(texts, plain, strict=True)
         ]
+
+    def _as_attribute(self, found: re.Match[str]) -> str:
+        """Return a word with hyphens as the catalogue's attributes are written, if it is one: "film-noir"."""
+        apart = without_hyphens(found[0])
+        return apart if tuple(WORD.findall(one_form(apart).lower())) in self._attributes else found[0]
 
     def _things(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
         """Find what a request names: span, kind and what is found there, of which no two share a word."""
@@ -314,7 +321,7 @@ class HearingEncoder(CatalogueEncoder):
         """
         if asked:
             return sum(frame) >= _ASKED and (sum(own) >= _SEEN or self._says_something(text))
-        return what is not None and bool(self.terms.values[what]) and sum(frame) >= _SURELY
+        return what is not None and bool(self.terms.said[what]) and sum(frame) >= _SURELY
 
     def _says_something(self, text: str) -> bool:
         """Return True unless the reader takes the words for a name of any item, as "movies" is."""

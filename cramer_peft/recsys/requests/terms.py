@@ -40,6 +40,7 @@ class Terms:
         columns: Its term, (entries,) int64.
         weights: How much the item has the term, (entries,) float32, about 1.
         values: True for terms that somebody gave to an item as they are, (terms,) bool: attributes, tags, requests.
+        said: True for those of requests, (terms,) bool.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class Terms:
     columns: Tensor
     weights: Tensor
     values: Tensor
+    said: Tensor
 
     def matrix(self, items: int) -> Tensor:
         """Return the weights as a sparse matrix, (terms, items) float32."""
@@ -91,10 +93,13 @@ def read_terms(catalogue: Catalogue, described: int) -> Terms:
     """Return the terms of a catalogue; the first ``described`` items decide which there are."""
     counts: list[dict[tuple[str, ...], float]] = []
     given: set[tuple[str, ...]] = set()
+    said: set[tuple[str, ...]] = set()
+    lists = [SAID, *(name for name, texts in catalogue.texts.items() if any("|" in text for text in texts))]
     names: dict[tuple[str, ...], Counter[str]] = {}
     for item in range(len(catalogue)):
         own: dict[tuple[str, ...], float] = {}
-        for text, weight, is_value in _terms_of(catalogue, item):
+        for text, weight, source in _terms_of(catalogue, item, lists):
+            is_value = source is not None
             key = stems(WORD.findall(text))[:_LONGEST]
             if not key:
                 continue
@@ -103,6 +108,8 @@ def read_terms(catalogue: Catalogue, described: int) -> Terms:
                 names.setdefault(key, Counter())[text] += 1
                 if is_value:
                     given.add(key)
+                if source == SAID:
+                    said.add(key)
         counts.append(own)
     kept = _kept(counts[:described], given)
     entries = [
@@ -116,6 +123,7 @@ def read_terms(catalogue: Catalogue, described: int) -> Terms:
         torch.tensor(columns, dtype=torch.long),
         torch.log1p(torch.tensor(weights, dtype=torch.float32)) / torch.log(torch.tensor(2.0)),
         torch.tensor([key in given for key in kept], dtype=torch.bool),
+        torch.tensor([key in said for key in kept], dtype=torch.bool),
     )
 
 
@@ -126,14 +134,17 @@ def _kept(counts: Sequence[dict[tuple[str, ...], float]], given: set[tuple[str, 
     return {key: place for place, key in enumerate(sorted(kept))}
 
 
-def _terms_of(catalogue: Catalogue, item: int) -> Iterator[tuple[str, float, bool]]:
-    """Yield each term of an item, its weight, and whether somebody gave it to the item as it is."""
+def _terms_of(catalogue: Catalogue, item: int, lists: Sequence[str]) -> Iterator[tuple[str, float, str | None]]:
+    """Yield each term of an item, its weight, and where somebody gave it to the item as it is; None: a word of a text.
+
+    ``lists`` are the text columns that hold several values in a cell.
+    """
     for name in catalogue.attribute_names(item):
-        yield phrase(name), 1.0, True
+        yield phrase(name), 1.0, "attributes"
     texts = [catalogue.titles[item]]
     for column, values in catalogue.texts.items():
-        if column == SAID or "|" in values[item]:
-            yield from ((term, 1.0, True) for part in values[item].split("|") for term in _values(part))
+        if column in lists:
+            yield from ((term, 1.0, column) for part in values[item].split("|") for term in _values(part))
         else:
             texts.append(values[item])
     for text in texts:
@@ -141,7 +152,7 @@ def _terms_of(catalogue: Catalogue, item: int) -> Iterator[tuple[str, float, boo
         frame = frame_words()
         for word in words:
             if len(word) > 2 and word[0].isalpha() and word not in frame:
-                yield word, _WORD_WEIGHT, False
+                yield word, _WORD_WEIGHT, None
 
 
 def _values(text: str) -> Iterator[str]:
