@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cramer_peft.recsys.data.catalogue import POPULARITY
+
 _MOST_STEPS = 128  # of one column; more values than that share steps that hold equally many items
+_POPULARITY_STEPS = 16  # fewer, because nobody asks for an exact number of visits
 
 
 def steps_of(numbers: Mapping[str, Tensor], items: int, described: int) -> Tensor:
@@ -18,16 +21,17 @@ def steps_of(numbers: Mapping[str, Tensor], items: int, described: int) -> Tenso
         items: Number of items.
         described: The first so many items decide on the steps.
     """
-    parts = [_steps(column, described) for column in numbers.values()]
+    steps = {name: _POPULARITY_STEPS if name == POPULARITY else _MOST_STEPS for name in numbers}
+    parts = [_steps(column, described, steps[name]) for name, column in numbers.items()]
     return torch.cat([torch.zeros(items, 0), *parts], dim=1)
 
 
-def _steps(column: Tensor, described: int) -> Tensor:
+def _steps(column: Tensor, described: int, most: int) -> Tensor:
     known = ~column.isnan()
     values = column[:described][known[:described]]
     distinct = values.unique()
-    if len(distinct) > _MOST_STEPS:
-        shares = torch.arange(1, _MOST_STEPS, dtype=torch.float64) / _MOST_STEPS
+    if len(distinct) > most:
+        shares = torch.arange(1, most, dtype=torch.float64) / most
         distinct = torch.quantile(values, shares).unique()
         places = torch.bucketize(column, distinct, right=True)
         count = len(distinct) + 1

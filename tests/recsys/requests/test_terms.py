@@ -75,11 +75,12 @@ def test_runs_of_content_leave_out_what_requests_of_any_kind_say() -> None:
 
 def test_attributes_and_values_are_terms_even_of_one_item() -> None:
     terms = read_terms(catalogue(["A", "B", "C"], ["Sci-Fi", "", ""], tags=["", "gold rush|heist", "space"]), 3)
-    assert terms.names == ("gold", "gold rush", "heist", "rush", "sci-fi")  # one value alone is a text
+    assert terms.names == ("gold", "gold rush", "heist", "rush", "sci-fi", "space")  # one value alone, too
     assert having(terms, "sci-fi") == {0: 1.0}
     assert having(terms, "gold", "rush") == {1: 1.0}
     assert having(terms, "rush") == {1: 1.0}
     assert bool(terms.values.all())
+    assert not terms.said.any()
 
 
 def test_words_of_titles_and_texts_are_terms_of_two_items_or_more_and_not_of_most() -> None:
