@@ -37,7 +37,9 @@ _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
 _AGAINST, _AGAINST_FACTS = 1.6, 3.0  # open words and facts are unwanted if the reader's marks say so by this factor
 _FOREIGN = 3  # so many words that no item and no usual request has, one after the other
-_OPEN_SHARE = 0.2  # of a term's meaning, what its text vector says beside the items that have it
+# Of a term's meaning, what its text vector says beside the items that have it. Few items have a tag that would fit, but
+# what people asked for they asked for in these words.
+_OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
 _LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
@@ -339,7 +341,8 @@ class HearingEncoder(CatalogueEncoder):
             if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
             return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
-        meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), _OPEN_SHARE)
+        share = _SAID_SHARE if self.terms.said[what] else _OPEN_SHARE
+        meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), share)
         rarity = float(self.meanings.rarity[what])
         return _Found(text, kind, self.terms.names[what], meaning, side, rarity=rarity)
 
