@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-import phrases
 import pytest
 import torch
+from benchmark.real_language import everyday_requests
 from training_profile import made_up
 
 from cramer_peft.recsys.backbones import SASRec
@@ -33,10 +33,10 @@ def test_pairs_are_judged_by_what_a_request_adds(
     lines.append(f"surprise me\t{more}\t{less}")
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(phrases.RequestRecommender, "load", lambda folder: recommender)
-    monkeypatch.setattr(phrases, "load_own_data", lambda data: SimpleNamespace(split=split))
-    monkeypatch.setattr("sys.argv", ["phrases.py", "--adapter", "a", "--pairs", str(pairs), "--data", "d"])
-    phrases.main()
+    monkeypatch.setattr(everyday_requests.RequestRecommender, "load", lambda folder: recommender)
+    monkeypatch.setattr(everyday_requests, "load_own_data", lambda data: SimpleNamespace(split=split))
+    monkeypatch.setattr("sys.argv", ["everyday_requests", "--adapter", "a", "--pairs", str(pairs), "--data", "d"])
+    everyday_requests.main()
     printed = capsys.readouterr().out
     assert "0.333 of 3 pairs are right" in printed
     assert "1 of 3 requests move nothing: surprise me" in printed

@@ -4,7 +4,7 @@ The file has lines of a request and two items, tab-separated, with a header: ``r
 pair is right if the first item gains on the second: in the mean over users of the items' log-probabilities, with the
 request less without it.
 
-    python phrases.py --adapter FOLDER --pairs pairs.tsv --data FOLDER
+    python -m benchmark.real_language.everyday_requests --adapter FOLDER --pairs pairs.tsv --data FOLDER
 """
 
 from __future__ import annotations
