@@ -65,3 +65,8 @@ def test_any_numbers_are_on_one_step_or_none(values: list[float], data: st.DataO
     order = numbers[known].argsort()
     assert found.shape[1] == 0 or bool((found[known].argmax(1)[order].diff() >= 0).all())
     assert torch.equal(found[:described], steps_of({"x": numbers[:described]}, described, described))
+
+
+def test_popularity_has_few_steps() -> None:
+    visits = torch.arange(100, dtype=torch.float64)
+    assert steps_of({"popularity": visits, "price": visits}, 100, 100).shape == (100, 16 + 100)
