@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WordVectors,
         runs,
         word_buckets,
+        words_of,
     )
 else:
 
@@ -65,6 +66,7 @@ __all__ = [
     "tunable_names",
     "tuned_shapes",
     "word_buckets",
+    "words_of",
 ]
 
 

@@ -31,6 +31,11 @@ _BUCKETS, _BUCKET_WIDTH = 4096, 32  # number and width of learned vectors; 0 sta
 Wording = tuple[str | None, ...]  # the words of a text, None for each word of a known name
 
 
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words and punctuation marks that are read of a text, in lower case."""
+    return tuple(WORD.findall(one_form(text).lower())[:LONGEST])
+
+
 @dataclass(frozen=True)
 class Reading:
     """A sentence with its words marked as asked for, asked against, or neither.
@@ -220,7 +225,7 @@ class RequestReader:
             names: Finds known names among the words of a text, and yields the start and stop of each. With it the
                 reader errs less often, since it need not find the names itself. None: no name is known.
         """
-        split = [tuple(WORD.findall(one_form(text).lower())[:LONGEST]) for text in texts]
+        split = [words_of(text) for text in texts]
         marks = self._marks([_wording(words, names) for words in split])
         return [
             Reading(words, mark[:, 1].clone(), mark[:, 2].clone()) for words, mark in zip(split, marks, strict=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +46,7 @@ class OwnData:
     protocol: Protocol
     min_rating: float | None = None
     reading: tuple[str, ...] = ()  # lines that say how the items were read
+    stated: Mapping[tuple[str, str], str] | None = None  # (user, item) → request; None: there is no field of requests
 
     def describe(self) -> str:
         """Return lines on what was read, how, and what was left out; the first says what ratings and times do."""
@@ -71,11 +71,11 @@ class OwnData:
     @property
     def states_requests(self) -> bool:
         """True if the file of interactions has a field ``request``."""
-        return self._stated is not None
+        return self.stated is not None
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
         """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
-        if self._stated is None:
+        if self.stated is None:
             return None
         pairs = zip(self.split.users(stage).tolist(), self.split.target(stage).tolist(), strict=True)
         return tuple(self._text(user, item) for user, item in pairs)
@@ -89,7 +89,7 @@ class OwnData:
 
     def said(self) -> list[tuple[Tensor, str, int]]:
         """Return (history before, text, item) of each training visit that states a request, but for first visits."""
-        rows = zip(self.split.train, self.training_requests() if self._stated else (), strict=False)
+        rows = zip(self.split.train, self.training_requests() if self.stated else (), strict=False)
         return [
             (items[:place], text, int(items[place]))
             for items, texts in rows
@@ -99,7 +99,7 @@ class OwnData:
 
     def describe_requests(self) -> str | None:
         """Return a line with how many requests the training states, by what share of users, and one of them."""
-        texts = self.training_requests() if self._stated else ()
+        texts = self.training_requests() if self.stated else ()
         asking = [[text for text in row if text is not None] for row in texts]
         if not any(asking):
             return None
@@ -111,11 +111,7 @@ class OwnData:
         )
 
     def _text(self, user: int, item: int) -> str | None:
-        return (self._stated or {}).get((self.interactions.user_ids[user], self.catalogue.item_ids[item]))
-
-    @cached_property
-    def _stated(self) -> dict[tuple[str, str], str] | None:
-        return _stated_requests(next(self.folder.glob("*.inter")), self.min_rating)
+        return (self.stated or {}).get((self.interactions.user_ids[user], self.catalogue.item_ids[item]))
 
 
 def load_own_data(
@@ -138,7 +134,8 @@ def load_own_data(
     visits = torch.bincount(torch.cat(split.train), minlength=len(items.catalogue))  # of training alone
     catalogue = items.catalogue.with_popularity(visits)
     reading = tuple(items.describe())
-    own = _with_said(OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading))
+    stated = _stated_requests(next(folder.glob("*.inter")), columns.min_rating)
+    own = _with_said(OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading, stated))
     if not catalogue.attributes and (attributes or (attributes is None and not own.said())):
         raise DataError(
             f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,14 @@ _TITLE_WEIGHT = 0.8  # a word of a title says less than an attribute
 _LEAST = 0.4  # a phrase less near to every attribute is a mistake of the reader
 _SURELY_NOTHING = 0.9
 _BLOCK = 2048  # items per block
+
+
+class _Wanted(Protocol):
+    @property
+    def wanted(self) -> bool | None: ...
+
+
+_Part = TypeVar("_Part", bound=_Wanted)
 
 
 @dataclass(frozen=True)
@@ -80,19 +88,26 @@ class CatalogueEncoder:
         self._described = catalogue.described
         self._words, self._places, self._weights = self._index(catalogue)
         own = None if embeddings is None else embeddings.detach().float().cpu()
+        self._own, self._whiten = own, whiten
         self.embeddings = None if own is None else _standard(own, self._described)
-        if whiten:
-            self.features = item_features(own, *self._attribute_and_title_means(), self._described)
-        else:
-            self.features = torch.cat([part for part in (self.embeddings, self.texts) if part is not None], -1)
-        # A request is compared with what items are: their attributes, the first part of the features.
-        self._sides = self.features[:, :TEXT_WIDTH] if whiten else self.features
-        width = self._sides.shape[1]
+        width = TEXT_WIDTH + (0 if whiten or own is None else own.shape[1])
         self.name = RAW if not whiten else TEXT_ENCODER if own is None else WHITENED
         self.sides = {"wanted": width, "unwanted": width} if whiten else {}
         self.dim = 2 * width
         self._middles: dict[str, Tensor] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The items' features, (items, width) float32."""
+        if self._whiten:
+            return item_features(self._own, *self._attribute_and_title_means(), self._described)
+        return torch.cat([part for part in (self.embeddings, self.texts) if part is not None], -1)
+
+    @property
+    def _sides(self) -> Tensor:
+        """What a request is compared with: what items are, their attributes, the first part of the features."""
+        return self.features[:, :TEXT_WIDTH] if self._whiten else self.features
 
     @cached_property
     def texts(self) -> Tensor:
@@ -150,7 +165,7 @@ class CatalogueEncoder:
             weight = self._nearness(text)
             if weight >= _LEAST:
                 found.append(RequestPhrase(text, is_wanted, weight))
-        return _without_contradictions(found)
+        return without_contradictions(found, lambda part: part.text)
 
     def _spans(self, words: Sequence[str]) -> list[tuple[int, int]]:
         return [(start, stop) for start, stop, _ in self._named(words)]
@@ -270,10 +285,10 @@ def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
     return {word: sorted(lengths, reverse=True) for word, lengths in found.items()}
 
 
-def _without_contradictions(phrases: list[RequestPhrase]) -> list[RequestPhrase]:
-    """Drop the phrases that are asked both for and against: they cancel."""
-    wanted, unwanted = ({part.text for part in phrases if part.wanted is side} for side in (True, False))
-    return [part for part in phrases if part.text not in wanted & unwanted]
+def without_contradictions(parts: Sequence[_Part], name: Callable[[_Part], str]) -> list[_Part]:
+    """Drop the parts of a request that are asked both for and against, by their names: they cancel."""
+    wanted, unwanted = ({name(part) for part in parts if part.wanted is side} for side in (True, False))
+    return [part for part in parts if name(part) not in wanted & unwanted]
 
 
 def _standard(rows: Tensor, described: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, one_form
+from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, words_of
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_contradictions
 from cramer_peft.recsys.requests.fact import Fact, Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
 from cramer_peft.recsys.requests.meanings import Meanings
 from cramer_peft.recsys.requests.number_steps import steps_of
-from cramer_peft.recsys.requests.terms import read_terms, runs_of_content, stems
+from cramer_peft.recsys.requests.terms import LONGEST_TERM, read_terms, runs_of_content, stems
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
-_LONGEST_TERM = 4
 _OPEN = "words"
 _COMPOUND = re.compile(r"\w+(?:-\w+)+")
 _LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
@@ -49,9 +48,12 @@ _KEPT = 10_000  # meanings
 _MARGIN = 0.05
 
 
+Parts = tuple[RequestReader, RequestEncoder, dict[str, Any], Tensor]
+
+
 @dataclass(frozen=True)
 class _Found:
-    """Words of a request that mean something: their span, what they are, and their meaning (width,)."""
+    """Words of a request that mean something: what kind of thing, its name, and its meaning (width,)."""
 
     text: str
     kind: str
@@ -118,6 +120,11 @@ class HearingEncoder(CatalogueEncoder):
         self._near = functional.normalize(self.vectors - self._middle_of_terms, dim=1)
         self._kept: dict[str, Tensor] = {}
 
+    @property
+    def parts(self) -> Parts:
+        """What an encoder of the same terms, with other embeddings or more items, need not make again."""
+        return self.reader, self.words, self.words_options, self.vectors
+
     @cached_property
     def _threshold(self) -> float:
         """The nearness to a term that sentences which ask nothing hardly ever have."""
@@ -171,7 +178,7 @@ class HearingEncoder(CatalogueEncoder):
 
     def _referring(self, text: str) -> bool | None:
         """Return True or False if a text asks for or against "that", which an earlier request named; else None."""
-        words = self._split(text)
+        words = words_of(text)
         spans = [(place, place + 1) for place, word in enumerate(words) if word in _REFERRING]
         if not spans:
             return None
@@ -195,14 +202,10 @@ class HearingEncoder(CatalogueEncoder):
                 sides[rows, place] = self.meanings.of_sets(torch.stack([sets[row][place] for row in rows]))  # type: ignore[misc]
         return sides.flatten(1)
 
-    @staticmethod
-    def _split(text: str) -> tuple[str, ...]:
-        return tuple(WORD.findall(one_form(text).lower())[:256])
-
     def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
         """Return for each text what was found, in its order, and the content words that mean nothing."""
         texts = [_COMPOUND.sub(self._as_attribute, text) for text in texts]
-        spans = {words: self._things(words) for words in map(self._split, texts)}
+        spans = {words: self._things(words) for words in map(words_of, texts)}
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
         named = {words: [span for span, kind, _ in own if kind != _OPEN] for words, own in spans.items()}
@@ -219,7 +222,7 @@ class HearingEncoder(CatalogueEncoder):
     def _as_attribute(self, found: re.Match[str]) -> str:
         """Return a word with hyphens as the catalogue's attributes are written, if it is one: "film-noir"."""
         apart = without_hyphens(found[0])
-        return apart if tuple(WORD.findall(one_form(apart).lower())) in self._attributes else found[0]
+        return apart if words_of(apart) in self._attributes else found[0]
 
     def _things(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
         """Find what a request names: span, kind and what is found there, of which no two share a word."""
@@ -250,7 +253,7 @@ class HearingEncoder(CatalogueEncoder):
         place = 0
         while place < len(words):
             step = 1
-            for length in range(min(_LONGEST_TERM, len(words) - place), 0, -1):
+            for length in range(min(LONGEST_TERM, len(words) - place), 0, -1):
                 own = keys[place : place + length]
                 number = self.terms.numbers.get(tuple(key[0] for key in own)) if all(own) else None
                 if number is not None and (length > 1 or self._counts_alone(words[place], number)):
@@ -263,7 +266,7 @@ class HearingEncoder(CatalogueEncoder):
     @cached_property
     def _attribute_terms(self) -> dict[int, str]:
         """The terms that are attributes, so that "thrillers" names one, too."""
-        numbers = ((self.terms.numbers.get(stems(WORD.findall(name))), name) for name in self._phrase_of.values())
+        numbers = ((self.terms.numbers.get(stems(words)), name) for words, name in self._attributes.items())
         return {number: name for number, name in numbers if number is not None}
 
     def _counts_alone(self, word: str, number: int) -> bool:
@@ -300,7 +303,7 @@ class HearingEncoder(CatalogueEncoder):
         if not found and not missed:
             whole = self._whole(words)
             found += [] if whole is None else [whole]
-        return _without_contradictions(found), tuple(missed + unread if found else missed)
+        return without_contradictions(found, lambda part: part.name), tuple(missed + unread if found else missed)
 
     @staticmethod
     def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float) -> bool:
@@ -336,7 +339,7 @@ class HearingEncoder(CatalogueEncoder):
             return _Found(text, kind, what.meaning, meaning, side, what.certainty)
         if kind == "attribute":
             return _Found(text, kind, what, self._remembered(f"a {what}", lambda: self._of_attribute(what)), side)
-        vector = self._encoded([text])
+        vector = self._text_vector(text)
         if what is None:
             if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
@@ -359,7 +362,7 @@ class HearingEncoder(CatalogueEncoder):
         text = " ".join(words)
         if not any(word[0].isalnum() for word in words):
             return None
-        vector = self._encoded([text])
+        vector = self._text_vector(text)
         nearness = float(self._nearness_of(vector))
         if nearness <= self._threshold:
             return None
@@ -391,22 +394,22 @@ class HearingEncoder(CatalogueEncoder):
         return self._remembered(f"f {fact.meaning}", lambda: self.meanings.of_sets(fact.members[None])[0])
 
     def _of_attribute(self, name: str) -> Tensor:
-        columns = [place for place, own in enumerate(self._catalogue.attributes) if self._phrase_of[own] == name]
+        columns = [place for place, own in enumerate(self._catalogue.attributes) if phrase(own) == name]
         members = self._catalogue.item_attributes[:, columns].any(1).float()
         return self.meanings.of_sets(members[None])[0]
 
-    @cached_property
-    def _phrase_of(self) -> dict[str, str]:
-        return {name: phrase(name) for name in self._catalogue.attributes}
+    def _text_vector(self, text: str) -> Tensor:
+        """Return the vector of a text, (1, width), kept: phrases return, and a sentence encoder is slow."""
+        return self._remembered(f"v {text}", lambda: self._encoded([text]))
 
     def _open(self, text: str, vector: Tensor) -> Tensor:
         return self._remembered(f"w {text}", lambda: self.meanings.of_open(vector)[0])
 
-    def _remembered(self, key: str, make: Any) -> Tensor:
+    def _remembered(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         known = self._kept.get(key)
         if known is not None:
             return known
-        made: Tensor = make()
+        made = make()
         with self._lock:  # another thread may have emptied it
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
@@ -439,9 +442,3 @@ def _marks(reading: Reading, span: Span) -> tuple[float, float]:
     """Return how sure it is that words are asked for, and asked against."""
     part = slice(*span)
     return float(reading.wanted[part].mean()), float(reading.unwanted[part].mean())
-
-
-def _without_contradictions(found: list[_Found]) -> list[_Found]:
-    """Drop what is asked both for and against."""
-    names = [{part.name for part in found if part.wanted is side} for side in (True, False)]
-    return [part for part in found if part.name not in names[0] & names[1]]

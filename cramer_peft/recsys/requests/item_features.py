@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TEXT_WIDTH = 64  # wordllama trains its vectors so that they may be cut to their first 64 numbers
-_FLOORS = {"attributes": 0.01, "title": 0.05, "embedding": 0.05}  # of the largest variance: less is taken for noise
+FLOORS = {"attributes": 0.01, "title": 0.05, "embedding": 0.05}  # of the largest variance: less is taken for noise
 
 
 def item_features(
@@ -26,7 +26,7 @@ def item_features(
         described: Whiten by the first so many items, whose features then do not depend on the others; None: by all.
     """
     parts = {"attributes": attributes, "title": titles, "embedding": embeddings}
-    floors = {name: _FLOORS[name] for name, part in parts.items() if part is not None}
+    floors = {name: FLOORS[name] for name, part in parts.items() if part is not None}
     return torch.cat([unit(whitened(parts[name], floor, described), described) for name, floor in floors.items()], -1)  # type: ignore[arg-type]
 
 

@@ -8,11 +8,13 @@ predicted from its text vector, by a linear map that is fitted on the terms that
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.recsys.requests.item_features import unit, whitened
+from cramer_peft.recsys.requests.item_features import FLOORS, unit, whitened
 from cramer_peft.recsys.requests.terms import Terms
 
 _TEXT_WIDTH, _ATTRIBUTE_WIDTH = 64, 96
@@ -54,13 +56,12 @@ class Meanings:
         having = torch.bincount(terms.columns[terms.items < described], minlength=len(terms.names)).float()
         rarity = (described / (1 + having)).log().clamp(min=0.1)
         self.rarity = rarity / rarity.max().clamp(min=1e-6) if len(rarity) else rarity
-        self.text = _text_part(matrix, rarity, vectors, described)
-        self.embedding = None if embeddings is None else unit(whitened(embeddings, 0.05, described), described)
+        by_item, floor = matrix.T.coalesce(), FLOORS["embedding"]
         parts = {
             "attributes": _narrow(attributes.float(), _ATTRIBUTE_WIDTH, described),
-            "words": _word_part(matrix, rarity, described),
-            "text": self.text,
-            "embedding": self.embedding,
+            "words": _word_part(by_item, rarity, described),
+            "text": _text_part(by_item, rarity, vectors, described),
+            "embedding": None if embeddings is None else unit(whitened(embeddings, floor, described), described),
             "numbers": numbers,
         }
         kept = [_SCALES[name] * part for name, part in parts.items() if part is not None and part.shape[1]]
@@ -130,12 +131,17 @@ class Meanings:
         meanings: Tensor = weights / best.clamp(min=1e-6)
         return meanings
 
+    @cached_property
+    def _directions(self) -> Tensor:
+        """The features without those of numbers, centred, each row of length 1."""
+        return functional.normalize((self.features - self._mean)[:, : self._unnumbered], dim=1)
+
     def like(self, item: int) -> Tensor:
         """Return how much each item is like one, (items,) float32: 1 for itself, near 0 for most.
 
         Numbers do not count: films of one price are no more alike than others.
         """
-        rows = functional.normalize((self.features - self._mean)[:, : self._unnumbered], dim=1)
+        rows = self._directions
         # apart, because the last bits of a product may depend on the number of its rows
         parts = [part @ rows[item] for part in (rows[: self._described], rows[self._described :])]
         near = torch.cat(parts).clamp(0, 1) ** 3
@@ -143,21 +149,20 @@ class Meanings:
         return near
 
 
-def _text_part(matrix: Tensor, rarity: Tensor, vectors: Tensor, described: int) -> Tensor:
+def _text_part(by_item: Tensor, rarity: Tensor, vectors: Tensor, described: int) -> Tensor:
     """Return the mean text vector of each item's terms, the rarer the more, whitened and narrowed."""
-    weights = matrix.T.coalesce()
-    means = torch.sparse.mm(weights, rarity[:, None] * functional.normalize(vectors, dim=1))
-    total = torch.sparse.mm(weights, rarity[:, None]).clamp(min=1e-6)
+    means = torch.sparse.mm(by_item, rarity[:, None] * functional.normalize(vectors, dim=1))
+    total = torch.sparse.mm(by_item, rarity[:, None]).clamp(min=1e-6)
     return _narrow(means / total, _TEXT_WIDTH, described)
 
 
-def _word_part(matrix: Tensor, rarity: Tensor, described: int) -> Tensor:
+def _word_part(by_item: Tensor, rarity: Tensor, described: int) -> Tensor:
     """Return the sum of a random code for each term that an item has, the rarer the larger (Achlioptas 2003)."""
-    count = matrix.shape[0]
+    count = by_item.shape[1]
     width = min(_MOST_WORDS, max(_LEAST_WORDS, count // _TERMS_A_NUMBER)) if count else 0
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(count, width, generator=generator) / max(width, 1) ** 0.5
-    return unit(torch.sparse.mm(matrix.T.coalesce(), rarity[:, None] * codes), described)
+    return unit(torch.sparse.mm(by_item, rarity[:, None] * codes), described)
 
 
 def _narrow(rows: Tensor, width: int, described: int) -> Tensor:

@@ -23,7 +23,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
     item_embeddings,
     without_cache,
 )
-from cramer_peft.recsys.requests.hearing import HEARING, HearingEncoder
+from cramer_peft.recsys.requests.hearing import HEARING, HearingEncoder, Parts
 from cramer_peft.storage import check_encoder_options, read_safetensors, write_safetensors
 
 DEFAULT_ENCODER = "catalogue"
@@ -48,7 +48,11 @@ for _name in (HEARING, WHITENED, TEXT_ENCODER, RAW):
 
 
 def request_encoder(
-    name: str | None, catalogue: Catalogue, backbone: Any, options: dict[str, Any] | None = None
+    name: str | None,
+    catalogue: Catalogue,
+    backbone: Any,
+    options: dict[str, Any] | None = None,
+    parts: Parts | None = None,
 ) -> RequestEncoder:
     """Return a request encoder, behind a cache.
 
@@ -61,15 +65,16 @@ def request_encoder(
         options: Options of a registered encoder. Of ``"catalogue"``: ``words``, the registered name of the encoder of
             words and sentences, and ``words_options``, its options. By default ``all-minilm-l6-v2`` where its package
             is installed (extra ``minilm``), else the static vectors of ``wordllama``.
+        parts: Those of a :class:`HearingEncoder` of the same catalogue and options, which are then not made again.
 
     Raises:
         EncoderError: If a name is not registered, or an option is unknown.
     """
     kind = CATALOGUE_ENCODERS.get(name)
     if kind == HEARING:
-        words, words_options = _words(options or {})
-        embeddings = item_embeddings(backbone)
-        made: RequestEncoder = HearingEncoder(catalogue, embeddings, words=words, words_options=words_options)
+        made: RequestEncoder = HearingEncoder(
+            catalogue, item_embeddings(backbone), *((None, *_words(options or {})) if parts is None else parts)
+        )
     elif kind == TEXT_ENCODER:
         made = CatalogueEncoder(catalogue, None)
     else:
@@ -123,10 +128,8 @@ def stored_encoder(
 
 def extended_encoder(encoder: CatalogueEncoder, catalogue: Catalogue, backbone: Any) -> RequestEncoder:
     """Return an encoder that knows items which were added to its catalogue and backbone, too."""
-    embeddings = item_embeddings(backbone)
     if isinstance(encoder, HearingEncoder):
-        own = encoder.reader, encoder.words, encoder.words_options, encoder.vectors
-        return HearingEncoder(catalogue, embeddings, *own)
+        return HearingEncoder(catalogue, item_embeddings(backbone), *encoder.parts)
     made = stored_encoder(encoder.name, catalogue, backbone)
     assert made is not None
     return made

@@ -19,6 +19,7 @@ from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.histories import as_history
 from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, RequestGenerator, item_text
+from cramer_peft.recsys.requests.wordings import common_words
 
 STATED, ATTRIBUTES, CATALOGUE, HISTORY = "stated", "attributes", "catalogue", "history"
 SOURCES = (STATED, ATTRIBUTES, CATALOGUE, HISTORY)
@@ -280,9 +281,8 @@ def check_weights(requests: Weights) -> None:
 
 def _carriers(templates: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """Return the words that many wordings use."""
-    wordings = [text.lower() for family in templates.values() for text in family]
-    counts = Counter(word for text in wordings for word in set(WORD.findall(text)))
-    return frozenset(word for word, count in counts.items() if count > _CARRIERS * len(wordings))
+    least = math.floor(_CARRIERS * sum(map(len, templates.values()))) + 1  # more than that share of them
+    return common_words(templates, lambda text: WORD.findall(text.lower()), least)
 
 
 def _phrases(catalogue: Catalogue, carriers: frozenset[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
 from cramer_peft.recsys.requests.title_names import BEGINNING, FIRST_PART, FULL, digits, name_pieces, names_of
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words
 
 Name = tuple[str, ...]
 LONGEST_NAME = 16  # pieces of a name
@@ -82,9 +82,7 @@ class TitleIndex:
     @cached_property
     def asking(self) -> frozenset[str]:
         """Words by which people ask, whatever they ask for."""
-        templates = (template for family in TRAIN_TEMPLATES.values() for template in family)
-        counts = Counter(piece for template in templates for piece in set(name_pieces(template)))
-        return frozenset(piece for piece, count in counts.items() if count >= _ASKING)
+        return common_words(TRAIN_TEMPLATES, name_pieces, _ASKING)
 
     @cached_property
     def _text_words(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 
@@ -33,10 +34,12 @@ TEST_TEMPLATES = _read_templates("test_wordings.tsv")
 def frame_words() -> frozenset[str]:
     """Return the words that requests of any kind are made of: those of several training wordings."""
     fields = re.compile(r"\{\w+\}")
-    counts = Counter(
-        word
-        for templates in TRAIN_TEMPLATES.values()
-        for text in templates
-        for word in set(WORD.findall(fields.sub(" ", text).lower()))
-    )
-    return frozenset(word for word, count in counts.items() if count >= _FRAME)
+    return common_words(TRAIN_TEMPLATES, lambda text: WORD.findall(fields.sub(" ", text).lower()), _FRAME)
+
+
+def common_words(
+    templates: Mapping[str, Sequence[str]], words: Callable[[str], Iterable[str]], least: float
+) -> frozenset[str]:
+    """Return the words that at least so many wordings have, whatever their family; ``words`` splits a wording."""
+    counts = Counter(word for family in templates.values() for text in family for word in set(words(text)))
+    return frozenset(word for word, count in counts.items() if count >= least)

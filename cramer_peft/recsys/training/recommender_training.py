@@ -30,6 +30,7 @@ from cramer_peft.recsys.recommender import (
     keep_card,
     tracks_as_dict,
 )
+from cramer_peft.recsys.requests.hearing import Parts
 from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, describe_encoder, request_encoder
 from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
@@ -134,9 +135,10 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
         say(stated)
     if options.generator is not None:
         check_options(options.generator, config, data.catalogue)
+    parts: Parts | None = None
     if options.checkpoint is None:
         settings = _backbone_settings(options)
-        check_masks(
+        parts = check_masks(
             _name(options),
             data,
             config,
@@ -147,9 +149,9 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
             options.requests,
         )
     if not first:
-        return _trained(options, config, data, None, say)
+        return _trained(options, config, data, parts, None, say)
     with new_version(options.output, STALE_WEIGHTS) as folder:
-        return _trained(options, config, data, folder, say)
+        return _trained(options, config, data, parts, folder, say)
 
 
 def _checked_config(options: TrainOptions) -> RequestMaskConfig:
@@ -170,7 +172,12 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
 
 
 def _trained(
-    options: TrainOptions, config: RequestMaskConfig, data: OwnData, folder: Path | None, say: Callable[[str], None]
+    options: TrainOptions,
+    config: RequestMaskConfig,
+    data: OwnData,
+    parts: Parts | None,
+    folder: Path | None,
+    say: Callable[[str], None],
 ) -> Trained:
     """Train both, and evaluate; write everything into a folder, unless it is None."""
     if folder is not None:
@@ -180,7 +187,7 @@ def _trained(
     if folder is not None:
         save_backbone(backbone, folder, data.catalogue)
     trained = time.perf_counter()
-    recommender, generator = _adapted(options, config, backbone, data, say)
+    recommender, generator = _adapted(options, config, backbone, data, parts, say)
     seconds = {"backbone": trained - start, "generator": time.perf_counter() - trained}
     if folder is None:
         return Trained(recommender, data, {})
@@ -234,11 +241,16 @@ def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) 
 
 
 def _adapted(
-    options: TrainOptions, config: RequestMaskConfig, backbone: Any, data: OwnData, say: Callable[[str], None]
+    options: TrainOptions,
+    config: RequestMaskConfig,
+    backbone: Any,
+    data: OwnData,
+    parts: Parts | None,
+    say: Callable[[str], None],
 ) -> tuple[RequestRecommender, GeneratorOptions]:
     """Mask a frozen backbone and train the generator; return it with the options used."""
     torch.manual_seed(options.seed)
-    encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options)
+    encoder = request_encoder(options.config.get("encoder"), data.catalogue, backbone, config.encoder_options, parts)
     masks = mask_backbone(backbone, data.catalogue, config, encoder)
     say(describe_encoder(encoder))
     say(f"training the generator ({masks.get_nb_trainable_parameters()[0]:,} parameters)")

@@ -12,6 +12,8 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import make_backbone
 from cramer_peft.recsys.data.own_data import OwnData
 from cramer_peft.recsys.masks import mask_backbone
+from cramer_peft.recsys.requests.catalogue_encoder import without_cache
+from cramer_peft.recsys.requests.hearing import HearingEncoder, Parts
 from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, set_loss
@@ -54,7 +56,7 @@ def check_masks(
     generator: GeneratorOptions | None = None,
     negatives: int | None = None,
     requests: Weights | None = None,
-) -> None:
+) -> Parts | None:
     """Make a backbone, its encoder and masks, and the requests to train on, as the training will, and drop them.
 
     So what does not fit is refused before the backbone is trained.
@@ -68,6 +70,9 @@ def check_masks(
         generator: Options of the generator's training; None: the default for the backbone.
         negatives: Number of sampled items; None: by the catalogue's size.
         requests: The weight of each source of requests; None: what there is.
+
+    Returns:
+        The parts of the encoder that the training need not make again, if there are any.
 
     Raises:
         ConfigError: If an option is impossible, or does not fit the backbone or the catalogue.
@@ -84,3 +89,5 @@ def check_masks(
         check_options(options, config, data.catalogue)
         source = request_source(masks, data.catalogue, options, requests, data.said())
         RequestCollator(masks, data.catalogue, options, 0, None, generator_negatives(masks, negatives), source)
+        inner = without_cache(made)
+        return inner.parts if isinstance(inner, HearingEncoder) else None

@@ -314,3 +314,28 @@ class TestRecommender:
                 recommender.recommend([2], "less of that", before=["more horror"])
         finally:
             masks.unload()
+
+
+def test_parts_are_not_made_again(films: Catalogue, backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = made(films, backbone, {"words": "hashing"})
+    texts = ["something scary", "films with robots", "like nothing else"]
+    expected = first.encode(texts)
+
+    def refused(name: str, options: dict[str, Any] | None) -> None:
+        raise AssertionError(f"{name} is made again")
+
+    monkeypatch.setattr("cramer_peft.recsys.requests.request_encoders.make_encoder", refused)
+    again = without_cache(request_encoder(None, films, backbone, {"words": "hashing"}, first.parts))
+    assert again.vectors is first.vectors
+    assert torch.equal(again.features, first.features)
+    assert torch.equal(again.encode(texts), expected)
+
+
+def test_a_phrase_is_encoded_once(films: Catalogue, backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = made(films, backbone, {"words": "hashing"})
+    encoder.encode(["something scary"])
+    encoded: list[str] = []
+    plain = encoder.words.encode
+    monkeypatch.setattr(encoder.words, "encode", lambda texts: encoded.extend(texts) or plain(texts))
+    encoder.encode(["nothing scary", "scary, please"])
+    assert "scary" not in encoded
