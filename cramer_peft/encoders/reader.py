@@ -216,7 +216,6 @@ class RequestReader:
         self._known_words = 0
         self._lock = threading.Lock()
 
-    @torch.no_grad()
     def read(self, texts: Sequence[str], names: Spans | None = None) -> list[Reading]:
         """Read each text; a text without a word gives an empty reading.
 
@@ -226,9 +225,14 @@ class RequestReader:
                 reader errs less often, since it need not find the names itself. None: no name is known.
         """
         split = [words_of(text) for text in texts]
-        marks = self._marks([_wording(words, names) for words in split])
+        return self.read_words(split, [names(words) if names is not None and words else () for words in split])
+
+    @torch.no_grad()
+    def read_words(self, texts: Sequence[tuple[str, ...]], names: Sequence[Iterable[tuple[int, int]]]) -> list[Reading]:
+        """Do as :meth:`read`, for texts that :func:`words_of` split, and the start and stop of each text's names."""
+        marks = self._marks([_wording(words, own) for words, own in zip(texts, names, strict=True)])
         return [
-            Reading(words, mark[:, 1].clone(), mark[:, 2].clone()) for words, mark in zip(split, marks, strict=True)
+            Reading(words, mark[:, 1].clone(), mark[:, 2].clone()) for words, mark in zip(texts, marks, strict=True)
         ]
 
     def _marks(self, wordings: Sequence[Wording]) -> list[Tensor]:
@@ -275,9 +279,9 @@ class RequestReader:
         return functional.normalize(slots, dim=-1).flatten()
 
 
-def _wording(words: tuple[str, ...], names: Spans | None) -> Wording:
+def _wording(words: tuple[str, ...], names: Iterable[tuple[int, int]]) -> Wording:
     blanked: list[str | None] = list(words)
-    for start, stop in names(words) if names is not None and words else ():
+    for start, stop in names:
         for place in range(start, min(stop, len(words))):
             blanked[place] = None
     return tuple(blanked)

@@ -84,7 +84,7 @@ class CatalogueEncoder:
         self.text_encoder: RequestEncoder = WordLlamaEncoder()
         self._vectors = self.reader.vectors
         self._attributes = {tuple(WORD.findall(phrase(name))): phrase(name) for name in catalogue.attributes}
-        self._lengths = _lengths(self._attributes)
+        self._lengths = lengths_by_first(self._attributes)
         self._described = catalogue.described
         self._words, self._places, self._weights = self._index(catalogue)
         own = None if embeddings is None else embeddings.detach().float().cpu()
@@ -273,7 +273,7 @@ def _means_of_rows(table: Tensor, numbers: Tensor, counts: Tensor) -> Tensor:
     return means
 
 
-def _lengths(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
+def lengths_by_first(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
     """Return first word → the numbers of words of the names that begin with it, descending.
 
     Names longer than what is read of a request are left out: none can be found there.

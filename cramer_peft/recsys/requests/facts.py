@@ -44,3 +44,7 @@ class CatalogueFacts:
         begun = {fact.start for fact in announced}  # "the new Mad Max" says nothing of its year
         free = [fact for fact in others if is_free(fact.span, taken) and fact.stop not in begun]
         return apart([*announced, *habits, *free, *alone])
+
+    def is_apart(self, words: Sequence[str], start: int, stop: int) -> bool:
+        """Return True if no title could hold the words from a start to a stop, alone or with their neighbours."""
+        return self._titles.is_apart(words, start, stop)

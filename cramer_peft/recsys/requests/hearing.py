@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,22 +16,32 @@ from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, w
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_contradictions
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, lengths_by_first, without_contradictions
 from cramer_peft.recsys.requests.fact import Fact, Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
+from cramer_peft.recsys.requests.known_wordings import KnownWordings, open_place
 from cramer_peft.recsys.requests.meanings import Meanings
 from cramer_peft.recsys.requests.number_steps import steps_of
-from cramer_peft.recsys.requests.terms import LONGEST_TERM, read_terms, runs_of_content, stems
+from cramer_peft.recsys.requests.request_parts import (
+    OPEN,
+    SURE,
+    Hearing,
+    Named,
+    RequestPart,
+    Thing,
+    continued,
+    marked,
+    marks_of,
+)
+from cramer_peft.recsys.requests.terms import read_terms, runs_of_content, stem, stems
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
-_OPEN = "words"
 _COMPOUND = re.compile(r"\w+(?:-\w+)+")
 _LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
 _SURELY = 0.5
 _ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
-_UNKNOWN = 0.5  # and words that no item has from there on
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
 _AGAINST, _AGAINST_FACTS = 1.6, 3.0  # open words and facts are unwanted if the reader's marks say so by this factor
@@ -46,22 +56,10 @@ _USUAL = 20  # last items of a history that tell what is usual
 _EVERY = 8  # of the sentences that ask nothing, those that are looked at
 _KEPT = 10_000  # meanings
 _MARGIN = 0.05
+_NOTHING = torch.empty(0)  # the meaning of an attribute that is left open
 
 
 Parts = tuple[RequestReader, RequestEncoder, dict[str, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Words of a request that mean something: what kind of thing, its name, and its meaning (width,)."""
-
-    text: str
-    kind: str
-    name: str
-    meaning: Tensor
-    wanted: bool | None = None
-    certainty: float = 1.0
-    rarity: float = 1.0  # its weight beside others: a rare word tells more
 
 
 class HearingEncoder(CatalogueEncoder):
@@ -97,6 +95,7 @@ class HearingEncoder(CatalogueEncoder):
         self._catalogue = catalogue
         self.words, self.words_options = words or self.text_encoder, words_options or {}
         self._facts = CatalogueFacts(catalogue)
+        self._wordings = KnownWordings(self._facts.is_apart)
         self.terms = read_terms(catalogue, self._described)
         # Rounded as they are in a file, so that a loaded encoder has the same bits.
         self.vectors = self._encoded(self.terms.names).half().float() if vectors is None else vectors
@@ -118,6 +117,7 @@ class HearingEncoder(CatalogueEncoder):
         self.name, self.sides, self.dim = HEARING, {"wanted": width, "unwanted": width}, 2 * width
         self._middle_of_terms = self.vectors.mean(0) if len(self.vectors) else torch.zeros(self.vectors.shape[1])
         self._near = functional.normalize(self.vectors - self._middle_of_terms, dim=1)
+        self._term_lengths = lengths_by_first(self.terms.numbers)
         self._kept: dict[str, Tensor] = {}
 
     @property
@@ -133,18 +133,22 @@ class HearingEncoder(CatalogueEncoder):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of ``texts``, (texts, dim) float32; zeros for a text that asks nothing."""
-        vectors = [self._vector(found) for found, _ in self._heard(texts)]
-        return torch.stack(vectors) if vectors else torch.empty(0, self.dim)
+        return self._vectors_of_parts([found for found, _ in self._heard(texts)])
 
-    def _vector(self, found: Sequence[_Found]) -> Tensor:
-        """Return the mean meanings of what is wanted and of what is not, by certainty, (dim,)."""
-        sides = torch.zeros(2, self.meanings.width)
-        for place in (0, 1):
-            own = [part for part in found if part.wanted is (place == 0)]
-            total = sum(part.rarity for part in own)
-            for part in own:
-                sides[place] += part.certainty * part.rarity / total * part.meaning
-        return sides.flatten()
+    def _vectors_of_parts(self, requests: Sequence[Sequence[RequestPart]]) -> Tensor:
+        """Return for each request the mean meanings of what is wanted and what is not, by certainty, (requests, dim)."""
+        rows: list[tuple[int, float, Tensor]] = []
+        for place, found in enumerate(requests):
+            for side in (True, False):
+                own = [part for part in found if part.wanted is side]
+                total = sum(part.rarity for part in own)
+                slot = 2 * place + (not side)
+                rows += [(slot, part.certainty * part.rarity / total, part.meaning) for part in own]
+        sides = torch.zeros(2 * len(requests), self.meanings.width)
+        if rows:
+            slots, weights, meanings = zip(*rows, strict=True)
+            sides.index_add_(0, torch.tensor(slots), torch.tensor(weights)[:, None] * torch.stack(meanings))
+        return sides.view(len(requests), self.dim)
 
     def hear(self, text: str) -> Heard:
         """Return what is understood of a text, and which of its words are not."""
@@ -164,16 +168,16 @@ class HearingEncoder(CatalogueEncoder):
             side = None if found else self._referring(text)
             if side is not None:
                 found = [replace(part, wanted=side) for part in earlier if part.wanted]
-            found = _continued(found, earlier)
+            found = continued(found, earlier)
         found = [self._usual(part, history) if part.kind == "habit" else part for part in found]
         parts = [HeardPart(part.text, part.kind, bool(part.wanted), part.name, part.certainty) for part in found]
-        return Heard(tuple(parts), missed), self._vector(found)
+        return Heard(tuple(parts), missed), self._vectors_of_parts([found])[0]
 
-    def _conversation(self, texts: Sequence[str]) -> list[_Found]:
+    def _conversation(self, texts: Sequence[str]) -> list[RequestPart]:
         """Return what still counts of several requests, the last one's parts first."""
-        found: list[_Found] = []
+        found: list[RequestPart] = []
         for own, _ in self._heard(texts):
-            found = _continued(own, found)
+            found = continued(own, found)
         return found
 
     def _referring(self, text: str) -> bool | None:
@@ -182,10 +186,10 @@ class HearingEncoder(CatalogueEncoder):
         spans = [(place, place + 1) for place, word in enumerate(words) if word in _REFERRING]
         if not spans:
             return None
-        wanted, unwanted = _marks(self.reader.read([text], lambda _: spans)[0], spans[-1])
+        wanted, unwanted = marks_of(self.reader.read([text], lambda _: spans)[0], spans[-1])
         return wanted >= unwanted
 
-    def _usual(self, part: _Found, history: Sequence[int]) -> _Found:
+    def _usual(self, part: RequestPart, history: Sequence[int]) -> RequestPart:
         """Return a habit with the meaning of the items of a history."""
         if not len(history):
             return part
@@ -202,33 +206,65 @@ class HearingEncoder(CatalogueEncoder):
                 sides[rows, place] = self.meanings.of_sets(torch.stack([sets[row][place] for row in rows]))  # type: ignore[misc]
         return sides.flatten(1)
 
-    def _heard(self, texts: Sequence[str]) -> list[tuple[list[_Found], tuple[str, ...]]]:
-        """Return for each text what was found, in its order, and the content words that mean nothing."""
-        texts = [_COMPOUND.sub(self._as_attribute, text) for text in texts]
-        spans = {words: self._things(words) for words in map(words_of, texts)}
+    def _heard(self, texts: Sequence[str]) -> list[Hearing]:
+        """Return for each text what was found, in its order, and the content words that mean nothing.
+
+        Texts of one wording, which differ in the attributes that they name, are looked at once.
+        """
+        split = [words_of(_COMPOUND.sub(self._as_attribute, text)) for text in texts]
+        named = [self._named(words) for words in split]
+        wordings = [self._wordings.of(words, own) for words, own in zip(split, named, strict=True)]
+        known = self._wordings.look(wording for wording, _ in wordings)
+        new = {wording: own for wording, own in wordings if wording not in known}
+        known |= self._wordings.keep(self._read(new))
+        filled = [known[wording] for wording, _ in wordings]
+        apart = {words: own for words, own, heard in zip(split, named, filled, strict=True) if heard is None}
+        read = self._read(apart)
+        return [
+            read[words] if heard is None else self._with_attributes(heard, words, own)
+            for words, own, heard in zip(split, named, filled, strict=True)
+        ]
+
+    def _with_attributes(self, heard: Hearing, words: Sequence[str], named: Sequence[Named]) -> Hearing:
+        """Return what was understood of a wording, with the attributes of a request that has it."""
+        found, missed = heard
+        own: list[RequestPart] = []
+        for part in found:
+            place = open_place(part.name)
+            if place is None:
+                own.append(part)
+            else:
+                start, stop, name = named[place]
+                own.append(self._attribute(" ".join(words[start:stop]), name, part.wanted))
+        return without_contradictions(own, lambda part: part.name), missed
+
+    def _attribute(self, text: str, name: str, side: bool | None) -> RequestPart:
+        meaning = self._remembered(f"a {name}", lambda: self._of_attribute(name))
+        return RequestPart(text, "attribute", name, meaning, side)
+
+    def _read(self, named: Mapping[tuple[str, ...], Sequence[Named]]) -> dict[tuple[str, ...], Hearing]:
+        """Do as :meth:`_heard`, for words and the attributes that they name."""
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
-        named = {words: [span for span, kind, _ in own if kind != _OPEN] for words, own in spans.items()}
-        plain = self.reader.read(texts, lambda words: named[tuple(words)])
-        is_open = [len(named[one.words]) < len(spans[one.words]) for one in plain]
-        open_texts = [text for text, own in zip(texts, is_open, strict=True) if own]
-        hidden = self.reader.read(open_texts, lambda words: [span for span, *_ in spans[tuple(words)]])
-        frames = dict(zip(open_texts, hidden, strict=True))
-        return [
-            self._parts(one.words, spans[one.words], frames.get(text, one), one)
-            for text, one in zip(texts, plain, strict=True)
-        ]
+        things = {words: self._things(words, own) for words, own in named.items()}
+        spans = {words: [span for span, *_ in own] for words, own in things.items()}
+        closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
+        has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
+        plain = dict(zip(closed, self.reader.read_words(list(closed), list(closed.values())), strict=True))
+        hidden = self.reader.read_words(has_open, [spans[words] for words in has_open])
+        frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
+        return {words: self._parts(words, own, frames[words], plain[words]) for words, own in things.items()}
 
     def _as_attribute(self, found: re.Match[str]) -> str:
         """Return a word with hyphens as the catalogue's attributes are written, if it is one: "film-noir"."""
         apart = without_hyphens(found[0])
         return apart if words_of(apart) in self._attributes else found[0]
 
-    def _things(self, words: Sequence[str]) -> list[tuple[Span, str, Any]]:
+    def _things(self, words: Sequence[str], named: Sequence[Named]) -> list[Thing]:
         """Find what a request names: span, kind and what is found there, of which no two share a word."""
-        attributes = [((start, stop), "attribute", name) for start, stop, name in self._named(words)]
+        attributes: list[Thing] = [((start, stop), "attribute", name) for start, stop, name in named]
         facts = self._facts.find(words, [span for span, *_ in attributes])
-        found: list[tuple[Span, str, Any]] = [(fact.span, fact.kind, fact) for fact in facts]
+        found: list[Thing] = [(fact.span, fact.kind, fact) for fact in facts]
         terms = [
             (span, "attribute", self._attribute_terms[what]) if what in self._attribute_terms else (span, kind, what)
             for span, kind, what in self._named_terms(words)
@@ -242,22 +278,22 @@ class HearingEncoder(CatalogueEncoder):
             for place in range(start, stop + 1):
                 if place == stop or place in used:
                     if left < place:
-                        found.append(((left, place), _OPEN, None))
+                        found.append(((left, place), OPEN, None))
                     left = place + 1
         return sorted(found, key=lambda one: one[0])
 
     def _named_terms(self, words: Sequence[str]) -> list[tuple[Span, str, int]]:
         """Find terms of the items, the longest first."""
-        keys = [stems([word]) for word in words]
+        keys = [stem(word) if word[0].isalnum() else "" for word in words]
         found: list[tuple[Span, str, int]] = []
         place = 0
         while place < len(words):
             step = 1
-            for length in range(min(LONGEST_TERM, len(words) - place), 0, -1):
-                own = keys[place : place + length]
-                number = self.terms.numbers.get(tuple(key[0] for key in own)) if all(own) else None
+            for length in self._term_lengths.get(keys[place], ()):
+                own = tuple(keys[place : place + length])
+                number = self.terms.numbers.get(own) if len(own) == length else None
                 if number is not None and (length > 1 or self._counts_alone(words[place], number)):
-                    found.append(((place, place + length), _OPEN, number))
+                    found.append(((place, place + length), OPEN, number))
                     step = length
                     break
             place += step
@@ -272,13 +308,11 @@ class HearingEncoder(CatalogueEncoder):
     def _counts_alone(self, word: str, number: int) -> bool:
         return word not in frame_words() or bool(self.terms.values[number])
 
-    def _parts(
-        self, words: Sequence[str], spans: Sequence[tuple[Span, str, Any]], hidden: Reading, plain: Reading
-    ) -> tuple[list[_Found], tuple[str, ...]]:
-        found: list[_Found] = []
+    def _parts(self, words: Sequence[str], spans: Sequence[Thing], hidden: Reading, plain: Reading) -> Hearing:
+        found: list[RequestPart] = []
         missed: list[str] = []
-        spans = sorted([*spans, *_marked(plain, spans)], key=lambda one: one[0])
-        marks = [(_marks(hidden, span), _marks(plain, span)) for span, *_ in spans]
+        spans = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
+        marks = [(marks_of(hidden, span), marks_of(plain, span)) for span, *_ in spans]
         certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
@@ -286,7 +320,7 @@ class HearingEncoder(CatalogueEncoder):
         unread: list[str] = []
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
-            if kind == _OPEN:
+            if kind == OPEN:
                 alone = len(words) == span[1] - span[0]
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 if not (alone or certain[place] or self._is_meant(text, what, frame, own, asked)):
@@ -315,7 +349,7 @@ class HearingEncoder(CatalogueEncoder):
     @staticmethod
     def _is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
         """Return True if the reader marks words by themselves; words that no item has must be marked clearly."""
-        return sum(own) >= _ASKED if kind != _OPEN or what is not None else max(own) >= _UNKNOWN
+        return sum(own) >= _ASKED if kind != OPEN or what is not None else max(own) >= SURE
 
     def _is_meant(
         self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool
@@ -331,23 +365,27 @@ class HearingEncoder(CatalogueEncoder):
     def _says_something(self, text: str) -> bool:
         """Return True unless the reader takes the words for a name of any item, as "movies" is."""
         reading = self.reader.read([f"any {text}"])[0]
-        return sum(_marks(reading, (1, len(reading.words)))) >= _NAME
+        return sum(marks_of(reading, (1, len(reading.words)))) >= _NAME
 
-    def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> _Found | None:
+    def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> RequestPart | None:
         if isinstance(what, Fact):
             meaning = self._of_fact(what)
-            return _Found(text, kind, what.meaning, meaning, side, what.certainty)
+            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty)
         if kind == "attribute":
-            return _Found(text, kind, what, self._remembered(f"a {what}", lambda: self._of_attribute(what)), side)
+            is_open = open_place(what) is not None
+            return RequestPart(text, kind, what, _NOTHING, side) if is_open else self._attribute(text, what, side)
         vector = self._text_vector(text)
         if what is None:
             if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
-            return _Found(text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY)
+            return RequestPart(
+                text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY
+            )
         share = _SAID_SHARE if self.terms.said[what] else _OPEN_SHARE
-        meaning = torch.lerp(self.meanings.of_terms[what], self._open(text, vector), share)
+        known, opened = self.meanings.of_terms[what], self._open(text, vector)
+        meaning = self._remembered(f"m {what} {text}", lambda: torch.lerp(known, opened, share))
         rarity = float(self.meanings.rarity[what])
-        return _Found(text, kind, self.terms.names[what], meaning, side, rarity=rarity)
+        return RequestPart(text, kind, self.terms.names[what], meaning, side, rarity=rarity)
 
     def _is_known(self, text: str) -> bool:
         """Return True if the words are some that the static vectors know, and not letters put together."""
@@ -357,7 +395,7 @@ class HearingEncoder(CatalogueEncoder):
             if word not in frame_words()
         )
 
-    def _whole(self, words: Sequence[str]) -> _Found | None:
+    def _whole(self, words: Sequence[str]) -> RequestPart | None:
         """Return the meaning of a sentence of which no word was found, if it is nearer to a term than such ones are."""
         text = " ".join(words)
         if not any(word[0].isalnum() for word in words):
@@ -366,7 +404,9 @@ class HearingEncoder(CatalogueEncoder):
         nearness = float(self._nearness_of(vector))
         if nearness <= self._threshold:
             return None
-        return _Found(text, "words", self._named_like(vector, text), self._open(text, vector), True, min(1.0, nearness))
+        return RequestPart(
+            text, "words", self._named_like(vector, text), self._open(text, vector), True, min(1.0, nearness)
+        )
 
     def _named_like(self, vector: Tensor, text: str) -> str:
         near = self._nearnesses(vector)[0]
@@ -418,27 +458,3 @@ class HearingEncoder(CatalogueEncoder):
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]
         return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
-
-
-def _continued(found: list[_Found], earlier: list[_Found]) -> list[_Found]:
-    """Return what is asked, then what was asked before and not now, which counts half."""
-    names = {part.name for part in found}
-    return [*found, *(replace(part, certainty=part.certainty / 2) for part in earlier if part.name not in names)]
-
-
-def _marked(reading: Reading, spans: Sequence[tuple[Span, str, Any]]) -> list[tuple[Span, str, Any]]:
-    """Return words that the reader surely marks and that are in no span, as open words: "sad" in "something sad"."""
-    used = {place for span, *_ in spans for place in range(*span)}
-    sure = torch.maximum(reading.wanted, reading.unwanted) >= _UNKNOWN
-    found: list[tuple[Span, str, Any]] = []
-    for place, word in enumerate(reading.words):
-        if sure[place] and word[0].isalpha() and place not in used:
-            start = found.pop()[0][0] if found and found[-1][0][1] == place else place
-            found.append(((start, place + 1), _OPEN, None))
-    return found
-
-
-def _marks(reading: Reading, span: Span) -> tuple[float, float]:
-    """Return how sure it is that words are asked for, and asked against."""
-    part = slice(*span)
-    return float(reading.wanted[part].mean()), float(reading.unwanted[part].mean())

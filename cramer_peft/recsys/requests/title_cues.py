@@ -31,7 +31,7 @@ _BEFORE = 14  # number of words before that are looked at
 _QUOTES = frozenset('"“”«»„`')
 _SINGLE_QUOTES = frozenset("'‘’")
 _NOUN = r"(?:movies?|films?|shows?|series|games?|books?|novels?|songs?|albums?)"
-_FILLER = rf"(?: (?:the|a|an|watching|playing|reading|original|first|classic|old|new|{_NOUN}|:))*"
+_FILLER = rf"(?:the|a|an|watching|playing|reading|original|first|classic|old|new|{_NOUN}|:)"
 _PAST = r"(?:loved|liked|enjoyed|adored)"
 _SPEAKER = (
     r"(?:i|we|you|they|he|she|people|kids|who|also|really|do|don't|didn't|to|always|just|never|still|not|both|all)"
@@ -56,7 +56,81 @@ _CUES = [
     (Strength.WEAK, False, r"(?:hates?|dislikes?|avoid|skip|without)"),
     (Strength.WEAK, None, r"(?:not|no|read|bought|own)"),
 ]
-_PATTERNS = [(strength, wanted, re.compile(rf"(?:^| ){cue}{_FILLER}$")) for strength, wanted, cue in _CUES]
+_PATTERNS = [(strength, wanted, re.compile(rf"(?:^| ){cue}(?: {_FILLER})*$")) for strength, wanted, cue in _CUES]
+# A cue ends with one of these words, or with another one that only a look at the whole can tell.
+_LAST_WORDS = frozenset(
+    [
+        "called",
+        "named",
+        "titled",
+        "like",
+        "but",
+        "than",
+        "for",
+        "except",
+        "from",
+        "of",
+        "with",
+        "by",
+        "in",
+        "more",
+        "hated",
+        "disliked",
+        "detested",
+        "stand",
+        "to",
+        "as",
+        "between",
+        "loved",
+        "liked",
+        "enjoyed",
+        "adored",
+        "is",
+        "are",
+        "was",
+        "were",
+        ":",
+        "include",
+        "includes",
+        "seen",
+        "watched",
+        "rewatched",
+        "watching",
+        "rewatching",
+        "played",
+        "finished",
+        "saw",
+        "likes",
+        "love",
+        "loves",
+        "enjoy",
+        "enjoys",
+        "enjoying",
+        "adore",
+        "adores",
+        "prefer",
+        "prefers",
+        "recommend",
+        "want",
+        "watch",
+        "play",
+        "hate",
+        "hates",
+        "dislike",
+        "dislikes",
+        "avoid",
+        "skip",
+        "without",
+        "not",
+        "no",
+        "read",
+        "bought",
+        "own",
+        "resemble",
+        "resembles",
+        "resembling",
+    ]
+)
 _NO = r"(?:^| )(?:not|never|no|neither|nor|nothing|hardly|cannot|without|\w+n't)"
 _NEGATED, _NEGATED_FAR = re.compile(rf"{_NO}(?: \S+){{0,3}}$"), re.compile(rf"{_NO} ")
 _CLAUSE = re.compile(r"(?:^| )(?:[^\w\s]|but|i|so|because|maybe|perhaps)(?: |$)")
@@ -74,10 +148,26 @@ def cue_before(words: Sequence[str], start: int) -> Cue:
     """Return what the words before a place say of a title that begins there."""
     before = words[max(0, start - _BEFORE) : start]
     quoted = bool(before) and before[-1] in _QUOTES | _SINGLE_QUOTES
-    return _plain_cue(" ".join(before[:-1] if quoted else before).replace("’", "'"))
+    before = before[:-1] if quoted else before
+    return _plain_cue(" ".join(before).replace("’", "'")) if _may_end_a_cue(before) else NO_CUE
 
 
-@lru_cache(maxsize=50_000)  # wordings return, and the search takes most of the time of a request
+@lru_cache(maxsize=10_000)
+def _is_filler(word: str) -> bool:
+    return re.fullmatch(_FILLER, word) is not None
+
+
+def _may_end_a_cue(words: Sequence[str]) -> bool:
+    """Return False where no cue can end: a cheap look, since the search takes long."""
+    for word in reversed(words):
+        if word in _LAST_WORDS:
+            return True
+        if not _is_filler(word):
+            return False
+    return False
+
+
+@lru_cache(maxsize=50_000)  # wordings return
 def _plain_cue(text: str) -> Cue:
     for strength, wanted, pattern in _PATTERNS:
         found = pattern.search(text)

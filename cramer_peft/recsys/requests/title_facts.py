@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -67,6 +68,13 @@ class TitleFinder:
         alone = [fact for fact in facts if fact.certainty == _BARE_CERTAINTY]
         return [fact for fact in facts if fact.certainty != _BARE_CERTAINTY], alone
 
+    def is_apart(self, words: Sequence[str], start: int, stop: int) -> bool:
+        """Return True if no title could hold the words from a start to a stop, alone or with their neighbours."""
+        own = tuple(piece for word in words[start:stop] for piece in pieces(word))
+        around = [*words[max(0, start - 1) : start], *words[start:stop], *words[stop : stop + 1]]
+        together = [piece for word in around for piece in pieces(word)]
+        return not self._index.exact(own) and not any(pair in self._index.pairs for pair in pairwise(together))
+
     def _cue(self, words: Sequence[str], start: int, facts: Sequence[Fact]) -> Cue:
         """Return what is said of a title here; "and" and "," carry on what was said of the title before."""
         cue = cue_before(words, start)
@@ -93,19 +101,27 @@ class TitleFinder:
         if not said:
             return
         lengths = [length for length in range(len(said), 0, -1) if stops[length - 1]]
-        exact = {length: self._index.exact(said[:length]) for length in lengths}
+        exact = self._exact(said, lengths)
         if cue.strength is Strength.NONE:
-            yield from ((stops[length - 1], found) for length, found in exact.items() if found)
+            yield from ((stops[length - 1], found) for length, found in exact.items())
             return
         near = self._nearly(said, stops) if misspelt else None
-        if near and not any(exact[length] for length in lengths if stops[length - 1] >= near[0]):
+        if near and not any(stops[length - 1] >= near[0] for length in exact):
             yield near
-        yield from ((stops[length - 1], found) for length, found in exact.items() if found)
+        yield from ((stops[length - 1], found) for length, found in exact.items())
         for length in lengths:
-            if length > 1 and exact[length] is None and self._index.is_distinctive(said[:length]):
+            if length > 1 and length not in exact and self._index.is_distinctive(said[:length]):
                 found = self._index.beginning(said[:length])
                 if found:
                     yield stops[length - 1], found
+
+    def _exact(self, said: tuple[str, ...], lengths: Sequence[int]) -> dict[int, Found]:
+        """Return the names that the first pieces are, by the number of pieces."""
+        reach = self._index.reach(said)
+        letters = list(accumulate(map(len, said))) if reach else []
+        near = [length for length in lengths if reach and letters[length - 1] <= reach]
+        names = {length: self._index.exact(said[:length]) for length in near}
+        return {length: found for length, found in names.items() if found}
 
     def _nearly(self, said: tuple[str, ...], stops: Sequence[int]) -> tuple[int, Found] | None:
         """Return the name that is spelt most like the first pieces, with the end of its words."""

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 from cramer_peft.recsys.data.catalogue import Catalogue, plain_text
 from cramer_peft.recsys.requests.title_names import BEGINNING, FIRST_PART, FULL, digits, name_pieces, names_of
@@ -15,6 +16,7 @@ from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words
 
 Name = tuple[str, ...]
 LONGEST_NAME = 16  # pieces of a name
+_FIRST = 4  # letters by which it is seen early that no name begins so
 _NEAR_LENGTH = 8  # pieces of a name that is looked for by its spelling
 _ALIKE = 86  # least likeness of a misspelt name to the right one, in 0 … 100
 _ALIKE_WORDS = 74  # least likeness of a misspelt word to one of a name
@@ -66,6 +68,9 @@ class TitleIndex:
                     ranks[item] = min(rank, ranks.get(item, rank))
                     self._names[name] = min(rank, self._names.get(name, rank))
         self._items = dict(items)
+        self._reach: dict[str, int] = {}  # first letters of names → letters of the longest
+        for letters in self._items:
+            self._reach[letters[:_FIRST]] = max(len(letters), self._reach.get(letters[:_FIRST], 0))
         self._sorted = sorted(self._names)
         self._spelt: dict[str, list[str]] = {}
         self._by_word: dict[str, list[int]] = defaultdict(list)
@@ -78,6 +83,11 @@ class TitleIndex:
         """The names of the attributes, and each word of them."""
         names = {name_pieces(plain_text(attribute)) for attribute in self._catalogue.attributes}
         return frozenset(names | {(piece,) for name in names for piece in name})
+
+    @cached_property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Pieces that stand one behind the other in a name."""
+        return frozenset(pair for name in self._names for pair in pairwise(name))
 
     @cached_property
     def asking(self) -> frozenset[str]:
@@ -110,6 +120,11 @@ class TitleIndex:
             return False
         within = sum(_holds(self._sorted[place], name) for place in places)
         return 2 * within >= len(places)
+
+    def reach(self, said: Sequence[str]) -> int:
+        """Return how many letters of what was said may be a name that begins there; 0: none begins so."""
+        first = "".join(said[:_FIRST])[:_FIRST]
+        return max(self._reach.get(first[:count], 0) for count in range(1, _FIRST + 1))
 
     def exact(self, name: Name) -> Found | None:
         """Return the items of a name; spaces do not count ("starwars")."""
