@@ -249,14 +249,18 @@ class RequestReader:
         return [found[wording] for wording in wordings]
 
     def _read_new(self, wordings: Sequence[Wording]) -> dict[Wording, Tensor]:
-        vectors = [self.vectors([word or "" for word in wording]) for wording in wordings]
+        words = [word for wording in wordings for word in wording]
         lengths = [len(wording) for wording in wordings]
-        pad = nn.utils.rnn.pad_sequence
-        padded = pad(vectors, batch_first=True)
-        named = pad([torch.tensor([word is None for word in wording]) for wording in wordings], batch_first=True)
-        buckets = pad([word_buckets(wording) for wording in wordings], batch_first=True)
         with torch.inference_mode(False):  # what is kept may later be used in training
-            marks = self.network(padded, torch.tensor(lengths), named, buckets)
+            counts = torch.tensor(lengths)
+            inside = torch.arange(max(lengths)) < counts[:, None]
+            padded = torch.zeros(*inside.shape, self.vectors.dim)
+            padded[inside] = self.vectors([word or "" for word in words])
+            named = torch.zeros_like(inside)
+            named[inside] = torch.tensor([word is None for word in words])
+            buckets = torch.zeros(inside.shape, dtype=torch.long)
+            buckets[inside] = word_buckets(words)
+            marks = self.network(padded, counts, named, buckets)
             rows = [mark[:length].clone() for mark, length in zip(marks, lengths, strict=True)]
         new = dict(zip(wordings, rows, strict=True))
         with self._lock:

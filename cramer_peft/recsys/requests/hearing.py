@@ -136,7 +136,7 @@ class HearingEncoder(CatalogueEncoder):
         return self._vectors_of_parts([found for found, _ in self._heard(texts)])
 
     def _vectors_of_parts(self, requests: Sequence[Sequence[RequestPart]]) -> Tensor:
-        """Return for each request the mean meanings of what is wanted and what is not, by certainty, (requests, dim)."""
+        """Return each request's mean meanings of what is wanted and what is not, by certainty, (requests, dim)."""
         rows: list[tuple[int, float, Tensor]] = []
         for place, found in enumerate(requests):
             for side in (True, False):
@@ -186,7 +186,7 @@ class HearingEncoder(CatalogueEncoder):
         spans = [(place, place + 1) for place, word in enumerate(words) if word in _REFERRING]
         if not spans:
             return None
-        wanted, unwanted = marks_of(self.reader.read([text], lambda _: spans)[0], spans[-1])
+        wanted, unwanted = marks_of(self.reader.read([text], lambda _: spans)[0], spans[-1:])[0]
         return wanted >= unwanted
 
     def _usual(self, part: RequestPart, history: Sequence[int]) -> RequestPart:
@@ -312,7 +312,8 @@ class HearingEncoder(CatalogueEncoder):
         found: list[RequestPart] = []
         missed: list[str] = []
         spans = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
-        marks = [(marks_of(hidden, span), marks_of(plain, span)) for span, *_ in spans]
+        places = [span for span, *_ in spans]
+        marks = list(zip(marks_of(hidden, places), marks_of(plain, places), strict=True))
         certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
@@ -365,7 +366,7 @@ class HearingEncoder(CatalogueEncoder):
     def _says_something(self, text: str) -> bool:
         """Return True unless the reader takes the words for a name of any item, as "movies" is."""
         reading = self.reader.read([f"any {text}"])[0]
-        return sum(marks_of(reading, (1, len(reading.words)))) >= _NAME
+        return sum(marks_of(reading, [(1, len(reading.words))])[0]) >= _NAME
 
     def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> RequestPart | None:
         if isinstance(what, Fact):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cramer_peft.encoders import Reading
@@ -44,7 +43,7 @@ def continued(found: list[RequestPart], earlier: list[RequestPart]) -> list[Requ
 def marked(reading: Reading, spans: Sequence[Thing]) -> list[Thing]:
     """Return words that the reader surely marks and that are in no span, as open words: "sad" in "something sad"."""
     used = {place for span, *_ in spans for place in range(*span)}
-    sure = torch.maximum(reading.wanted, reading.unwanted) >= SURE
+    sure = [max(marks) >= SURE for marks in zip(reading.wanted.tolist(), reading.unwanted.tolist(), strict=True)]
     found: list[Thing] = []
     for place, word in enumerate(reading.words):
         if sure[place] and word[0].isalpha() and place not in used:
@@ -53,7 +52,7 @@ def marked(reading: Reading, spans: Sequence[Thing]) -> list[Thing]:
     return found
 
 
-def marks_of(reading: Reading, span: Span) -> tuple[float, float]:
-    """Return how sure it is that words are asked for, and asked against."""
-    part = slice(*span)
-    return float(reading.wanted[part].mean()), float(reading.unwanted[part].mean())
+def marks_of(reading: Reading, spans: Sequence[Span]) -> list[tuple[float, float]]:
+    """Return how sure it is of each span that its words are asked for, and asked against."""
+    sides = reading.wanted.tolist(), reading.unwanted.tolist()
+    return [tuple(sum(side[start:stop]) / (stop - start) for side in sides) for start, stop in spans]  # type: ignore[misc]

@@ -57,80 +57,14 @@ _CUES = [
     (Strength.WEAK, None, r"(?:not|no|read|bought|own)"),
 ]
 _PATTERNS = [(strength, wanted, re.compile(rf"(?:^| ){cue}(?: {_FILLER})*$")) for strength, wanted, cue in _CUES]
-# A cue ends with one of these words, or with another one that only a look at the whole can tell.
-_LAST_WORDS = frozenset(
-    [
-        "called",
-        "named",
-        "titled",
-        "like",
-        "but",
-        "than",
-        "for",
-        "except",
-        "from",
-        "of",
-        "with",
-        "by",
-        "in",
-        "more",
-        "hated",
-        "disliked",
-        "detested",
-        "stand",
-        "to",
-        "as",
-        "between",
-        "loved",
-        "liked",
-        "enjoyed",
-        "adored",
-        "is",
-        "are",
-        "was",
-        "were",
-        ":",
-        "include",
-        "includes",
-        "seen",
-        "watched",
-        "rewatched",
-        "watching",
-        "rewatching",
-        "played",
-        "finished",
-        "saw",
-        "likes",
-        "love",
-        "loves",
-        "enjoy",
-        "enjoys",
-        "enjoying",
-        "adore",
-        "adores",
-        "prefer",
-        "prefers",
-        "recommend",
-        "want",
-        "watch",
-        "play",
-        "hate",
-        "hates",
-        "dislike",
-        "dislikes",
-        "avoid",
-        "skip",
-        "without",
-        "not",
-        "no",
-        "read",
-        "bought",
-        "own",
-        "resemble",
-        "resembles",
-        "resembling",
-    ]
+# A cue, without what may stand between it and a title, ends with one of these words.
+_ENDS = (
+    "called named titled like but than for except from of with by in more hated disliked detested stand to as between "
+    "loved liked enjoyed adored is are was were : include includes seen watched rewatched watching rewatching played "
+    "finished saw likes love loves enjoy enjoys enjoying adore adores prefer prefers recommend want watch play hate "
+    "hates dislike dislikes avoid skip without not no read bought own resemble resembles resembling"
 )
+_LAST_WORDS = frozenset(_ENDS.split())
 _NO = r"(?:^| )(?:not|never|no|neither|nor|nothing|hardly|cannot|without|\w+n't)"
 _NEGATED, _NEGATED_FAR = re.compile(rf"{_NO}(?: \S+){{0,3}}$"), re.compile(rf"{_NO} ")
 _CLAUSE = re.compile(r"(?:^| )(?:[^\w\s]|but|i|so|because|maybe|perhaps)(?: |$)")

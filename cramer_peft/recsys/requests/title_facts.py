@@ -22,7 +22,7 @@ from cramer_peft.recsys.requests.title_cues import (
     is_noun,
     is_quoted,
 )
-from cramer_peft.recsys.requests.title_index import LONGEST_NAME, Found, TitleIndex
+from cramer_peft.recsys.requests.title_index import FIRST_LETTERS, LONGEST_NAME, Found, TitleIndex
 from cramer_peft.recsys.requests.title_names import ALTERNATIVE, ARTICLES, BEGINNING, FULL, pieces, year_in
 
 _NAMESAKE = 0.5  # how much the less popular items of a name are meant
@@ -97,7 +97,9 @@ class TitleFinder:
 
     def _names_at(self, words: Sequence[str], start: int, cue: Cue, misspelt: bool) -> Iterator[tuple[int, Found]]:
         """Yield the names that begin at a word, with the ends of their words: exact ones, the longest first."""
-        said, stops = _said(words, start)
+        said, stops = (
+            _said(words, start) if cue.strength is not Strength.NONE or self._begins(words, start) else ((), [])
+        )
         if not said:
             return
         lengths = [length for length in range(len(said), 0, -1) if stops[length - 1]]
@@ -114,6 +116,16 @@ class TitleFinder:
                 found = self._index.beginning(said[:length])
                 if found:
                     yield stops[length - 1], found
+
+    def _begins(self, words: Sequence[str], start: int) -> bool:
+        """Return False if no name begins with the first letters of what begins there: a cheap look."""
+        start += words[start] in ARTICLES and start + 1 < len(words)
+        letters: list[str] = []
+        for word in words[start : start + 2 * LONGEST_NAME]:
+            letters += pieces(word)
+            if len("".join(letters)) >= FIRST_LETTERS:
+                break
+        return self._index.reach(letters) > 0
 
     def _exact(self, said: tuple[str, ...], lengths: Sequence[int]) -> dict[int, Found]:
         """Return the names that the first pieces are, by the number of pieces."""
@@ -215,8 +227,8 @@ def _said(words: Sequence[str], start: int) -> tuple[tuple[str, ...], list[int]]
     stops: list[int] = []
     for place in range(start, min(len(words), start + 2 * LONGEST_NAME)):
         found = pieces(words[place])
-        if place == start and not found:
-            return (), []
+        if (place == start and not found) or len(said) > LONGEST_NAME:  # one more than is wanted: an article may go
+            break
         said += found
         stops += [0] * (len(found) - 1) + [place + 1] * bool(found)
     if len(said) > 1 and said[0] in ARTICLES and stops[0]:

@@ -16,7 +16,7 @@ from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words
 
 Name = tuple[str, ...]
 LONGEST_NAME = 16  # pieces of a name
-_FIRST = 4  # letters by which it is seen early that no name begins so
+FIRST_LETTERS = 4  # letters by which it is seen early that no name begins so
 _NEAR_LENGTH = 8  # pieces of a name that is looked for by its spelling
 _ALIKE = 86  # least likeness of a misspelt name to the right one, in 0 … 100
 _ALIKE_WORDS = 74  # least likeness of a misspelt word to one of a name
@@ -70,7 +70,7 @@ class TitleIndex:
         self._items = dict(items)
         self._reach: dict[str, int] = {}  # first letters of names → letters of the longest
         for letters in self._items:
-            self._reach[letters[:_FIRST]] = max(len(letters), self._reach.get(letters[:_FIRST], 0))
+            self._reach[letters[:FIRST_LETTERS]] = max(len(letters), self._reach.get(letters[:FIRST_LETTERS], 0))
         self._sorted = sorted(self._names)
         self._spelt: dict[str, list[str]] = {}
         self._by_word: dict[str, list[int]] = defaultdict(list)
@@ -123,8 +123,8 @@ class TitleIndex:
 
     def reach(self, said: Sequence[str]) -> int:
         """Return how many letters of what was said may be a name that begins there; 0: none begins so."""
-        first = "".join(said[:_FIRST])[:_FIRST]
-        return max(self._reach.get(first[:count], 0) for count in range(1, _FIRST + 1))
+        first = "".join(said[:FIRST_LETTERS])[:FIRST_LETTERS]
+        return max(self._reach.get(first[:count], 0) for count in range(1, FIRST_LETTERS + 1))
 
     def exact(self, name: Name) -> Found | None:
         """Return the items of a name; spaces do not count ("starwars")."""
