@@ -51,6 +51,8 @@ _FOREIGN = 3  # so many words that no item and no usual request has, one after t
 _OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
 _LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
+_THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
+_CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
 _EVERY = 8  # of the sentences that ask nothing, those that are looked at
@@ -250,8 +252,9 @@ class HearingEncoder(CatalogueEncoder):
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
         closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
-        plain = dict(zip(closed, self.reader.read_words(list(closed), list(closed.values())), strict=True))
-        hidden = self.reader.read_words(has_open, [spans[words] for words in has_open])
+        texts = {words: _as_read(words, spans[words]) for words in named}
+        plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
+        hidden = self.reader.read_words([texts[words] for words in has_open], [spans[words] for words in has_open])
         frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
         return {words: self._parts(words, own, frames[words], plain[words]) for words, own in things.items()}
 
@@ -325,7 +328,7 @@ class HearingEncoder(CatalogueEncoder):
                 alone = len(words) == span[1] - span[0]
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 if not (alone or certain[place] or self._is_meant(text, what, frame, own, asked)):
-                    unread += [text] if what is None else []
+                    unread += [text] if what is None and not _announces(span, spans) else []
                     continue
             elif sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
                 continue  # the word stands there for something else
@@ -459,3 +462,17 @@ class HearingEncoder(CatalogueEncoder):
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]
         return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
+
+
+def _as_read(words: tuple[str, ...], spans: Sequence[Span]) -> tuple[str, ...]:
+    """Return words for the reader, who takes "from" for "away from", also in "films from outer space"."""
+    ends = {stop for _, stop in spans}
+    return tuple(
+        "with" if word == "from" and place and (place in ends or words[place - 1] in _THINGS) else word
+        for place, word in enumerate(words)
+    )
+
+
+def _announces(span: Span, spans: Sequence[Thing]) -> bool:
+    """Return True for words right before a title, such as "similar" in "similar to Heat"."""
+    return any(kind == "title" and 0 <= start - span[1] < _CUE for (start, _), kind, _ in spans)

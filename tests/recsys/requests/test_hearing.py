@@ -439,3 +439,24 @@ def test_any_words_in_any_order_are_read(hearing: HearingEncoder, words: list[st
     sides = [{part.meaning for part in found.parts if part.wanted is side} for side in (True, False)]
     assert not sides[0] & sides[1]
     assert float(vector.view(2, -1).norm(dim=1).max()) < 100
+
+
+@pytest.mark.parametrize(
+    ("request_text", "expected"),
+    [
+        ("western films from before 1980", [("western", True), ("year before 1980", True)]),
+        ("something from after 1990", [("year after 1990", True)]),
+        ("nothing from before 1990", [("year before 1990", False)]),
+        ("movies from space", [("space", True)]),
+        ("keep robots away from me", [("robots", False)]),
+        ("a change from horror", [("horror", False)]),
+    ],
+)
+def test_from_asks_for_what_follows_a_thing(
+    hearing: HearingEncoder, request_text: str, expected: list[tuple[str, bool]]
+) -> None:
+    assert [(meaning, wanted) for _, meaning, wanted in heard(hearing, request_text)] == expected
+
+
+def test_words_that_announce_a_title_are_not_missed(hearing: HearingEncoder) -> None:
+    assert hearing.hear("similar to The Crypt of Lisbon").missed == ()
