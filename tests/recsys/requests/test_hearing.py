@@ -460,3 +460,17 @@ def test_from_asks_for_what_follows_a_thing(
 
 def test_words_that_announce_a_title_are_not_missed(hearing: HearingEncoder) -> None:
     assert hearing.hear("similar to The Crypt of Lisbon").missed == ()
+
+
+@pytest.mark.parametrize("request_text", ["something like The Crypt of Lisbon but with robots", "horror but robots"])
+def test_but_alone_denies_nothing(hearing: HearingEncoder, request_text: str) -> None:
+    assert ("words", "robots", True) in heard(hearing, request_text)
+
+
+def test_but_not_denies(hearing: HearingEncoder) -> None:
+    assert ("words", "robots", False) in heard(hearing, "horror but not robots")
+
+
+def test_a_word_without_end_is_cut(hearing: HearingEncoder) -> None:
+    assert max(map(len, hearing.reader.read(["more " + "a" * 60_000])[0].words)) <= 100
+    assert hearing.hear("more horror, " + "a" * 60_000).parts[0].meaning == "horror"
