@@ -43,7 +43,7 @@ def surprise(catalogue: Catalogue) -> Person:
     attributes = catalogue.item_attributes[int(weights.multinomial(1))].nonzero().flatten().tolist()
     if attributes:
         weights = weights * catalogue.item_attributes[:, random.choice(attributes)]
-    number = min(_TITLES, int((weights > 0).sum()), len(catalogue) - 1)
+    number = max(1, min(_TITLES, int((weights > 0).sum()), len(catalogue) - 1))
     return "A surprise", weights.multinomial(number).tolist()
 
 
