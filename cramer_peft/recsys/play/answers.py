@@ -19,11 +19,6 @@ MAX_REQUESTS = 4
 _LENGTH, _SUGGESTIONS, _MAX_TITLE = 10, 8, 200
 
 
-def words_of_error(error: CramerError) -> str:
-    """Return an error's own words, which can be written as UTF-8."""
-    return printable(str(error.args[0]))
-
-
 class Player:
     """Answers what the page asks.
 
@@ -81,7 +76,7 @@ class Player:
         try:
             answer = self._recommender.recommend(history, text, strength, _LENGTH)
         except CramerError as error:  # of this request: the others have their lists
-            return {"request": printable(text), "error": words_of_error(error)}
+            return {"request": printable(text), "error": printable(str(error.args[0]))}
         items = [{**self._reasoned(item, answer), "came": item in answer.came} for item in answer.items]
         went = [self._reasoned(item, answer) for item in answer.went]
         return {"request": text, "heard": answer.heard and asdict(answer.heard), "items": items, "went": went}

@@ -16,8 +16,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cramer_peft.errors import CramerError
-from cramer_peft.recsys.play.answers import MAX_REQUESTS, Player, words_of_error
+from cramer_peft.recsys.play.answers import MAX_REQUESTS, Player
 from cramer_peft.recsys.play.people import Person, made_up_people, surprise
+from cramer_peft.recsys.reading import printable
 from cramer_peft.recsys.recommender import RequestRecommender
 
 _PAGE = Path(__file__).parent / "page"
@@ -65,40 +66,34 @@ def make_app(
         try:
             return _json(await run_in_threadpool(locked))
         except CramerError as error:
-            return _refused(422, words_of_error(error))
-
-    async def start(_: Request) -> Response:
-        return _json(content)
+            return _json({"error": printable(str(error.args[0]))}, 422)
 
     async def titles(request: Request) -> Response:
         return await answered(player.suggest, request.query_params.get("text", ""))
 
-    async def drawn(_: Request) -> Response:
-        return _json(player.person(surprise(player.catalogue)))
-
     async def recommend(request: Request) -> Response:
         if request.headers.get("content-type") != "application/json":  # as the forms of other sites cannot send it
-            return _refused(415, "the call is not JSON. Reload the page.")
+            return _json({"error": "the call is not JSON. Reload the page."}, 415)
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
             if len(body) > _BODY_BYTES:
-                return _refused(413, f"the call is larger than {_BODY_BYTES} bytes. Shorten the history or a request.")
+                return _json({"error": f"the call is larger than {_BODY_BYTES} bytes. Shorten a request."}, 413)
         return await answered(player.answer, bytes(body))
 
     routes = [Route("/" if name == "index.html" else f"/{name}", _file(name, kind)) for name, kind in _FILES.items()]
-    routes += [Route("/api/start", start), Route("/api/titles", titles), Route("/api/surprise", drawn)]
-    routes += [Route("/api/recommend", recommend, methods=["POST"])]
+    routes += [
+        Route("/api/start", lambda _: _json(content)),
+        Route("/api/titles", titles),
+        Route("/api/surprise", lambda _: _json(player.person(surprise(player.catalogue)))),
+        Route("/api/recommend", recommend, methods=["POST"]),
+    ]
     guard = Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)
     return Starlette(routes=routes, middleware=[guard])
 
 
 def _json(content: Any, status: int = 200) -> Response:
     return JSONResponse(content, status, _HEADERS)
-
-
-def _refused(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status, {**_HEADERS, "Connection": "close"})
 
 
 def _file(name: str, kind: str) -> Callable[[Request], Response]:

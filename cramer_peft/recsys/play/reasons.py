@@ -10,14 +10,13 @@ from cramer_peft.recsys.requests.attribute_requests import phrase
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
 from cramer_peft.recsys.requests.number_columns import columns_of_numbers
 
-Reason = dict[str, str]  # "text", and "side": "wanted" or "unwanted" if it is what was heard; "lacking", or "neutral"
-_NEUTRAL, _LACKING = "neutral", "lacking"
+_SIDES = ("unwanted", "wanted", "neutral", "lacking")  # the first two if an item is what was heard
 
 
-def reasons_for(catalogue: Catalogue, item: int, heard: Heard | None) -> list[Reason]:
+def reasons_for(catalogue: Catalogue, item: int, heard: Heard | None) -> list[dict[str, str]]:
     """Return a fact for each part of a request that the catalogue can tell something about."""
-    found = [_fact(catalogue, item, part) for part in (heard.parts if heard else ())]
-    return [{"text": text, "side": side} for text, side in dict.fromkeys(found) if text]
+    found = dict.fromkeys(_fact(catalogue, item, part) for part in (heard.parts if heard else ()))
+    return [{"text": text, "side": side} for side in _SIDES for text, own in found if text and own == side]
 
 
 def _fact(catalogue: Catalogue, item: int, part: HeardPart) -> tuple[str, str]:
@@ -25,15 +24,15 @@ def _fact(catalogue: Catalogue, item: int, part: HeardPart) -> tuple[str, str]:
     meaning, side = part.meaning, "wanted" if part.wanted else "unwanted"
     if part.kind == "attribute":
         has = meaning in map(phrase, catalogue.attribute_names(item))
-        return (meaning, side) if has else (f"not {meaning}" if part.wanted else "", _LACKING)
+        return (meaning, side) if has else (f"not {meaning}" if part.wanted else "", "lacking")
     if part.kind == "title":
         return _likeness(catalogue, item, part.text, side)
     if part.kind == "number":
         values = {column.name: float(column.values[item]) for column in columns_of_numbers(catalogue)}
         facts = [f"{name} {value:g}" for name, value in values.items() if meaning.startswith(f"{name} ")]
-        return (facts[0] if facts and "nan" not in facts[0] else ""), _NEUTRAL
+        return (facts[0] if facts and "nan" not in facts[0] else ""), "neutral"
     if part.kind == "popularity":
-        return f"met {float(visits_of(catalogue)[item]):g} times", _NEUTRAL
+        return f"met {float(visits_of(catalogue)[item]):g} times", "neutral"
     entries = {column: one_form(texts[item]).casefold().split("|") for column, texts in catalogue.texts.items()}
     column = next((column for column, own in entries.items() if meaning in own), "")
     return (f"“{meaning}” in its {column.replace('_', ' ')}" if column else ""), side
@@ -50,5 +49,5 @@ def _likeness(catalogue: Catalogue, item: int, name: str, side: str) -> tuple[st
     if item == other or not theirs:
         return (f"is {title}" if item == other else ""), side
     if not shared:
-        return f"shares nothing with {title}", _LACKING
-    return f"shares {shared} of {len(theirs)} with {title}", side if 2 * shared > len(theirs) else _NEUTRAL
+        return f"shares nothing with {title}", "lacking"
+    return f"shares {shared} of {len(theirs)} with {title}", side if 2 * shared > len(theirs) else "neutral"

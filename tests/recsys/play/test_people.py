@@ -50,7 +50,9 @@ def test_the_best_known_item_is_the_last_one(films: Catalogue) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\tgenres:token_seq\ni3\tA\tx\nother\tB\tx\ni7\tC\tx\n")
+    (tmp_path / "x.item").write_text(
+        "item_id:token\ttitle:token_seq\tgenres:token_seq\ni3\tA\tx\nother\tB\tx\ni7\tC\tx\n"
+    )
     lines = ["anna\ti3\t2", "anna\ti7\t1", "anna\tother\t3", "ben\tother\t1"]
     (tmp_path / "x.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n")
     return tmp_path

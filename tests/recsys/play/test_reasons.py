@@ -36,7 +36,10 @@ def test_a_fact_for_each_kind(
 
 
 def test_a_fact_is_told_once(films: Catalogue) -> None:
-    known = (HeardPart("gems", "popularity", True, "little known"), HeardPart("hits", "popularity", False, "well known"))
+    known = (
+        HeardPart("gems", "popularity", True, "little known"),
+        HeardPart("hits", "popularity", False, "well known"),
+    )
     assert len(reasons_for(films, 3, Heard(known))) == 1
     assert reasons_for(films, 3, None) == []
 

@@ -235,13 +235,14 @@ function heardBox(heard) {
   return make("div", { className: "heard" }, make("h3", {}, "What was heard"), nothing, make("ul", {}, ...parts));
 }
 
-function afterColumn(answer, number, several, rows) {
+function afterColumn(answer, number, several, ranks, rows) {
   const small = make("small", {}, several ? `After request ${number}` : "After");
   const heading = make("h2", {}, small, ...marked(answer.request, answer.heard));
   if (answer.error) return column("after", heading, make("p", { className: "heard problem" }, answer.error), [], make("div"), rows);
   const items = answer.items.map((item, place) => {
     const why = tags(item.reasons.filter(({ side }) => side !== "lacking"));
-    return listed(item, place + 1, item.came ? "came" : "", item.came ? tag("new", "new") : "", ...why);
+    const was = ranks.indexOf(item.id) + 1;
+    return listed(item, place + 1, was ? "" : "came", was ? tag(`was ${was}`, "neutral") : tag("new", "new"), ...why);
   });
   const gone = several ? answer.went.map((item) => listed(item, 0, "goes", ...tags(item.reasons))) : [];
   const summary = make("summary", {}, `What went, and why (${gone.length})`);
@@ -259,8 +260,9 @@ function spoken(answer, number, several) {
 
 function showLists({ before, answers }) {
   const rows = Math.max(before.length, 1);
+  const ranks = before.map((item) => item.id);
   const several = answers.length > 1;
-  const after = answers.map((answer, place) => afterColumn(answer, place + 1, several, rows));
+  const after = answers.map((answer, place) => afterColumn(answer, place + 1, several, ranks, rows));
   byId("results").replaceChildren(beforeColumn(before, answers, rows), ...after);
   const told = answers.map((answer, place) => spoken(answer, place + 1, several)).join(" ");
   byId("status").textContent = told || "This is the list without a request. Write one, or try an example.";
