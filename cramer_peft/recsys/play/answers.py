@@ -16,7 +16,7 @@ from cramer_peft.recsys.recommender import Answer, RequestRecommender
 from cramer_peft.recsys.requests.number_columns import years_of
 
 MAX_REQUESTS = 4
-_LENGTH, _SUGGESTIONS, _MAX_TITLE = 10, 8, 200
+_LENGTH, _SUGGESTIONS, _MAX_TITLE, _MAX_TEXT = 10, 8, 200, 1000
 
 
 class Player:
@@ -59,11 +59,13 @@ class Player:
         try:
             call = json.loads(body)
             ids, texts, strength = call["history"], call["requests"], call["strength"]
-            sound = isinstance(ids, list) and len(texts) <= MAX_REQUESTS and all(isinstance(one, str) for one in texts)
+            short = len(texts) <= MAX_REQUESTS and all(isinstance(one, str) and len(one) <= _MAX_TEXT for one in texts)
+            sound = isinstance(ids, list) and short
         except (ValueError, RecursionError, KeyError, TypeError):
             sound = False
         if not sound:
-            raise DataError("this is not a call of the page, or one with too many requests. Reload the page.")
+            most = f"{MAX_REQUESTS} requests of {_MAX_TEXT} characters"
+            raise DataError(f"expected the page's own call with at most {most}. Shorten it, or reload the page.")
         history = [self.catalogue.index_of(item_id) for item_id in ids]
         plain = self._recommender.recommend(history, None, k=_LENGTH)
         return {

@@ -111,6 +111,7 @@ def test_an_error_of_one_request_leaves_the_others(client: TestClient, monkeypat
                 {"requests": [1]},
                 {"requests": None},
                 {"requests": ["comedy"] * 5},
+                {"requests": ["a" * 1001]},
             )
         ),
     ],
@@ -131,11 +132,11 @@ def test_an_impossible_strength_is_told_beside_its_request(client: TestClient, s
     assert set(answer) == {"request", "error"}
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\ud800", "a" * 60_000, "\0", "{{7*7}}", "🎬" * 500], ids=ascii)
+@pytest.mark.parametrize("text", ["", "   ", "\ud800", "a" * 1000, "a " * 500, "\0", "{{7*7}}", "🎬" * 500])
 def test_any_text_is_a_request(client: TestClient, text: str) -> None:
-    response = client.post("/api/recommend", content=json.dumps({**CALL, "requests": [text[:60_000]]}), headers=JSON)
-    assert response.status_code in (200, 413)
-    assert "items" in response.text or "error" in response.text
+    response = client.post("/api/recommend", content=json.dumps({**CALL, "requests": [text]}), headers=JSON)
+    assert response.status_code == 200
+    assert len(response.json()["answers"]) == 1
 
 
 def test_what_forms_of_other_sites_can_send_is_refused(client: TestClient) -> None:
