@@ -93,7 +93,8 @@ def table(name: str, columns: str, rows: str | None) -> str:
     """Return the Markdown of a table."""
     found = load(name)["rows"]
     kept = [column.strip() for column in columns.split(" | ")]
-    chosen = list(found) if rows is None else [row.strip() for row in rows.split(" | ")]
+    named = [name for name, row in found.items() if any(column in row for column in kept)]
+    chosen = named if rows is None else [row.strip() for row in rows.split(" | ")]
     unknown = [row for row in chosen if row not in found]
     unknown += [column for column in kept if not any(column in row for row in found.values())]
     if unknown:
