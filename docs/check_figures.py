@@ -45,8 +45,13 @@ COLUMNS = {  # the name in a table: track and metric in the benchmark's results.
     "unseen users, × frozen": ("unseen users truthful", "ndcg_ratio"),
 }
 THREE_DIGITS = ("NDCG@10", "HR@10")
-TABLE = re.compile(r"(<!-- figures ([\w.-]+): ([^;>]+?)(?:; ([^>]+?))? -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
-MARK = re.compile(r"(-?[\d,]*\.?\d+)(?: ± ([\d.]+))? ?<!-- ([\w.-]+): ([^|>]+?) \| ([^|>]+?) -->")
+TABLE = re.compile(
+    r"(<!-- figures ([\w.-]+): ([^;>]+?)(?:; ([^>]+?))? -->\n)(.*?)(<!-- end of figures -->)",
+    re.DOTALL,
+)
+MARK = re.compile(
+    r"(-?[\d,]*\.?\d+)(?: ± ([\d.]+))? ?<!-- ([\w.-]+): ([^|>]+?) \| ([^|>]+?) -->"
+)
 
 
 def pages() -> list[Path]:
@@ -66,7 +71,9 @@ def load(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     missing = {"command", "folder", "commit", "rows"} - set(found)
     if missing:
-        raise ValueError(f"docs/figures/{name}.json has no {', '.join(sorted(missing))}")
+        raise ValueError(
+            f"docs/figures/{name}.json has no {', '.join(sorted(missing))}"
+        )
     return found
 
 
@@ -93,20 +100,40 @@ def table(name: str, columns: str, rows: str | None) -> str:
     """Return the Markdown of a table."""
     found = load(name)["rows"]
     kept = [column.strip() for column in columns.split(" | ")]
-    named = [name for name, row in found.items() if any(column in row for column in kept)]
-    chosen = named if rows is None else [row.strip() for row in rows.split(" | ")]
+    named = [
+        name
+        for name, row in found.items()
+        if any(column in row for column in kept)
+    ]
+    chosen = (
+        named if rows is None else [row.strip() for row in rows.split(" | ")]
+    )
     unknown = [row for row in chosen if row not in found]
-    unknown += [column for column in kept if not any(column in row for row in found.values())]
+    unknown += [
+        column
+        for column in kept
+        if not any(column in row for row in found.values())
+    ]
     if unknown:
-        raise ValueError(f"docs/figures/{name}.json has no {', '.join(unknown)}")
+        raise ValueError(
+            f"docs/figures/{name}.json has no {', '.join(unknown)}"
+        )
     lines = [["", *kept], ["---", *["--:"] * len(kept)]]
-    lines += [[row, *(cell(found[row].get(column), column) for column in kept)] for row in chosen]
+    lines += [
+        [row, *(cell(found[row].get(column), column) for column in kept)]
+        for row in chosen
+    ]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n"
 
 
 def written(text: str) -> str:
     """Return a page with its tables written anew."""
-    return TABLE.sub(lambda match: f"{match[1]}{table(match[2], match[3], match[4])}{match[6]}", text)
+    return TABLE.sub(
+        lambda match: (
+            f"{match[1]}{table(match[2], match[3], match[4])}{match[6]}"
+        ),
+        text,
+    )
 
 
 def findings(text: str) -> Iterator[str]:
@@ -121,13 +148,17 @@ def findings(text: str) -> Iterator[str]:
         yield from _disagreement(shown, half, name, row, column)
 
 
-def _disagreement(shown: str, half: str, name: str, row: str, column: str) -> Iterator[str]:
+def _disagreement(
+    shown: str, half: str, name: str, row: str, column: str
+) -> Iterator[str]:
     try:
         entry = load(name)["rows"][row][column]
     except (ValueError, KeyError) as error:
         yield f"{shown}: docs/figures/{name}.json has no {row}, {column} ({error})"
         return
-    value, low, high = entry if isinstance(entry, list) else (entry, entry, entry)
+    value, low, high = (
+        entry if isinstance(entry, list) else (entry, entry, entry)
+    )
     for text, expected in ((shown, value), (half, (high - low) / 2)):
         digits = len(text.partition(".")[2])
         found = text.replace(",", "")
@@ -135,7 +166,9 @@ def _disagreement(shown: str, half: str, name: str, row: str, column: str) -> It
             yield f"{text}: docs/figures/{name}.json has {number(expected, max(digits, 3))} for {row}, {column}"
 
 
-def take(results: Mapping[str, Any], commit: str, command: str = "") -> dict[str, Any]:
+def take(
+    results: Mapping[str, Any], commit: str, command: str = ""
+) -> dict[str, Any]:
     """Return a file of figures made of what ``python -m benchmark`` wrote, or ``python -m benchmark.speed``."""
     if "results" in results:  # of benchmark.speed
         timed = {
@@ -152,39 +185,84 @@ def take(results: Mapping[str, Any], commit: str, command: str = "") -> dict[str
             "commit": commit,
             "rows": timed,
         }
-    places = {(group["data"], group["protocol"], group["backbone"]) for group in results["groups"]}
+    places = {
+        (group["data"], group["protocol"], group["backbone"])
+        for group in results["groups"]
+    }
     if len(places) != 1:
-        raise ValueError(f"expected one data set, split and backbone, found {sorted(places)}: take them apart")
+        raise ValueError(
+            f"expected one data set, split and backbone, found {sorted(places)}: take them apart"
+        )
     found: dict[str, Any] = {}
     for group in results["groups"]:
         tracks = group["tracks"]
-        entries = {name: tracks.get(track, {}).get(metric) for name, (track, metric) in COLUMNS.items()}
-        row = {name: _entry(entry) for name, entry in entries.items() if entry is not None}
+        entries = {
+            name: tracks.get(track, {}).get(metric)
+            for name, (track, metric) in COLUMNS.items()
+        }
+        row = {
+            name: _entry(entry)
+            for name, entry in entries.items()
+            if entry is not None
+        }
         found[group["variant"] or group["method"]] = {
             **row,
             "parameters": group["trainable"],
             "seeds": len(group["seeds"]),
         }
-    return {"command": command or results["command"], "folder": "examples", "commit": commit, "rows": found}
+    return {
+        "command": command or results["command"],
+        "folder": "examples",
+        "commit": commit,
+        "rows": found,
+    }
 
 
 def _entry(entry: Mapping[str, Any]) -> list[float]:
     """Return a value and its interval: of the benchmark, or a ratio with its quartiles."""
-    return [round(entry[name], 4) for name in ("value" if "value" in entry else "ratio", "low", "high")]
+    return [
+        round(entry[name], 4)
+        for name in ("value" if "value" in entry else "ratio", "low", "high")
+    ]
 
 
 def main() -> int:
     """Run the command; return the number of findings."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="write the tables anew")
-    parser.add_argument("--take", nargs=2, metavar=("RESULTS", "FILE"), type=Path, help="make a file of figures")
-    parser.add_argument("--command", default="", help="the command that wrote them, if it is not in the file")
-    parser.add_argument("--commit", default="", help="the commit that --take's results were measured at")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="write the tables anew"
+    )
+    parser.add_argument(
+        "--take",
+        nargs=2,
+        metavar=("RESULTS", "FILE"),
+        type=Path,
+        help="make a file of figures",
+    )
+    parser.add_argument(
+        "--command",
+        default="",
+        help="the command that wrote them, if it is not in the file",
+    )
+    parser.add_argument(
+        "--commit",
+        default="",
+        help="the commit that --take's results were measured at",
+    )
     options = parser.parse_args()
     if options.take:
         source, target = options.take
-        taken = take(json.loads(source.read_text(encoding="utf-8")), options.commit, options.command)
-        target.write_text(json.dumps(taken, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        taken = take(
+            json.loads(source.read_text(encoding="utf-8")),
+            options.commit,
+            options.command,
+        )
+        target.write_text(
+            json.dumps(taken, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
         return 0
     count = 0
     for page in pages():

@@ -58,37 +58,87 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def measure(site: Path, browser: str) -> list[dict]:
     """Return the height of each page at each width, and what is wider than its place."""
-    pages = sorted(path.parent.relative_to(site).as_posix() + "/" for path in site.rglob("index.html"))
+    pages = sorted(
+        path.parent.relative_to(site).as_posix() + "/"
+        for path in site.rglob("index.html")
+    )
     pages = ["" if page == "./" else page for page in pages]
-    text = _HARNESS.replace("PAGES", json.dumps(pages)).replace("WIDTHS", json.dumps(WIDTHS))
-    (site / "layout.html").write_text(text.replace("HEIGHT", str(HEIGHT)), encoding="utf-8")
+    text = _HARNESS.replace("PAGES", json.dumps(pages)).replace(
+        "WIDTHS", json.dumps(WIDTHS)
+    )
+    (site / "layout.html").write_text(
+        text.replace("HEIGHT", str(HEIGHT)), encoding="utf-8"
+    )
     handler = functools.partial(_Quiet, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, tempfile.TemporaryDirectory() as profile:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        tempfile.TemporaryDirectory() as profile,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-        command += ["--window-size=1400,900", "--timeout=240000", "--virtual-time-budget=2000000", "--dump-dom"]
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={profile}",
+        ]
+        command += [
+            "--window-size=1400,900",
+            "--timeout=240000",
+            "--virtual-time-budget=2000000",
+            "--dump-dom",
+        ]
         address = f"http://127.0.0.1:{server.server_address[1]}/layout.html"
-        shown = subprocess.run([*command, address], capture_output=True, encoding="utf-8", timeout=300, check=True)
+        shown = subprocess.run(
+            [*command, address],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=300,
+            check=True,
+        )
         server.shutdown()
     (site / "layout.html").unlink()
-    return json.loads(unescape(re.findall(r'<pre id="found">(.*?)</pre>', shown.stdout, re.DOTALL)[0]))
+    return json.loads(
+        unescape(
+            re.findall(r'<pre id="found">(.*?)</pre>', shown.stdout, re.DOTALL)[
+                0
+            ]
+        )
+    )
 
 
 def main(site: Path) -> int:
     """Print what is too long or too wide, and return how many findings there are."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        print("no chromium: install Debian's package chromium, or do without this check")
+        print(
+            "no chromium: install Debian's package chromium, or do without this check"
+        )
         return 0
     findings = 0
     for row in measure(site, browser):
-        name, screens = f"{row['page'] or 'index'} at {row['width']}", row["height"] / HEIGHT
+        name, screens = (
+            f"{row['page'] or 'index'} at {row['width']}",
+            row["height"] / HEIGHT,
+        )
         long = row["width"] == max(WIDTHS) and screens > SCREENS
         notes = [f"{screens:.1f} screens"] if long else []
-        notes += [f"wider than the screen: {', '.join(row['wide'])}"] if row["wide"] else []
+        notes += (
+            [f"wider than the screen: {', '.join(row['wide'])}"]
+            if row["wide"]
+            else []
+        )
         wide = row["width"] == max(WIDTHS)
-        notes += [f"{row['tables']} tables scroll sideways"] if wide and row["tables"] else []
-        notes += [f"{row['code']} code blocks scroll sideways"] if wide and row["code"] else []
+        notes += (
+            [f"{row['tables']} tables scroll sideways"]
+            if wide and row["tables"]
+            else []
+        )
+        notes += (
+            [f"{row['code']} code blocks scroll sideways"]
+            if wide and row["code"]
+            else []
+        )
         if notes:
             print(f"{name}: {'; '.join(notes)}")
         findings += len(notes)

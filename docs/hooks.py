@@ -16,7 +16,9 @@ from cramer_peft import RequestMaskConfig
 
 _ROLE = re.compile(r":(?:class|meth|func|data|attr|mod):(<code[^>]*>)~?")
 _FIELDS = "<!-- fields of RequestMaskConfig -->"
-_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
 _NOTEBOOK = re.compile(r"\]\(((?:\w+/|\.\./)*[\w-]+)\.ipynb(#[\w-]+)?\)")
 
 
@@ -25,18 +27,27 @@ def on_files(files: Files, config: MkDocsConfig, **_: object) -> Files:
     for file in list(files):
         if file.src_uri.endswith(".ipynb"):
             page = file.src_uri.removesuffix(".ipynb") + ".md"
-            text = notebook_page(json.loads(Path(str(file.abs_src_path)).read_text(encoding="utf-8")), file.name)
+            text = notebook_page(
+                json.loads(
+                    Path(str(file.abs_src_path)).read_text(encoding="utf-8")
+                ),
+                file.name,
+            )
             files.append(File.generated(config, page, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Put in the table of the configuration's fields, and let links to notebooks lead to their pages."""
-    markdown = markdown.replace(_FIELDS, _table()) if _FIELDS in markdown else markdown
+    markdown = (
+        markdown.replace(_FIELDS, _table()) if _FIELDS in markdown else markdown
+    )
     return _NOTEBOOK.sub(r"](\1.md\2)", markdown)
 
 
-def on_page_content(html: str, **_: object) -> str:  # mkdocs passes it by this name
+def on_page_content(
+    html: str, **_: object
+) -> str:  # mkdocs passes it by this name
     """Turn formulas into MathML, and cross-references in docstrings, such as ``:class:`Name```, into plain code."""
     return _FORMULA.sub(_mathml, _ROLE.sub(r"\1", html))
 
@@ -50,10 +61,14 @@ def notebook_page(notebook: dict[str, Any], name: str) -> str:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        printed = "".join("".join(output.get("text", ())) for output in cell["outputs"])
+        printed = "".join(
+            "".join(output.get("text", ())) for output in cell["outputs"]
+        )
         if printed:
             parts.append(f"```text\n{printed.rstrip()}\n```")
-    parts.append(f'<a href="../{name}.ipynb" download>Download this page as a notebook</a>')
+    parts.append(
+        f'<a href="../{name}.ipynb" download>Download this page as a notebook</a>'
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,7 +84,9 @@ def _table() -> str:
         for field in dataclasses.fields(RequestMaskConfig)
         if field.name not in inherited
     ]
-    return "\n".join(["| Field | Default | Meaning |", "| --- | --- | --- |", *rows])
+    return "\n".join(
+        ["| Field | Default | Meaning |", "| --- | --- | --- |", *rows]
+    )
 
 
 def _escaped(text: str) -> str:

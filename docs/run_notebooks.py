@@ -1,7 +1,7 @@
 """Run the tutorials' notebooks, cell by cell, without Jupyter.
 
-    python docs/run_notebooks.py             # run all
-    python docs/run_notebooks.py --write     # and store what they print in them
+python docs/run_notebooks.py             # run all
+python docs/run_notebooks.py --write     # and store what they print in them
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def run(notebook: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
         if cell["cell_type"] == "code":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                exec(compile("".join(cell["source"]), f"<cell {number}>", "exec"), names)
+                exec(
+                    compile(
+                        "".join(cell["source"]), f"<cell {number}>", "exec"
+                    ),
+                    names,
+                )
             yield cell, printed.getvalue()
 
 
@@ -39,13 +44,22 @@ def run_file(path: Path, write: bool) -> None:
         os.chdir(folder)
         try:
             for cell, printed in run(notebook):
-                keep = printed and "remove_output" not in cell["metadata"].get("tags", ())
+                keep = printed and "remove_output" not in cell["metadata"].get(
+                    "tags", ()
+                )
                 lines = printed.splitlines(keepends=True)
-                cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": lines}] if keep else []
+                cell["outputs"] = (
+                    [{"name": "stdout", "output_type": "stream", "text": lines}]
+                    if keep
+                    else []
+                )
         finally:
             os.chdir(before)
     if write:
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(notebook, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":
