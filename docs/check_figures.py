@@ -26,6 +26,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def number(value: float, digits: int) -> str:
     """Return a number as pages write it: ``.251``, ``2.4``, ``130,003``."""
     if isinstance(value, int):
         return f"{value:,}"
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")
+    exact = Decimal(repr(round(value, 9)))
+    rounded = exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return re.sub(r"^(-?)0\.", r"\1.", f"{rounded:f}")
 
 
 def cell(entry: Any, column: str) -> str:
@@ -161,8 +164,7 @@ def _disagreement(
     )
     for text, expected in ((shown, value), (half, (high - low) / 2)):
         digits = len(text.partition(".")[2])
-        found = text.replace(",", "")
-        if text and float(found) != round(expected, digits):
+        if text and text != number(expected, digits):
             yield f"{text}: docs/figures/{name}.json has {number(expected, max(digits, 3))} for {row}, {column}"
 
 
