@@ -17,7 +17,8 @@ OPTIONS_OF_OTHERS = {"--no-deps", "--strict", "--site-dir", "--check", "--cpu"}
 BLOCK = re.compile(r"^```(?:bash|text)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 COMMAND = re.compile(
-    r"(?:^|[\s/])(?:(?P<own>cramer-peft|python3? -m cramer_peft|-m cramer_peft)(?:\s+(?P<sub>(?!mask state)[a-z][\w-]*))?(?=\s|$)"
+    r"(?:^|[\s/])(?:(?P<own>cramer-peft|python3? -m cramer_peft|-m cramer_peft)"
+    r"(?:\s+(?P<sub>(?!mask state)[a-z][\w-]*))?(?=\s|$)"
     r"|python3? (?:-m (?P<module>[\w.]+)|(?P<script>[\w/]+\.py)))(?P<rest>[^&|\n]*)"
 )
 OPTION = re.compile(r"(?:^|\s|\[)(--[a-z][\w-]*)")
