@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 from cramer_peft.encoders.model_folder import check_model_config, check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
+from cramer_peft.storage.bars import no_file_bars
 
 # A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
 _TOKENIZER_LOCK = threading.Lock()
@@ -58,7 +60,8 @@ class TransformersEncoder(ModuleEncoder):
                 check_model_config(PretrainedConfig.get_config_dict(place, **source)[0], repr(place))
             self._tokenizer = AutoTokenizer.from_pretrained(place, **source)
             # Only safetensors: a pickled checkpoint is never opened.
-            self.module: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, **source)
+            with no_file_bars() if Path(place).is_dir() else nullcontext():  # a download may show its own
+                self.module: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, **source)
         except EncoderError:
             raise
         except Exception as error:  # transformers raises anything over files that it does not expect

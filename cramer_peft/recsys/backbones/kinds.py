@@ -23,7 +23,7 @@ from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
 from cramer_peft.recsys.reading import as_path
-from cramer_peft.storage import new_version
+from cramer_peft.storage import new_version, no_file_bars
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
@@ -61,7 +61,8 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue:
     """
     stale = rf"{BACKBONE_FOLDER}/({WEIGHT_NAMES}|{re.escape(DIGEST_FILE)})"  # the digest of another backbone
     with new_version(as_path(folder), stale) as new:
-        backbone.save_pretrained(new / BACKBONE_FOLDER)
+        with no_file_bars():
+            backbone.save_pretrained(new / BACKBONE_FOLDER)
         if catalogue is not None:
             write_digest(new / BACKBONE_FOLDER, catalogue, content=False)
 
