@@ -71,9 +71,7 @@ class ProgressLines(TrainerCallback):
         done = f"epoch {_epoch(state, state.global_step)} of {_epoch(state, state.max_steps)}"
         self._print(state, f"{done}: {', '.join([*figures, self._spent()])}")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Print the step after each tenth of a training that has no epochs to tell of."""
         step, steps = state.global_step, state.max_steps
         if args.eval_strategy == "no" and 10 * step // steps > 10 * (step - 1) // steps:
@@ -101,4 +99,4 @@ class ProgressLines(TrainerCallback):
 
 def _epoch(state: TrainerState, step: int) -> int:
     """Return the number of the epoch that ends at a step."""
-    return round(step * state.num_train_epochs / max(state.max_steps, 1))
+    return int(0.5 + step * state.num_train_epochs / max(state.max_steps, 1))
