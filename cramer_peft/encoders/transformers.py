@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -42,7 +43,7 @@ class TransformersEncoder(ModuleEncoder):
 
     def __init__(
         self,
-        model_name_or_path: str,
+        model_name_or_path: str | os.PathLike[str],
         revision: str | None = None,
         local_files_only: bool = True,
         max_length: int = 128,
@@ -50,7 +51,7 @@ class TransformersEncoder(ModuleEncoder):
         device: str = "cpu",
     ) -> None:
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
-        place = model_name_or_path
+        place = model_name_or_path = os.fspath(model_name_or_path)
         if local_files_only or Path(place).is_dir():
             folder = local_folder(place, revision)
             check_model_folder(folder, model_name_or_path)
