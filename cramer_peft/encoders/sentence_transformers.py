@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cramer_peft.encoders.bars import no_file_bars
 from cramer_peft.encoders.model_folder import check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
-from cramer_peft.storage.bars import no_file_bars
 
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
 _ACTIVATIONS = ("torch.nn.modules.activation.", "torch.nn.modules.linear.Identity")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
+from cramer_peft.encoders.bars import no_file_bars
 from cramer_peft.encoders.model_folder import check_model_config, check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
-from cramer_peft.storage.bars import no_file_bars
 
 # A fast tokenizer keeps its padding and truncation as state: two threads at once is an error.
 _TOKENIZER_LOCK = threading.Lock()

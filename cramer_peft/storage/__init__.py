@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cramer_peft.storage.bars import no_file_bars
 from cramer_peft.storage.files import (
     TensorInfo,
     atomic_file,
@@ -37,7 +36,6 @@ __all__ = [
     "check_encoder_options",
     "check_inside",
     "new_version",
-    "no_file_bars",
     "open_regular",
     "parse_json",
     "read_json",

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import BertConfig, PreTrainedModel
 
+from cramer_peft.encoders import no_file_bars
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import PADDING
 from cramer_peft.recsys.backbones.stored import CONFIG_FILE, MAX_LENGTH, MAX_SIZE, read_config
 from cramer_peft.recsys.backbones.weights import check_shapes, read_shapes, read_weights, weight_files
-from cramer_peft.storage import no_file_bars
 
 _LAYER = "bert.encoder.layer."
 _LAYER_WEIGHTS = 16  # number of weights and biases in each

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cramer_peft.encoders import no_file_bars
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbones.backbone import Backbone
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
@@ -23,7 +24,7 @@ from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import DIGEST_FILE, check_digest, write_digest
 from cramer_peft.recsys.reading import as_path
-from cramer_peft.storage import new_version, no_file_bars
+from cramer_peft.storage import new_version
 
 BACKBONES: dict[str, type[Any]] = {kind.name: kind for kind in (SASRec, BERT4Rec, GRU4Rec, ReplaySASRec)}
 BACKBONE_FOLDER = "backbone"  # inside a recommender's folder
