@@ -77,6 +77,9 @@ def test_its_pages_and_their_sections_are_there() -> None:
     links = re.findall(r"\]\((docs/[\w./-]+)(?:#([\w-]+))?\)", PAGE)
     assert len(links) > 15
     for page, section in links:
+        if page.endswith(".png"):
+            assert (ROOT / page).stat().st_size > 10_000
+            continue
         text = (ROOT / page).read_text(encoding="utf-8")
         titles = re.findall(r"^#+ (.*?)(?: \{ #([\w-]+) \})?$", text, re.MULTILINE)
         names = {name or re.sub(r"[^\w]+", "-", title.lower()).strip("-") for title, name in titles}
@@ -146,7 +149,6 @@ def test_requests_are_heard_as_it_says(request_: str, heard: str, films: Catalog
     from cramer_peft.recsys.requests.heard import heard_line
     from cramer_peft.recsys.requests.hearing import HearingEncoder
 
-    found = heard_line(HearingEncoder(films, None).hear(request_)).removesuffix(
-        ": the list is the one without a request"
-    )
+    found = heard_line(HearingEncoder(films, None).hear(request_))
+    found = found.removesuffix(": the list is the one without a request")
     assert NEAR.sub("", found) == NEAR.sub("", heard)
