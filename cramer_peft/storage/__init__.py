@@ -1,5 +1,8 @@
 """Safe reading and atomic writing of files."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from cramer_peft.storage.files import (
     TensorInfo,
     atomic_file,
@@ -15,7 +18,17 @@ from cramer_peft.storage.files import (
     write_together,
 )
 from cramer_peft.storage.folders import new_version, write_problem
-from cramer_peft.storage.stored_config import check_encoder_options
+
+if TYPE_CHECKING:
+    from cramer_peft.storage.stored_config import check_encoder_options
+else:
+
+    def __getattr__(name):
+        """Import what knows configurations when it is first used, because PEFT takes seconds to import."""
+        if name != "check_encoder_options":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module("cramer_peft.storage.stored_config").check_encoder_options
+
 
 __all__ = [
     "TensorInfo",

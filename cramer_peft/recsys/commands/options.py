@@ -16,8 +16,16 @@ Adapter = Annotated[Path, typer.Option(help="Folder that train or demo wrote, or
 Data = Annotated[
     str, typer.Option(help="movielens-100k, movielens-1m, or a folder of RecBole atomic files (.inter, .item).")
 ]
-Encoder = Annotated[str | None, typer.Option(help="Request encoder, for example all-minilm-l6-v2 (extra minilm).")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Most epochs of the backbone's training.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Request encoder, for example all-minilm-l6-v2 (extra minilm). By default one that knows the catalogue."
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most epochs of the backbone's training. By default 30, for bert4rec 60."),
+]
 MinRating = Annotated[
     float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
 ]
@@ -32,7 +40,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is random.")]
 Config = Annotated[
     Path | None,
     typer.Option(
-        help='JSON file with further settings, in sections such as "columns" and "masks": see the docs, Train.'
+        help='JSON file with further settings, in the sections "columns", "masks", "training" and "generator".'
     ),
 ]
 

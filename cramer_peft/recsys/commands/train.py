@@ -31,7 +31,7 @@ def train(
     min_rating: given.MinRating = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the generator's training.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the generator. By default 1,500.")] = None,
     requests: given.Requests = None,
     seed: given.Seed = 0,
     checkpoint_folder: Annotated[

@@ -65,7 +65,7 @@ class TrainOptions:
             sentences about attributes alike, or what there is of them.
         seed: Seed of everything that is random.
         users: Evaluate at most so many validation users; None: all.
-        progress: Show progress bars.
+        progress: Print lines of progress, to standard error.
         checkpoints: Folder for the state of both trainings, to resume after a kill; None: no checkpoints.
     """
 
