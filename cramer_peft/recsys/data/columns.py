@@ -95,20 +95,27 @@ def found_columns(
 
 
 def id_column(items: Table, item_column: str) -> str:
-    """Return the column of the items that holds their ids: of the same name as in the interactions, or guessed."""
-    name = item_column if item_column in items.names else guessed(items.names, _ROWS_OF_ITEMS)
-    if name is None:
+    """Return the column of the items that holds their ids: of the same name as in the interactions, or one
+    of the usual ones that names each item once."""
+    if item_column in items.names:
+        return item_column
+    possible = _usual(items.names, _ROWS_OF_ITEMS)
+    if not possible:
         raise DataError(
             f"{items.source}: columns missing: {item_column}; columns there: {listed(items.names, 50)}. The ids of the "
             "items stand in a column of the same name as in the interactions: rename one of both."
         )
-    return name
+    return next((name for name in possible if not items[name].duplicated().any()), possible[0])
 
 
 def guessed(names: Sequence[str], guesses: str) -> str | None:
     """Return the first column with one of the names that are usual, None if there is none."""
+    return next(iter(_usual(names, guesses)), None)
+
+
+def _usual(names: Sequence[str], guesses: str) -> list[str]:
     plain = {_plain(name): name for name in reversed(names)}
-    return next((plain[guess] for guess in map(_plain, guesses.split()) if guess in plain), None)
+    return [plain[guess] for guess in map(_plain, guesses.split()) if guess in plain]
 
 
 def _plain(name: str) -> str:

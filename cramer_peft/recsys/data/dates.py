@@ -32,6 +32,16 @@ def iso_dates(table: Table, column: pd.Series) -> pd.Series:
     return column.map(lambda cell: _iso(cell.strip(), order))
 
 
+def year_of(cell: str) -> int | None:
+    """Return the year of a date, in whatever order it is written; None if the cell is none."""
+    if found := _YEAR_FIRST.fullmatch(cell):
+        return int(found[1])
+    if found := _YEAR_LAST.fullmatch(cell):
+        return int(found[3])
+    found = _NAMED.fullmatch(cell)
+    return int(found[3] or found[6]) if found else None
+
+
 def _day_first(table: Table, dates: pd.Series) -> bool:
     """Return True if the first number of all dates is the day."""
     if dates.str.contains(".", regex=False).all():

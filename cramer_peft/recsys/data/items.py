@@ -14,6 +14,7 @@ from torch import Tensor
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_BYTES, Catalogue, check_cells, flags_of, plain_text
 from cramer_peft.recsys.data.columns import Columns, found_columns, id_column
+from cramer_peft.recsys.data.dates import year_of
 from cramer_peft.recsys.data.separators import (
     DEFAULTS,
     entries_of,
@@ -33,7 +34,6 @@ _OF_IDS = re.compile(
 _NUMBER = re.compile(r"(?:[$€£¥₹]\s*)?([+-]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\s*[$€£¥₹])?")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _DECIMALS = re.compile(r"[+-]?\d+,\d{1,2}")
-_DAY = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]|$)")
 _YEAR = re.compile(r"\((\d{4})(?:\s*[-–]\s*(?:\d{4})?\s*)?\)\s*$")
 
 
@@ -158,8 +158,8 @@ def _with_columns(catalogue: Catalogue, table: Table, names: Sequence[str]) -> t
         known = sum(not math.isnan(value) for value in values)
         if known and (kind == "float" or known == len(filled) or ("year" in name.lower() and 2 * known >= len(filled))):
             numbers[name] = torch.tensor(values, dtype=torch.float64)
-        elif kind != "float" and all(map(_DAY.match, filled)):
-            dates[name] = [float(cell[:4]) if cell else math.nan for cell in cells]
+        elif kind != "float" and all(map(year_of, filled)):
+            dates[name] = [float(year_of(cell) or math.nan) for cell in cells]
         elif kind != "float" and not all(cell.startswith(("http://", "https://")) for cell in filled):
             cells = _as_texts(name, cells)
             size = sum(map(len, cells))

@@ -43,6 +43,8 @@ class OwnData:
             f"{visits:,} visits of {len(self.interactions):,} users, {len(self.catalogue):,} items, "
             f"{len(self.catalogue.attributes)} attributes"
         ]
+        if self.interactions.dropped_repeats:
+            parts.append(f"{self.interactions.dropped_repeats:,} more visits to an item that the user had met left out")
         if self.interactions.dropped_users:
             parts.append(f"{self.interactions.dropped_users:,} users with fewer than 3 items left out")
         if self.columns.min_rating is None:
