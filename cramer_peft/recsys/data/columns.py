@@ -87,9 +87,11 @@ def found_columns(
     if missing:
         named = ", ".join(found[field] or GUESSES[field].split()[0] for field in missing)
         hint = " and ".join(f"{field} ({_OPTIONS[field]})" for field in missing)
+        if any(name.replace(".", "").isdigit() for name in table.names):
+            hint += ", and write the names of the columns into the first line, if they are not there"
         raise DataError(
-            f"{table.source}: columns missing: {named}; columns there: {listed(table.names, 50)}.{why} Name another "
-            f"one with {hint}."
+            f"{', '.join(filter(None, [table.source, table.notes]))}: columns missing: {named}; columns there: "
+            f"{listed(table.names, 50)}.{why} Name another one with {hint}."
         )
     return found
 

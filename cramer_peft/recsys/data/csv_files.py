@@ -46,8 +46,11 @@ def read_csv(path: Path, sep: str | None = None, encoding: str | None = None) ->
     names = _names(path, rows[0])
     _check_lengths(path, lines, rows, found)
     places = {name: place for place, name in enumerate(names)}
-    notes = f"cut at {in_words(found)}" if len(names) > 1 else "one column"
-    return Table(str(path), tuple(names), lambda name: [row[places[name]] for row in rows[1:]], lines[1:], notes=notes)
+
+    def read(name: str) -> list[str]:
+        return [row[places[name]] for row in rows[1:]]
+
+    return Table(str(path), tuple(names), read, lines[1:], notes=f"cut at {in_words(found)}")
 
 
 def _content(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import TEXT_TYPES, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.columns import GUESSES, Columns, found_columns, guessed
+from cramer_peft.recsys.data.columns import Columns, found_columns
 from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.items import Items, read_items
 from cramer_peft.recsys.data.table import Table, listed
@@ -184,8 +184,8 @@ def read_pair(interactions: Table, items: Table | None, columns: Columns, min_in
 def _items_of(table: Table, columns: Columns, item: str) -> Table:
     """Return the items that interactions tell of: their first rows, and the columns that are the same in all rows."""
     ids = table.ids(item)
-    named = [columns.title_column, columns.attribute_column]
-    named += [guessed(table.names, GUESSES[field]) for field in ("title_column", "attribute_column")]
+    why = " There is no table of items (--items), so their columns are those of the interactions."
+    named = found_columns(table, columns, ("attribute_column",), ("title_column",), why).values()
     used = {columns.user_column, columns.time_column, columns.rating_column, columns.request_column}
     names = [
         name for name in table.names if name not in used and (name in (item, *named) or _is_same(table[name], ids))
