@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 _MISSING_NUMBERS = frozenset({"", "nan"})
+_NUMBER = re.compile(r"-?\d+(\.0|\.?\d*[eE]\+?\d+)?")
 _EXACT = 2**53  # float64 holds every whole number below
 
 
@@ -79,24 +81,25 @@ class Table:
         """Return a column of ids, none blank: those of an atomic file as they are written, "17.0" of others as "17"."""
         column = self[name]
         if name not in self.kinds:
-            column = self._whole(column.str.strip())
-        blank = column[column.str.strip() == ""]
+            column = self._whole(column.map(str.strip))
+        blank = column[column.map(str.strip) == ""]
         message = "column {name!r} is blank ({rows} such {word}s), expected an id. Remove these {word}s, or fill them."
         self.refuse(blank, message, name=name)
         return column
 
     def _whole(self, column: pd.Series) -> pd.Series:
         """Return ids without the ".0" of tables in which some are missing; raise a DataError if they are rounded."""
-        numbers = column[column != ""]
-        if not len(numbers) or not numbers.str.fullmatch(r"-?\d+(\.0|\.?\d*[eE]\+?\d+)?").all():
+        ids = set(column) - {""}
+        if not ids or not all(map(_NUMBER.fullmatch, ids)):
             return column
-        floats = numbers[numbers.str.contains(r"[.eE]", regex=True)]
+        floats = {text for text in ids if not text.lstrip("-").isdigit()}
+        large = {text for text in floats if abs(float(text)) >= _EXACT}
         message = (
-            "column {name!r} holds {first}, a number that is too large to be exact. Read or export the "
-            "ids as text or whole numbers."
+            "column {name!r} holds {first}, a number that is too large to be exact. Read or export the ids as text or "
+            "whole numbers."
         )
-        self.refuse(floats[floats.map(lambda text: abs(float(text)) >= _EXACT)], message, name=str(column.name))
-        return column.mask(column.index.isin(floats.index), floats.map(lambda text: str(int(float(text)))))
+        self.refuse(column[column.isin(large)], message, name=str(column.name))
+        return column.map(lambda text: str(int(float(text))) if text in floats else text) if floats else column
 
     def numbers(self, name: str) -> pd.Series:
         """Return a column as float64, NaN where it is blank; raise a DataError at the first that is no number."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +160,18 @@ def _from_frame(given: Any, source: str, name: str) -> Table:
 
 def cell_text(cell: Any) -> str:
     """Return a cell as text: "" where nothing is known, a list as JSON, line ends as spaces."""
-    if hasattr(cell, "tolist"):  # of numpy
-        cell = cell.tolist()
     if isinstance(cell, str):
         return _LINE_ENDS.sub(" ", cell) if "\n" in cell or "\r" in cell else cell
+    if isinstance(cell, int | datetime):
+        return "" if cell != cell else str(cell)  # NaT is a datetime
+    if hasattr(cell, "tolist"):  # of numpy
+        return cell_text(cell.tolist())
     if isinstance(cell, list | tuple | AbstractSet | Mapping):
         plain = sorted(cell, key=str) if isinstance(cell, AbstractSet) else cell
         plain = plain if isinstance(plain, Mapping) else [entry for entry in plain if entry is not None]
         return json.dumps(plain, ensure_ascii=False, default=cell_text)
     if isinstance(cell, bytes):
         return cell.decode(errors="replace")
-    if cell is None or type(cell).__name__ == "NAType" or cell != cell:  # NaN and NaT
+    if cell is None or type(cell).__name__ == "NAType" or cell != cell:  # NaN
         return ""
     return str(cell)

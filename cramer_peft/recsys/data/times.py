@@ -21,11 +21,6 @@ _EXPECTED = (
 )
 
 
-def has_dates(column: pd.Series) -> bool:
-    """Return True if a column of text holds an ISO 8601 date."""
-    return any(_DATE.fullmatch(text.strip()) for text in column)
-
-
 def parse_times(table: Table, name: str) -> pd.Series:
     """Return the timestamps in a column as numbers that keep their order.
 
@@ -36,11 +31,14 @@ def parse_times(table: Table, name: str) -> pd.Series:
     column = table[name]
     text = column.map(str.strip)
     numbers = pd.to_numeric(text, errors="coerce")
-    if numbers.isna().any() and has_dates(text := iso_dates(table, text)):
+    if numbers.isna().any():
         dates = text.map(_DATE.fullmatch)
-        _check_zones(table, column, dates)
-        text = dates.map(_seconds)
-        numbers = pd.to_numeric(text, errors="coerce")
+        if dates.isna().any():
+            dates = iso_dates(table, text).map(_DATE.fullmatch)
+        if dates.notna().any():
+            _check_zones(table, column, dates)
+            text = dates.map(_seconds)
+            numbers = pd.to_numeric(text, errors="coerce")
     floats = numbers.astype("float64")
     bad = column[~floats.between(float("-inf"), float("inf"), inclusive="neither")]  # NaN is not between either
     if len(bad):
@@ -79,9 +77,11 @@ def _seconds(date: re.Match[str] | None) -> str:
         moment = datetime.fromisoformat(date[1]) - datetime(1970, 1, 1)
     except ValueError:  # a day that its month does not have
         return ""
-    digits = (date[3] or "Z").replace(":", "").replace("Z", "+0000")
-    offset = timedelta(hours=int(digits[:3]), minutes=int(digits[0] + digits[3:]))
-    return str((moment - offset) // timedelta(seconds=1) + Decimal(f"0{date[2] or ''}"))
+    if date[3] not in (None, "Z"):
+        digits = date[3].replace(":", "")
+        moment -= timedelta(hours=int(digits[:3]), minutes=int(digits[0] + digits[3:]))
+    seconds = moment.days * 86_400 + moment.seconds
+    return str(seconds + Decimal(f"0{date[2]}") if date[2] else seconds)
 
 
 def _whole(table: Table, numbers: pd.Series) -> pd.Series:
