@@ -318,9 +318,7 @@ def test_a_least_rating_that_cannot_be_applied(tmp_path: Path) -> None:
         load_interactions(rated(tmp_path, "u a 1 2", "u b 2 "), min_rating=2)
     with pytest.raises(DataError, match=r"line 2: column 'rating' holds 'good', which is not a number"):
         load_interactions(rated(tmp_path, "u a 1 good"), min_rating=2)
-    with pytest.raises(
-        DataError, match=r"missing: rating; columns there: 'user_id', .*min_rating=2"
-    ):
+    with pytest.raises(DataError, match=r"missing: rating; columns there: 'user_id', .*min_rating=2"):
         load_interactions(write_pair(tmp_path, three_items()), min_rating=2)
     write(folder / "data.inter", RATED.replace("rating:float", "rating:token"))
     with pytest.raises(DataError, match="'rating' has type token, expected float"):
