@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cramer_peft.recsys.data.catalogue import Catalogue
     from cramer_peft.recsys.data.datasets import load_dataset
     from cramer_peft.recsys.data.splits import leave_one_out, temporal_split
+    from cramer_peft.recsys.data.tables import Tables
     from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
     from cramer_peft.recsys.requests.request_encoders import request_encoder
     from cramer_peft.recsys.requests.sources import RequestSource, SaidSource
@@ -24,6 +25,7 @@ _MODULES = {
     "data.catalogue": ("Catalogue",),
     "data.datasets": ("load_dataset",),
     "data.splits": ("leave_one_out", "temporal_split"),
+    "data.tables": ("Tables",),
     "recommender": ("RequestRecommender", "evaluate_recommender"),
     "requests.request_encoders": ("request_encoder",),
     "requests.sources": ("RequestSource", "SaidSource"),
@@ -40,6 +42,7 @@ __all__ = [
     "RequestRecommender",
     "RequestSource",
     "SaidSource",
+    "Tables",
     "TrainOptions",
     "config_for",
     "evaluate_recommender",

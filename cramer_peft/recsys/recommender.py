@@ -24,6 +24,7 @@ from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, 
 from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
+from cramer_peft.recsys.data.tables import Tables, data_name
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
@@ -251,7 +252,7 @@ def keep_card(folder: Path, new: Path) -> None:
 
 def evaluate_recommender(
     folder: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Tables,
     stage: Stage = "test",
     protocol: Protocol | None = None,
     columns: Columns | None = None,
@@ -265,10 +266,11 @@ def evaluate_recommender(
 
     Args:
         folder: The recommender's folder.
-        data: The same data set as in training, by name or folder.
+        data: The same data set as in training, by name, folder or tables.
         stage: "test", or "validation".
         protocol: The kind of split; None: as in training.
-        columns: What to read of the files; None: as in training. ``min_rating`` is always that of training.
+        columns: What to read of the tables; None: as in training. ``min_rating`` is always that of training, and
+            columns that ``data`` names itself count more.
         seed: Seed of the requests.
         users: Evaluate at most so many, drawn at random; None: all.
         say: Called with a line for each step.
@@ -289,7 +291,7 @@ def evaluate_recommender(
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
     columns = _columns(columns, trained, root)
-    say(f"reading {as_path(data).name}")
+    say(f"reading {data_name(data)}")
     loaded = load_own_data(data, protocol or used or "leave-one-out", columns, attributes=False)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
@@ -352,7 +354,7 @@ def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:
     same = known.item_ids == found.item_ids and known.attributes == found.attributes
     if not same or not torch.equal(known.item_attributes, found.item_attributes):
         raise DataError(
-            f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.folder} "
+            f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.name} "
             f"{len(found)} and {len(found.attributes)}, or others: give the data that it was trained on, and the same "
             f"columns; the folder {ADAPTER_FOLDER!r} belongs to that catalogue. Earlier versions cut attributes at "
             'spaces, or at "|" in str fields, where no attribute_separator was named.'
