@@ -10,7 +10,7 @@ from typing import Any
 
 from cramer_peft.errors import ConfigError, require
 from cramer_peft.recsys.reading import as_path
-from cramer_peft.recsys.scoring.parts import Part, Store, parts_to_do, plan_parts, read_part, write_part
+from cramer_peft.recsys.scoring.parts import Output, Part, address, parts_to_do, plan_parts, read_part
 from cramer_peft.recsys.scoring.scorer import ListOptions, ListScorer
 
 _SECONDS = 5.0  # between two lines of progress, at least
@@ -18,45 +18,28 @@ _SECONDS = 5.0  # between two lines of progress, at least
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What a scoring did.
+    """What a scoring did; the time includes the start of Ray and the loading of recommenders."""
 
-    Attributes:
-        parts: Parts that were scored now.
-        earlier: Parts that were there already.
-        rows: Rows that were read now.
-        bad: Rows of these without a list.
-        seconds: Time it took, the start of Ray and the loading of recommenders included.
-    """
-
-    parts: int
-    earlier: int
-    rows: int
-    bad: int
+    parts: int  # scored now
+    earlier: int  # parts that were there already
+    rows: int  # of the parts that were scored now
+    bad: int  # of these rows, those without a list
     seconds: float
 
 
 class PartScorer:
-    """Scores parts and writes them; Ray makes one in each actor.
-
-    Args:
-        recommender: The recommender's folder.
-        rows: Where the rows are.
-        output: Where the lists go.
-        options: What the lists are to be.
-        gpu: Use the accelerator that the process sees.
-        threads: Of torch; None: as they are.
-    """
+    """Scores parts and writes them; Ray makes one in each actor. Arguments as for ``score_dataset``."""
 
     def __init__(
         self, recommender: str, rows: str, output: str, options: ListOptions, gpu: bool, threads: int | None = None
     ) -> None:
         self._scorer = ListScorer(recommender, options, gpu, threads)
-        self._rows, self._output, self._options = Store(rows), Store(output), options
+        self._rows, self._output, self._options = rows, Output(output), options
 
     def score(self, part: Part) -> dict[str, int]:
         """Score a part, write it, and return its numbers of rows."""
         scored = self._scorer(read_part(self._rows, part, self._options))
-        write_part(self._output, part, scored)
+        self._output.write_part(part, scored)
         return {"rows": part.rows, "bad": len(scored.bad)}
 
     def __call__(self, batch: Any) -> Any:
@@ -78,8 +61,8 @@ def score_dataset(
     """Make a list for each row of Parquet files, and write the lists as Parquet files.
 
     ``output/lists`` gets a file for each part of the rows, with the columns user, rank (from 1), item, score and heard,
-    and ``output/bad`` those rows of it that have no list, with the reason. A file is there whole or not at all. Call it
-    again with the same arguments after a stop: parts that are there are not scored again.
+    and ``output/bad`` those of its rows that have no list, with the reason. A file is there whole or not at all. Call
+    it again with the same arguments after a stop: parts that are there are not scored again.
 
     Args:
         recommender: The folder that training wrote. Every machine must be able to read it.
@@ -87,8 +70,7 @@ def score_dataset(
         output: A folder of its own, likewise.
         options: Length of the lists, names of the columns, rows scored together.
         part_rows: Rows of a part. A part is scored by one actor and held in its memory.
-        actors: Actors of Ray Data; 0: score in this process, without Ray. Leave a core to the system: at most the cores
-            less one.
+        actors: Actors of Ray Data, with a core each; 0: score in this process, without Ray.
         gpus: GPUs of each actor, as 1 or 0.25; in this process, anything but 0 means the accelerator.
         say: Called with a line of progress now and then.
 
@@ -100,14 +82,12 @@ def score_dataset(
     start, options = time.monotonic(), options or ListOptions()
     if actors < 0 or gpus < 0:
         raise ConfigError(f"found actors={actors} and gpus={gpus}, expected 0 or more.")
-    folder, place = as_path(recommender).absolute(), Store(output)
-    source = Store(rows)
-    parts = plan_parts(source, options, part_rows)
+    folder, source, target = as_path(recommender).absolute(), address(rows), address(output)
+    parts, place = plan_parts(source, options, part_rows), Output(target)
     ListScorer(folder, options)  # an error now, rather than in each actor
     todo = parts_to_do(place, parts, folder, options)
-    absolute = [store.place if "://" in store.place else store.path for store in (source, place)]
-    arguments = (str(folder), *absolute, options, gpus > 0)
     say(f"{sum(part.rows for part in parts):,} rows in {len(parts)} parts, {len(parts) - len(todo)} there already")
+    arguments = (str(folder), source, target, options, gpus > 0)
     done = _by_actors(todo, arguments, actors, gpus) if actors and todo else _here(todo, arguments)
     count, bad, told = 0, 0, start
     for number, own in enumerate(done, start=1):
@@ -122,21 +102,18 @@ def score_dataset(
 
 
 def _here(parts: list[Part], arguments: tuple[Any, ...]) -> Iterator[dict[str, int]]:
-    scorer = PartScorer(*arguments) if parts else None
-    for part in parts:
-        assert scorer is not None
-        yield scorer.score(part)
+    if parts:
+        yield from map(PartScorer(*arguments).score, parts)
 
 
 def _by_actors(parts: list[Part], arguments: tuple[Any, ...], actors: int, gpus: float) -> Iterator[dict[str, int]]:
     """Score parts by actors; Ray starts another actor for one that dies, and gives it the part again."""
-    ray = require("ray", extra="ray")
-    data = require("ray.data", extra="ray")
+    ray, data = require("ray", extra="ray"), require("ray.data", extra="ray")
     own = not ray.is_initialized()
     if own:
         ray.init(logging_level="warning")
     try:
-        # a block for each part, or one actor would get them all
+        # a block for each part, or one actor would get several at once
         dataset = data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map_batches(
             PartScorer,
             fn_constructor_args=(*arguments, 1),
@@ -146,7 +123,7 @@ def _by_actors(parts: list[Part], arguments: tuple[Any, ...], actors: int, gpus:
             num_cpus=1,
             num_gpus=gpus or None,
         )
-        dataset.context.enable_progress_bars = False  # a line for some parts tells more
+        dataset.context.enable_progress_bars = False
         yield from dataset.iter_rows()
     finally:
         if own:

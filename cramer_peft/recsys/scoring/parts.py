@@ -18,92 +18,83 @@ from cramer_peft.storage import parse_json
 
 LISTS, BAD = "lists", "bad"  # folders of an output
 _PLAN, _TEMPORARY = "_plan.json", "_temporary"
-_ARROW_FILES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of an input file."""
+    """Some rows of an input file, and the name of its file of lists."""
 
-    number: int
+    name: str
     file: str
     first: int  # row of the file
     rows: int
 
-    @property
-    def name(self) -> str:
-        """Name of its file of lists."""
-        return f"part-{self.number:06}.parquet"
+
+def address(place: str | os.PathLike[str]) -> str:
+    """Return an absolute path, or an address such as ``s3://bucket/folder`` as it is."""
+    return str(place) if "://" in str(place) else str(as_path(place).absolute())
 
 
-class Store:
-    """A place for Parquet files: a folder or file of this machine, or an address such as ``s3://bucket/folder``.
+class Output:
+    """A folder of files that are there whole or not at all.
 
     Args:
-        place: The path or address.
+        place: Its absolute path or address.
     """
 
-    def __init__(self, place: str | os.PathLike[str]) -> None:
-        fs = require("pyarrow.fs", extra="ray")
-        require("pyarrow.parquet", extra="ray")
-        self.place = str(place)
+    def __init__(self, place: str) -> None:
+        self._fs = require("pyarrow.fs", extra="ray")
         try:
-            if "://" in self.place:
-                self.files, self.path = fs.FileSystem.from_uri(self.place)
-            else:
-                self.files, self.path = fs.LocalFileSystem(), as_path(place).absolute().as_posix()
+            self._files, self.path = self._fs.FileSystem.from_uri(place)
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.place}: {error}. Expected a path, or an address that pyarrow can open.") from error
-        self._selector, self._types = fs.FileSelector, fs.FileType
+            raise DataError(f"{place}: {error}. Expected a path, or an address that pyarrow can open.") from error
 
-    def parquet_files(self) -> list[str]:
-        """Return the Parquet files, in the order of their names; those whose names begin with "_" or "." are none."""
-        info = self.files.get_file_info(self.path)
-        if info.type == self._types.File:
-            return [self.path]
-        found = self.files.get_file_info(self._selector(self.path, recursive=True, allow_not_found=True))
-        names = sorted(one.path for one in found if one.type == self._types.File and one.path.endswith(_ARROW_FILES))
-        inside = len(self.path.rstrip("/")) + 1
-        names = [name for name in names if not any(part[:1] in "_." for part in name[inside:].split("/"))]
-        if not names:
-            raise DataError(f"{self.place}: found no Parquet file (.parquet), expected one, or a folder of them.")
-        return names
-
-    def open(self, path: str) -> Any:
-        """Return a ``pyarrow.parquet.ParquetFile``; raise a DataError if it is none."""
-        arrow = require("pyarrow", extra="ray")
-        try:
-            return require("pyarrow.parquet", extra="ray").ParquetFile(self.files.open_input_file(path))
-        except (OSError, arrow.ArrowException) as error:
-            raise DataError(f"{path}: not a readable Parquet file: {error}.") from error
-
-    def names(self, folder: str) -> set[str]:
-        """Return the names of what is in a folder inside; none if it is not there."""
-        selector = self._selector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
-        return {one.base_name for one in self.files.get_file_info(selector)}
+    def names(self, folder: str = "") -> set[str]:
+        """Return the names of what is in the folder, or in one inside; none if it is not there."""
+        selector = self._fs.FileSelector(f"{self.path}/{folder}".rstrip("/"), allow_not_found=True)
+        return {one.base_name for one in self._files.get_file_info(selector)}
 
     def read(self, name: str) -> bytes:
         """Return the content of a file inside."""
-        with self.files.open_input_stream(f"{self.path}/{name}") as file:
+        with self._files.open_input_stream(f"{self.path}/{name}") as file:
             return bytes(file.read())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file inside, so that a reader sees the old one or the new one, never a part."""
-        folder = name.rpartition("/")[0]
-        temporary = f"{self.path}/{_TEMPORARY}/{secrets.token_hex(8)}"
-        for path in (f"{self.path}/{_TEMPORARY}", f"{self.path}/{folder}".rstrip("/")):
-            self.files.create_dir(path, recursive=True)
-        with self.files.open_output_stream(temporary) as file:
+        """Write a file inside, under another name until it is whole."""
+        target, temporary = f"{self.path}/{name}", f"{self.path}/{_TEMPORARY}/{secrets.token_hex(8)}"
+        for path in (target, temporary):
+            self._files.create_dir(path.rpartition("/")[0], recursive=True)
+        with self._files.open_output_stream(temporary) as file:
             file.write(data)
-        self.files.move(temporary, f"{self.path}/{name}")
+        self._files.move(temporary, target)
+
+    def write_part(self, part: Part, scored: Scored) -> None:
+        """Write the lists of a part and its bad rows; the lists come last, because they tell that the part is done."""
+        arrow, parquet = require("pyarrow", extra="ray"), require("pyarrow.parquet", extra="ray")
+        for folder, table in ((BAD, scored.bad), (LISTS, scored.lists)):
+            if folder == LISTS or len(table):
+                parquet.write_table(table, sink := arrow.BufferOutputStream(), compression="zstd")
+                self.write(f"{folder}/{part.name}", sink.getvalue().to_pybytes())
 
     def clear(self) -> None:
-        """Remove what killed processes left."""
-        if _TEMPORARY in self.names(""):
-            self.files.delete_dir(f"{self.path}/{_TEMPORARY}")
+        """Remove what processes left that were killed while they wrote."""
+        if _TEMPORARY in self.names():
+            self._files.delete_dir(f"{self.path}/{_TEMPORARY}")
 
 
-def plan_parts(rows: Store, options: ListOptions, part_rows: int) -> list[Part]:
+def open_rows(rows: str) -> Any:
+    """Return the ``pyarrow.dataset.Dataset`` of a Parquet file or a folder of them; a DataError if it is none."""
+    arrow, datasets = require("pyarrow", extra="ray"), require("pyarrow.dataset", extra="ray")
+    try:
+        found = datasets.dataset(rows, format="parquet")
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        raise DataError(f"{rows}: {error}. Expected a Parquet file or a folder of them.") from error
+    if not found.files:
+        raise DataError(f"{rows}: found no file, expected a Parquet file or a folder of them.")
+    return found
+
+
+def plan_parts(rows: str, options: ListOptions, part_rows: int) -> list[Part]:
     """Return the parts of all rows, ``part_rows`` each; those of a file do not reach into the next.
 
     Raises:
@@ -112,19 +103,24 @@ def plan_parts(rows: Store, options: ListOptions, part_rows: int) -> list[Part]:
     """
     if part_rows < 1:
         raise ConfigError(f"part_rows: found {part_rows}, expected 1 or more.")
+    arrow = require("pyarrow", extra="ray")
     parts: list[Part] = []
-    for path in rows.parquet_files():
-        file = rows.open(path)
-        options.check_schema(file.schema_arrow, path)
-        count = file.metadata.num_rows
+    for fragment in open_rows(rows).get_fragments():
+        try:
+            options.check_schema(fragment.physical_schema, fragment.path)
+            count = fragment.metadata.num_rows
+        except (OSError, arrow.ArrowException) as error:
+            raise DataError(f"{fragment.path}: not a readable Parquet file: {error}.") from error
         for first in range(0, count, part_rows):
-            parts.append(Part(len(parts), path, first, min(part_rows, count - first)))
+            name = f"part-{len(parts):06}.parquet"
+            parts.append(Part(name, fragment.path, first, min(part_rows, count - first)))
     return parts
 
 
-def read_part(rows: Store, part: Part, options: ListOptions) -> Any:
+def read_part(rows: str, part: Part, options: ListOptions) -> Any:
     """Return the rows of a part as a table; only the row groups that hold them are read."""
-    arrow, file = require("pyarrow", extra="ray"), rows.open(part.file)
+    arrow, parquet = require("pyarrow", extra="ray"), require("pyarrow.parquet", extra="ray")
+    file = parquet.ParquetFile(open_rows(rows).filesystem.open_input_file(part.file))
     groups, start, before = [], 0, 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
@@ -141,60 +137,41 @@ def read_part(rows: Store, part: Part, options: ListOptions) -> Any:
 def _cut(batches: Iterator[Any], skipped: int, left: int) -> Iterator[Any]:
     for batch in batches:
         own = batch.slice(skipped, left)
-        skipped -= min(skipped, len(batch))
-        left -= len(own)
+        skipped, left = skipped - min(skipped, len(batch)), left - len(own)
         if len(own):
             yield own
         if not left:
             return
 
 
-def write_part(output: Store, part: Part, scored: Scored) -> None:
-    """Write the lists of a part and its bad rows. The lists come last, because they tell that the part is done."""
-    for folder, table in ((BAD, scored.bad), (LISTS, scored.lists)):
-        if folder == LISTS or len(table):
-            output.write(f"{folder}/{part.name}", _parquet_bytes(table))
-
-
-def _parquet_bytes(table: Any) -> bytes:
-    sink = require("pyarrow", extra="ray").BufferOutputStream()
-    require("pyarrow.parquet", extra="ray").write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def parts_to_do(output: Store, parts: list[Part], recommender: Path, options: ListOptions) -> list[Part]:
+def parts_to_do(output: Output, parts: list[Part], recommender: Path, options: ListOptions) -> list[Part]:
     """Return the parts that are not written yet, and note in the folder what they are parts of.
 
     Raises:
         DataError: If the folder holds something else, or parts of other rows, options or another recommender.
     """
-    plan = {
-        "recommender": digest(recommender),
-        "parts": [asdict(part) for part in parts],
-        **{name: sorted(value) if isinstance(value, set) else value for name, value in asdict(options).items()},
-    }
-    data = json.dumps(plan, sort_keys=True).encode()
-    there = output.names("")
-    if _PLAN not in there:
-        if there - {_TEMPORARY}:
-            raise DataError(f"{output.place}: found other files, expected an empty folder or an earlier scoring.")
-        output.write(_PLAN, data)
-    elif (found := output.read(_PLAN)) != data:
-        earlier = parse_json(found)
-        other = ", ".join(name for name in plan if not isinstance(earlier, dict) or earlier.get(name) != plan[name])
+    sets = {name: sorted(getattr(options, name) or ()) for name in ("candidates", "exclude")}
+    plan = {**asdict(options), **sets, "parts": [asdict(part) for part in parts], "recommender": _digest(recommender)}
+    there = output.names() - {_TEMPORARY}
+    if not there:
+        output.write(_PLAN, json.dumps(plan).encode())
+    elif _PLAN not in there:
+        raise DataError(f"{output.path}: found other files, expected an empty folder or an earlier scoring.")
+    elif (earlier := parse_json(output.read(_PLAN))) != plan:
+        other = [name for name in plan if not isinstance(earlier, dict) or earlier.get(name) != plan[name]]
         raise DataError(
-            f"{output.place}: found parts of another scoring, of which {other or 'something'} is not the same. Give "
-            "another folder, or remove this one."
+            f"{output.path}: found parts of another scoring: not the same {', '.join(other)}. Give another folder, or "
+            "remove this one."
         )
     done = output.names(LISTS)
     return [part for part in parts if part.name not in done]
 
 
-def digest(recommender: Path) -> str:
-    """Return a hash of a recommender's files."""
+def _digest(recommender: Path) -> str:
+    """Return a hash of the files that a recommender is loaded from."""
     found = hashlib.sha256()
-    for path in sorted(recommender.glob("**/*")):
-        if path.suffix in (".json", ".safetensors") and path.name != "training.json":
+    for path in sorted(recommender.rglob("*")):
+        if path.suffix in (".json", ".safetensors") and path.is_file():
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     found.update(block)
