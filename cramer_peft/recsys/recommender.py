@@ -114,25 +114,26 @@ class RequestRecommender:
         return there is not None and self.catalogue.item_ids[: len(there)] == there
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
+    def load(cls, folder: str | os.PathLike[str], backbone: Any = None) -> RequestRecommender:
         """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
 
         Args:
             folder: The folder itself, or the adapter's folder in it.
+            backbone: A recommender of your own that :meth:`save` did not write; None: the one in the folder.
 
         Raises:
             DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
         """
         root = _root(folder)
-        for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
+        for name in (CATALOGUE_FILE, ADAPTER_FOLDER, *([BACKBONE_FOLDER] if backbone is None else [])):
             if not (root / name).exists():
                 raise DataError(
                     f"{folder} is not a recommender folder: {name} is missing. Give the folder that "
                     "`cramer-peft train` or `cramer-peft demo` wrote, or the adapter folder in it."
                 )
         catalogue = Catalogue.load(root / CATALOGUE_FILE)
-        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
+        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue) if backbone is None else backbone
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
         named = masks.peft_config[masks.active_adapters[0]].encoder

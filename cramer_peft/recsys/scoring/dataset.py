@@ -84,11 +84,11 @@ def score_dataset(
         raise ConfigError(f"found actors={actors} and gpus={gpus}, expected 0 or more.")
     folder, source, target = as_path(recommender).absolute(), address(rows), address(output)
     parts, place = plan_parts(source, options, part_rows), Output(target)
-    ListScorer(folder, options)  # an error now, rather than in each actor
+    here = PartScorer(str(folder), source, target, options, gpus > 0 and not actors)  # any error now, not in an actor
     todo = parts_to_do(place, parts, folder, options)
     say(f"{sum(part.rows for part in parts):,} rows in {len(parts)} parts, {len(parts) - len(todo)} there already")
-    arguments = (str(folder), source, target, options, gpus > 0)
-    done = _by_actors(todo, arguments, actors, gpus) if actors and todo else _here(todo, arguments)
+    arguments = (str(folder), source, target, options, gpus > 0, 1)
+    done = _by_actors(todo, arguments, actors, gpus) if actors and todo else map(here.score, todo)
     count, bad, told = 0, 0, start
     for number, own in enumerate(done, start=1):
         count, bad, now = count + own["rows"], bad + own["bad"], time.monotonic()
@@ -101,11 +101,6 @@ def score_dataset(
     return ScoreSummary(len(todo), len(parts) - len(todo), count, bad, time.monotonic() - start)
 
 
-def _here(parts: list[Part], arguments: tuple[Any, ...]) -> Iterator[dict[str, int]]:
-    if parts:
-        yield from map(PartScorer(*arguments).score, parts)
-
-
 def _by_actors(parts: list[Part], arguments: tuple[Any, ...], actors: int, gpus: float) -> Iterator[dict[str, int]]:
     """Score parts by actors; Ray starts another actor for one that dies, and gives it the part again."""
     ray, data = require("ray", extra="ray"), require("ray.data", extra="ray")
@@ -116,7 +111,7 @@ def _by_actors(parts: list[Part], arguments: tuple[Any, ...], actors: int, gpus:
         # a block for each part, or one actor would get several at once
         dataset = data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map_batches(
             PartScorer,
-            fn_constructor_args=(*arguments, 1),
+            fn_constructor_args=arguments,
             batch_size=1,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=min(actors, len(parts))),
