@@ -252,12 +252,12 @@ def check_own_backbone(backbone: OwnBackbone, catalogue: Catalogue, expected: Ca
     scores = recommender.scores([torch.tensor(history) for history in histories])
     for row, history in enumerate(histories):
         torch.testing.assert_close(scores[row], expected(history), rtol=ROUNDING, atol=ROUNDING)
-    answers = recommender.recommend(histories, FIRST, strength=5.0, k=4)
+    answers = recommender.recommend(histories, FIRST, strength=50.0, k=len(catalogue))
     assert answers[0].items != answers[0].frozen_items
     assert answers[1].items == answers[1].frozen_items
     for answer, history, request in zip(answers, histories, FIRST, strict=True):
         assert not set(answer.items) & set(history)
-        assert answer.items == recommender.recommend(history, request, strength=5.0, k=4).items
+        assert answer.items == recommender.recommend(history, request, strength=50.0, k=len(catalogue)).items
     item_ids = pad_histories([torch.tensor(history) for history in histories], backbone.max_length)
     positions = torch.tensor([[0, 2], [0, 0], [1, 4]])
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cramer_peft.recsys.commands import app as cli
 
-COMMANDS = ("demo", "train", "evaluate", "recommend")
+COMMANDS = ("demo", "train", "evaluate", "recommend", "score")
 
 
 def test_usage_errors_are_typers() -> None:
