@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,11 +70,12 @@ def main() -> None:
         lists = []
         for actors in sorted({0, arguments.actors}):
             output = place / f"{actors}-actors"
+            cpu = time.process_time()
             done = score_dataset(recommender, place / "rows", output, actors=actors)
+            cpu = time.process_time() - cpu
+            name = f"{actors} actors" if actors else f"plain loop ({cpu:.0f} s of CPU)"
             rate = f"{done.rows / done.seconds:,.0f} rows a second"
-            print(
-                f"{f'{actors} actors' if actors else 'plain loop'}: {done.rows:,} rows in {done.seconds:.0f} s, {rate}"
-            )
+            print(f"{name}: {done.rows:,} rows in {done.seconds:.0f} s, {rate}", flush=True)
             lists.append({path.name: path.read_bytes() for path in (output / "lists").iterdir()})
         users = pq.read_table(output / "lists", columns=["user"])["user"]
         same = lists[0] == lists[-1] and len(users.unique()) == arguments.rows
