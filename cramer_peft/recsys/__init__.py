@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cramer_peft.recsys.recommender import RequestRecommender, evaluate_recommender
     from cramer_peft.recsys.requests.request_encoders import request_encoder
     from cramer_peft.recsys.requests.sources import RequestSource, SaidSource
+    from cramer_peft.recsys.scoring.dataset import score_dataset
+    from cramer_peft.recsys.scoring.scorer import ListOptions, ListScorer
     from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
     from cramer_peft.recsys.training.generator_training import train_generator
     from cramer_peft.recsys.training.recommender_training import TrainOptions, train_recommender
@@ -29,6 +31,8 @@ _MODULES = {
     "recommender": ("RequestRecommender", "evaluate_recommender"),
     "requests.request_encoders": ("request_encoder",),
     "requests.sources": ("RequestSource", "SaidSource"),
+    "scoring.dataset": ("score_dataset",),
+    "scoring.scorer": ("ListOptions", "ListScorer"),
     "training.backbone_training": ("BackboneOptions", "train_backbone"),
     "training.generator_training": ("train_generator",),
     "training.recommender_training": ("TrainOptions", "train_recommender"),
@@ -39,6 +43,8 @@ __all__ = [
     "BackboneOptions",
     "Catalogue",
     "GeneratorOptions",
+    "ListOptions",
+    "ListScorer",
     "RequestRecommender",
     "RequestSource",
     "SaidSource",
@@ -50,6 +56,7 @@ __all__ = [
     "load_dataset",
     "request_encoder",
     "save_backbone",
+    "score_dataset",
     "temporal_split",
     "train_backbone",
     "train_generator",

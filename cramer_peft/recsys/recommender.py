@@ -5,38 +5,39 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, load_request_masks
-from cramer_peft.encoders import check_texts
-from cramer_peft.errors import DataError, RequestError
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import load_backbone, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, write_digest
-from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
+from cramer_peft.recsys.data.histories import pad_histories, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.data.tables import Tables, data_name
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
-from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
+from cramer_peft.recsys.evaluation.batches import rows_together
+from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
-from cramer_peft.recsys.evaluation.users import mask_scorer
+from cramer_peft.recsys.evaluation.users import BATCH, mask_scorer
+from cramer_peft.recsys.listening import Listener
 from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
 from cramer_peft.recsys.reading import as_path, read_object
-from cramer_peft.recsys.requests.catalogue_encoder import without_cache
 from cramer_peft.recsys.requests.heard import Heard
-from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.recsys.rows import Rows, best_lists
 from cramer_peft.storage import new_version
 
 ADAPTER_FOLDER, TRAINING_FILE = "adapter", "training.json"
@@ -52,6 +53,7 @@ class Answer:
     frozen_items: list[int]
     shares: dict[str, tuple[float, float]]  # of each attribute: without the request, with it; if either is not 0
     heard: Heard | None = None  # what was understood; None if the encoder does not tell
+    scores: list[float] = field(default_factory=list)  # of the items
 
     @property
     def came(self) -> list[int]:
@@ -113,25 +115,26 @@ class RequestRecommender:
         return there is not None and self.catalogue.item_ids[: len(there)] == there
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
+    def load(cls, folder: str | os.PathLike[str], backbone: Any = None) -> RequestRecommender:
         """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
 
         Args:
             folder: The folder itself, or the adapter's folder in it.
+            backbone: A recommender of your own that :meth:`save` did not write; None: the one in the folder.
 
         Raises:
             DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
         """
         root = _root(folder)
-        for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
+        for name in (CATALOGUE_FILE, ADAPTER_FOLDER, *([BACKBONE_FOLDER] if backbone is None else [])):
             if not (root / name).exists():
                 raise DataError(
                     f"{folder} is not a recommender folder: {name} is missing. Give the folder that "
                     "`cramer-peft train` or `cramer-peft demo` wrote, or the adapter folder in it."
                 )
         catalogue = Catalogue.load(root / CATALOGUE_FILE)
-        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
+        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue) if backbone is None else backbone
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
         named = masks.peft_config[masks.active_adapters[0]].encoder
@@ -165,45 +168,114 @@ class RequestRecommender:
         vectors = checked_embeddings(self.masks, grown, embeddings)
         return RequestRecommender(with_new_items(self.masks, grown, vectors), grown)
 
+    @overload
     def recommend(
         self,
         history: Sequence[int],
-        request: str | None,
+        request: str | None = None,
         strength: float = 1.0,
         k: int = 10,
         before: Sequence[str] = (),
-    ) -> Answer:
-        """Recommend the k best unseen items under a request, beside those without it.
+        candidates: Collection[int] | None = None,
+        exclude: Collection[int] = (),
+    ) -> Answer: ...
+
+    @overload
+    def recommend(
+        self,
+        history: Sequence[Sequence[int]],
+        request: str | Sequence[str | None] | None = None,
+        strength: float = 1.0,
+        k: int = 10,
+        before: Sequence[str] | Sequence[Sequence[str]] = (),
+        candidates: Collection[int] | Sequence[Collection[int]] | None = None,
+        exclude: Collection[int] | Sequence[Collection[int]] = (),
+    ) -> list[Answer]: ...
+
+    def recommend(
+        self,
+        history: Any,
+        request: Any = None,
+        strength: float = 1.0,
+        k: int = 10,
+        before: Any = (),
+        candidates: Any = None,
+        exclude: Any = (),
+    ) -> Answer | list[Answer]:
+        """Recommend the k best unseen items under a request, beside those without it, for one history or for many.
+
+        A row of many gets the list that it gets alone, unless two scores are as near as float32 rounds: torch computes
+        a batch and a single row in another order (1e-5 of a score).
 
         Args:
-            history: Item indices, oldest first.
-            request: The request; None or blank for none.
+            history: Item indices, oldest first; or a list of histories, which gives a list of answers.
+            request: The request; None or blank for none. For many histories: one for all, or a list with one for each.
             strength: Strength of the request.
             k: Length of the list; it is shorter if fewer items are unseen.
             before: Earlier requests of the same conversation, oldest first: ``request`` may refer to them, as "less of
-                that" does, and what they ask for still counts, the longer ago the less.
+                that" does, and what they ask for still counts, the longer ago the less. One list, or one for each
+                history.
+            candidates: Indices of the items that may be recommended, for all rows or a collection for each; None: all.
+            exclude: Indices of items that may not, likewise. Items of the history never are.
 
         Raises:
-            DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
-                finite, as with a huge strength; or if ``before`` comes without a request, or to an encoder that reads
-                one request alone.
-            RequestError: If the request or its strength is of another kind.
+            DataError: If a history is empty, an item is unknown, nothing is left to recommend, k is below 1, or a score
+                is not finite, as with a huge strength; or if ``before`` comes without a request, or to an encoder that
+                reads one request alone. It names the row.
+            RequestError: If the request or its strength is of another kind, or there is not one for each row.
         """
-        items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
-        seen = seen_mask([items], len(self.catalogue))
-        if k < 1 or bool(seen.all()):
-            raise DataError(f"found k={k} and {int((~seen).sum())} unseen items, expected 1 or more of both.")
-        k = min(k, int((~seen).sum()))
-        model = self.masks.model
+        k = whole_number("k", k)
+        rows = Rows.of(history, request, len(self.catalogue), before, candidates, exclude)
+        size = rows_together(len(self.catalogue), BATCH)
+        answers = [answer for piece in rows.pieces(size) for answer in self._answers(piece, strength, k)]
+        return answers[0] if rows.first is None else answers
+
+    def _answers(self, rows: Rows, strength: float, k: int) -> list[Answer]:
+        barred = rows.barred(len(self.catalogue), k)
+        frozen = best_lists(self.scores(rows.histories), barred, k)
+        heard, vectors = self.listened(rows)
+        asked = frozen
+        if any(vector is not None for vector in vectors):
+            asked = best_lists(self.scores(rows.histories, vectors, strength), barred, k)
+        answers = []
+        for row, vector in enumerate(vectors):
+            items, scores = frozen if vector is None else asked
+            shares = self._shares(torch.tensor(frozen[0][row]), torch.tensor(items[row]))
+            answers.append(Answer(items[row], frozen[0][row], shares, heard[row], scores[row]))
+        return answers
+
+    def listened(self, rows: Rows) -> tuple[list[Heard | None], list[Tensor | None]]:
+        """Return what is understood of each row's request, and the vectors (request_dim,), None if one asks nothing."""
+        found: list[tuple[Heard | None, Tensor | None]] = []
+        for row, (request, history) in enumerate(zip(rows.requests, rows.histories, strict=True)):
+            with rows.naming("request", row):
+                found.append(self.listener.vector(request, history.tolist(), rows.earlier(row)))
+        return [heard for heard, _ in found], [vector for _, vector in found]
+
+    def scores(
+        self, histories: Sequence[Tensor], vectors: Sequence[Tensor | None] | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """Return the scores of all items after each history, (rows, items) on the CPU.
+
+        Args:
+            histories: Item indices, (n,) int64 each.
+            vectors: Of :attr:`listener`, (request_dim,) or None for each row; None: of no row.
+            strength: Strength of the requests.
+
+        Raises:
+            DataError: If a score is not finite.
+            RequestError: If a vector or the strength is of another kind.
+        """
+        request = None if vectors is None or all(vector is None for vector in vectors) else list(vectors)
         with torch.no_grad():
-            inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
-            frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
-            heard, asked_for = self.listen(request, items.tolist(), before)
-            scores = finite_scores(self.masks(inputs, request=asked_for, request_strength=strength)).cpu()
-        if len(scores) != 1:
-            raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
-        asked = top_items(scores, seen, k)[0]
-        return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked), heard)
+            inputs = brought_to(self.masks.model, pad_histories(histories, int(self.masks.model.max_length)))  # type: ignore[arg-type]
+            scores: Tensor = self.masks(inputs, request=request, request_strength=strength)
+        return finite_scores(scores).cpu()
+
+    @cached_property
+    def listener(self) -> Listener:
+        """Reads requests, and keeps what it read of a text."""
+        return Listener(self.masks)
 
     def hear(self, request: str, before: Sequence[str] = ()) -> Heard | None:
         """Return what is understood of a request; None if the encoder does not tell."""
@@ -219,18 +291,10 @@ class RequestRecommender:
             history: Item numbers, for what a person usually takes.
             before: Earlier requests.
         """
-        encoder = without_cache(self.masks.encoder()) if self._config.encoder is not None else None
-        if before and not isinstance(encoder, HearingEncoder):
-            raise DataError(
-                "before: found earlier requests, but this adapter's encoder reads one request alone. Leave them out, "
-                "or train with the encoder 'catalogue'."
-            )
-        if before and (request is None or (isinstance(request, str) and not request.strip())):
-            raise DataError("before: found earlier requests without a request. Give the last one as the request.")
-        if not isinstance(encoder, HearingEncoder) or not isinstance(request, str) or not request.strip():
+        found = self.listener.hear(request, history, before)
+        if found is None:
             return None, request
-        check_texts([request, *before])
-        heard, vector = encoder.listen(request, before, history)
+        heard, vector = found
         if not before and not heard.needs_history:
             return heard, request
         return heard, vector[None] if heard.parts else None  # a vector of zeros would be a request

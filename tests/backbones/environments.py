@@ -117,7 +117,7 @@ def run_environment(name: str, folder: Path, arguments: argparse.Namespace) -> t
         call([arguments.python, "-m", "venv", "--clear", str(folder)])
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         call([*pip, arguments.torch])
-        call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8"])
+        call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8", "hypothesis>=6.100"])
     versions = json.loads(call([python, "-c", PRINT_VERSIONS], capture_output=True).stdout)
     report = folder / "results.xml"
     tests = [str(TESTS / test) for test in environment.tests]

@@ -331,7 +331,6 @@ def test_a_history_of_whole_numbers_of_any_kind(masks: RequestMaskModel, catalog
         torch.tensor([3.5]),
         torch.tensor([[3]]),
         torch.tensor([True]),
-        [torch.tensor([3, 7])],
         [2**80],
         [-(2**80)],
     ],

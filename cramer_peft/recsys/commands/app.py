@@ -23,10 +23,11 @@ from cramer_peft.recsys.commands.demo import demo
 from cramer_peft.recsys.commands.evaluate import evaluate
 from cramer_peft.recsys.commands.play import play
 from cramer_peft.recsys.commands.recommend import recommend
+from cramer_peft.recsys.commands.score import score
 from cramer_peft.recsys.commands.train import train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
-for command in (train, evaluate, demo, recommend, play):
+for command in (train, evaluate, demo, recommend, play, score):
     app.command()(command)
 
 

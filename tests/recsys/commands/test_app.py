@@ -12,7 +12,7 @@ import cramer_peft
 from cramer_peft.recsys.commands import app as cli
 from cramer_peft.recsys.commands.options import TABLES
 
-COMMANDS = ("demo", "train", "evaluate", "recommend")
+COMMANDS = ("demo", "train", "evaluate", "recommend", "score")
 
 
 def test_usage_errors_are_typers() -> None:
