@@ -16,8 +16,8 @@ from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, w
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, lengths_by_first, without_contradictions
-from cramer_peft.recsys.requests.fact import Fact, Span, is_free
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_contradictions
+from cramer_peft.recsys.requests.fact import Fact, Span
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
 from cramer_peft.recsys.requests.known_wordings import KnownWordings, open_place
@@ -34,7 +34,8 @@ from cramer_peft.recsys.requests.request_parts import (
     marked,
     marks_of,
 )
-from cramer_peft.recsys.requests.terms import read_terms, runs_of_content, stem, stems
+from cramer_peft.recsys.requests.terms import read_terms
+from cramer_peft.recsys.requests.thing_finder import ThingFinder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
@@ -119,7 +120,7 @@ class HearingEncoder(CatalogueEncoder):
         self.name, self.sides, self.dim = HEARING, {"wanted": width, "unwanted": width}, 2 * width
         self._middle_of_terms = self.vectors.mean(0) if len(self.vectors) else torch.zeros(self.vectors.shape[1])
         self._near = functional.normalize(self.vectors - self._middle_of_terms, dim=1)
-        self._term_lengths = lengths_by_first(self.terms.numbers)
+        self._finder = ThingFinder(self._attributes, self._facts, self.terms)
         self._kept: dict[str, Tensor] = {}
 
     @property
@@ -248,7 +249,7 @@ class HearingEncoder(CatalogueEncoder):
         """Do as :meth:`_heard`, for words and the attributes that they name."""
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
-        things = {words: self._things(words, own) for words, own in named.items()}
+        things = {words: self._finder.find(words, own) for words, own in named.items()}
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
         closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
@@ -263,53 +264,8 @@ class HearingEncoder(CatalogueEncoder):
         apart = without_hyphens(found[0])
         return apart if words_of(apart) in self._attributes else found[0]
 
-    def _things(self, words: Sequence[str], named: Sequence[Named]) -> list[Thing]:
-        """Find what a request names: span, kind and what is found there, of which no two share a word."""
-        attributes: list[Thing] = [((start, stop), "attribute", name) for start, stop, name in named]
-        facts = self._facts.find(words, [span for span, *_ in attributes])
-        found: list[Thing] = [(fact.span, fact.kind, fact) for fact in facts]
-        terms = [
-            (span, "attribute", self._attribute_terms[what]) if what in self._attribute_terms else (span, kind, what)
-            for span, kind, what in self._named_terms(words)
-        ]
-        for others in (attributes, terms):
-            taken = [span for span, *_ in found]
-            found += [one for one in others if is_free(one[0], taken)]
-        used = {place for span, *_ in found for place in range(*span)}
-        for start, stop in runs_of_content(words):
-            left = start
-            for place in range(start, stop + 1):
-                if place == stop or place in used:
-                    if left < place:
-                        found.append(((left, place), OPEN, None))
-                    left = place + 1
-        return sorted(found, key=lambda one: one[0])
-
-    def _named_terms(self, words: Sequence[str]) -> list[tuple[Span, str, int]]:
-        """Find terms of the items, the longest first."""
-        keys = [stem(word) if word[0].isalnum() else "" for word in words]
-        found: list[tuple[Span, str, int]] = []
-        place = 0
-        while place < len(words):
-            step = 1
-            for length in self._term_lengths.get(keys[place], ()):
-                own = tuple(keys[place : place + length])
-                number = self.terms.numbers.get(own) if len(own) == length else None
-                if number is not None and (length > 1 or self._counts_alone(words[place], number)):
-                    found.append(((place, place + length), OPEN, number))
-                    step = length
-                    break
-            place += step
-        return found
-
-    @cached_property
-    def _attribute_terms(self) -> dict[int, str]:
-        """The terms that are attributes, so that "thrillers" names one, too."""
-        numbers = ((self.terms.numbers.get(stems(words)), name) for words, name in self._attributes.items())
-        return {number: name for number, name in numbers if number is not None}
-
-    def _counts_alone(self, word: str, number: int) -> bool:
-        return word not in frame_words() or bool(self.terms.values[number])
+    def _is_kind(self, span: Span, what: int | None) -> bool:
+        return what is not None and len(words_of(self.terms.names[what])) > span[1] - span[0]
 
     def _parts(self, words: Sequence[str], spans: Sequence[Thing], hidden: Reading, plain: Reading) -> Hearing:
         found: list[RequestPart] = []
@@ -328,7 +284,8 @@ class HearingEncoder(CatalogueEncoder):
             if kind == OPEN:
                 alone = len(words) == span[1] - span[0]
                 asked = not named and any(certain[:place] + certain[place + 1 :])
-                clear = alone or certain[place] or (contrasted and place > 0 and sum(frame) >= _SURELY)
+                told = (contrasted and place > 0) or self._is_kind(span, what)
+                clear = alone or certain[place] or (told and sum(frame) >= _SURELY)
                 if not (clear or self._is_meant(text, what, frame, own, asked)):
                     unread += [text] if what is None and not _announces(span, spans) else []
                     continue

@@ -474,3 +474,13 @@ def test_but_not_denies(hearing: HearingEncoder) -> None:
 def test_a_word_without_end_is_cut(hearing: HearingEncoder) -> None:
     assert max(map(len, hearing.reader.read(["more " + "a" * 60_000])[0].words)) <= 100
     assert hearing.hear("more horror, " + "a" * 60_000).parts[0].meaning == "horror"
+
+
+def test_a_word_and_an_attribute_may_be_a_kind_of_their_own(
+    films: Catalogue, film_vectors: Tensor, shared_reader: RequestReader
+) -> None:
+    tags = tuple("romantic comedy" if item < 12 else "" for item in range(len(films)))
+    encoder = HearingEncoder(replace(films, texts={"tags": tuple(f"{t}|" for t in tags)}), film_vectors, shared_reader)
+    found = heard(encoder, "a romantic comedy")
+    assert found == [("words", "romantic comedy", True), ("attribute", "comedy", True)]
+    assert ("words", "romantic comedy", False) in heard(encoder, "no romantic comedy")
