@@ -21,6 +21,9 @@ HoldOut = Literal["attributes", "users"]
 
 PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal")
 MEASURED = 1  # raise it when the evaluator gives other figures for the same ranker: stored results are then run again
+# Fields that came later, with the values that mean what was done before: those leave the digests as they were.
+_LATER_FIELDS = {"temperature_schedule": (None, "cosine"), "shared_masks": (None, False)}
+_LATER_SETTINGS: dict[str, tuple[Any, ...]] = {"requests": (None,), "layers": (None,)}
 
 
 @dataclass(frozen=True)
@@ -199,7 +202,8 @@ def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, 
         config: The masks' whole configuration, so that changed defaults count, too.
         study: Digest of the cell's study; None: it has none.
     """
-    settings = asdict(cell.settings)
+    settings = _without(asdict(cell.settings), _LATER_SETTINGS)
+    config = None if config is None else _without(config, _LATER_FIELDS)
     wordings = [TRAIN_TEMPLATES, TEST_TEMPLATES]
     parts = [cell.identity, settings, config, wordings, MEASURED, backbone_digest(cell, data)]
     return _sha(_canonical(parts if study is None else [*parts, study]))
@@ -223,6 +227,10 @@ def data_digest(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of the atomic files in a folder."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".inter", ".item"))
     return _sha("".join(path.name + hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+
+
+def _without(values: Mapping[str, Any], later: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not (name in later and value in later[name])}
 
 
 def _columns(source: DataSource) -> list[str | None]:
