@@ -14,7 +14,9 @@ from benchmark.console import run_command
 def benchmark(
     matrix: Annotated[
         str | None,
-        typer.Option(help="full (default), headline, others, backbones, real-language, transfer or quick."),
+        typer.Option(
+            help="full (default), headline, others, backbones, real-language, transfer, stated, paper or quick."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results; cells that are done are not run again.")] = Path(
         "benchmark-results"
@@ -32,7 +34,15 @@ def benchmark(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of each backbone's training.")] = None,
     max_users: Annotated[int | None, typer.Option(min=2, help="Most test users measured, drawn by the seed.")] = None,
     stage: Annotated[
-        str | None, typer.Option(help="validation (default) or test, of real-language and transfer.")
+        str | None,
+        typer.Option(help="validation or test, of real-language and transfer (default: validation), stated and paper."),
+    ] = None,
+    requests: Annotated[
+        str | None, typer.Option(help="Sources of training requests, such as stated=2,attributes, for all methods.")
+    ] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="Attribute whose share is measured under fixed sentences, of stated and paper.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with more settings, listed in docs/benchmark.md; options win.")
@@ -48,7 +58,9 @@ def benchmark(
 
     disable_progress_bar()  # it shows files that take milliseconds
     options: dict[str, Any] = {"matrix": matrix, "epochs": epochs, "max_users": max_users, "stage": stage}
+    options |= {"requests": requests, "probe": probe}
     lists = {"data": data, "protocols": protocol, "backbones": backbone, "methods": method, "seeds": seed}
+    lists["variants"] = variant
     options |= {name: tuple(values) if values else None for name, values in lists.items()}
     settings = BenchmarkSettings() if config is None else read_config(config, BenchmarkSettings)
     settings = replace(settings, **{name: value for name, value in options.items() if value is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -20,8 +20,10 @@ from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import PADDING, SASRec
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.training.generator_training import generator_arguments
-from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator
-from cramer_peft.training import minimal_edit_loss
+from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
+from cramer_peft.training import TemperatureCallback, minimal_edit_loss
+
+_TOGETHER = 256  # texts encoded at a time
 
 
 class Learner(nn.Module):
@@ -56,11 +58,13 @@ class Learner(nn.Module):
     def loss(self, inputs: dict[str, Tensor], frozen: SASRec, options: GeneratorOptions) -> Tensor:
         """Return the loss of one batch of ``RequestCollator``: next item and minimal edit, as for a generator."""
         scores = self(inputs["item_ids"], inputs["vectors"], inputs["positions"])
-        loss = scores.new_zeros(())
+        loss = scores.sum() * 0  # a batch may have no term of any loss
         fits, known = inputs["fits"], inputs["known"]
+        if "edits" in inputs:
+            known = known & inputs["edits"][:, None]
         if options.next_item_weight and bool(fits.any()):
             loss = loss + options.next_item_weight * functional.cross_entropy(scores[fits], inputs["targets"][fits])
-        if options.edit_weight:
+        if options.edit_weight and bool(known.any()):
             with torch.no_grad():
                 before = frozen(inputs["item_ids"], positions=inputs["positions"])
             match = inputs["match"][:, None].expand_as(before)
@@ -106,6 +110,12 @@ class LearnedRanker(BaselineRanker):
         scores: Tensor = self.learner(histories, self._encoder.encode(texts).to(frozen.device))
         return scores
 
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        assert self.learner is not None
+        assert self._encoder is not None
+        learner, mean = self.learner, mean_vector(self._encoder, texts)
+        return lambda item_ids: learner(item_ids, mean.to(item_ids.device).expand(len(item_ids), -1))
+
 
 class _LearnerTrainer(Trainer):
     def __init__(self, *args: Any, frozen: SASRec, options: GeneratorOptions, **kwargs: Any) -> None:
@@ -122,7 +132,10 @@ class _LearnerTrainer(Trainer):
 def train_learner(learner: Learner, task: RankerTask) -> None:
     """Train with the optimiser, schedule, batches and requests of ``train_generator``; leave it in eval mode."""
     options, device = task.options, task.backbone.device
-    collator = RequestCollator(cast(RequestMaskModel, task.encoder), task.catalogue, options, task.seed)
+    masks = cast(RequestMaskModel, task.encoder)  # the collator takes a bare encoder, too
+    source = request_source(masks, task.catalogue, options, task.requests, task.said)
+    collator = RequestCollator(masks, task.catalogue, options, task.seed, source=source)
+    handle = getattr(learner, "masks", None)
     with tempfile.TemporaryDirectory() as folder:
         arguments = generator_arguments(folder, options, task.seed, task.progress)
         _LearnerTrainer(
@@ -130,11 +143,19 @@ def train_learner(learner: Learner, task: RankerTask) -> None:
             args=arguments,
             train_dataset=HistoryWindows(task.split.train, task.backbone.max_length),
             data_collator=collator,
+            callbacks=[TemperatureCallback(handle)] if isinstance(handle, RequestMaskModel) else [],
             frozen=frozen_copy(task.backbone),
             options=options,
         ).train()
     learner.to(device).eval()  # the Trainer moves it to an accelerator if there is one
     learner.zero_grad(set_to_none=True)
+
+
+def mean_vector(encoder: Any, texts: Sequence[str]) -> Tensor:
+    """Return the mean of the vectors of texts, (request_dim,)."""
+    return torch.cat(
+        [encoder.encode(texts[start : start + _TOGETHER]) for start in range(0, len(texts), _TOGETHER)]
+    ).mean(0)
 
 
 def scaled(vectors: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.baselines.learning import LearnedRanker, Learner
+from benchmark.baselines.learning import LearnedRanker, Learner, mean_vector
 from benchmark.baselines.ranker import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.recsys.backbones import SASRec
@@ -38,7 +38,16 @@ class MaskRanker(BaselineRanker):
         torch.manual_seed(task.seed)
         masks = mask_backbone(frozen_copy(task.backbone), task.catalogue, self._config, task.encoder)
         self.trainable = masks.get_nb_trainable_parameters()[0]
-        train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
+        train_generator(
+            masks,
+            task.catalogue,
+            task.split,
+            self.options(task.options),
+            task.seed,
+            task.progress,
+            requests=task.requests,
+            stated=task.said,
+        )
         self.masks = masks
 
     @property
@@ -55,6 +64,11 @@ class MaskRanker(BaselineRanker):
         scores: Tensor = self.masks(histories, request=list(texts))
         return scores
 
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        assert self.masks is not None
+        masks, mean = self.masks, mean_vector(self.masks, texts)
+        return lambda item_ids: masks(item_ids, request=mean.expand(len(item_ids), -1))
+
 
 def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
     paper = GeneratorOptions.paper()
@@ -64,6 +78,7 @@ def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
         positions=options.positions,
+        sparsity_weight=options.sparsity_weight or paper.sparsity_weight,
     )
 
 
@@ -77,6 +92,11 @@ def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRan
     return MaskRanker("paper's gate, our loss", config or RequestMaskConfig.paper())
 
 
+def cramer(config: RequestMaskConfig | None = None) -> MaskRanker:
+    """Return the paper's masks with the paper's loss, for the paper's own requests: see ``docs/paper.md``."""
+    return MaskRanker("CRAMER", config or RequestMaskConfig.paper(), paper_loss=True)
+
+
 def our_masks(config: RequestMaskConfig | None = None) -> MaskRanker:
     """Return the masks of this library, by default with the default configuration."""
     return MaskRanker("ours", config or RequestMaskConfig())
@@ -87,7 +107,8 @@ class StaticMask(LearnedRanker):
 
     Args:
         request_dim: Width of the vector.
-        config: Configuration of the masks; None: the default. Its encoder is not used.
+        config: Configuration of the masks; None: the default. Its encoder is not used. The form ``topk`` is trained
+            with its noise, but without the sparsity loss.
     """
 
     any_backbone: ClassVar[bool] = True
@@ -108,6 +129,11 @@ class _Static(Learner):
         assert config.request_dim is not None
         self.masks = mask_backbone(self.backbone, catalogue, config)
         self.vector = nn.Parameter(torch.randn(config.request_dim))
+
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        self.backbone.training = mode  # the form topk draws its noise in training mode only
+        return self
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
         request = self.vector.expand(len(item_ids), -1)
