@@ -83,13 +83,13 @@ def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
 
 
 def paper_gate(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's gate with the paper's loss."""
-    return MaskRanker("paper's gate", config or RequestMaskConfig.paper(), paper_loss=True)
+    """Return the paper's form with the paper's loss."""
+    return MaskRanker("paper's form", config or RequestMaskConfig.paper(), paper_loss=True)
 
 
 def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's gate with the losses and requests of ours."""
-    return MaskRanker("paper's gate, our loss", config or RequestMaskConfig.paper())
+    """Return the paper's form with the losses and requests of ours."""
+    return MaskRanker("paper's form, our loss", config or RequestMaskConfig.paper())
 
 
 def cramer(config: RequestMaskConfig | None = None) -> MaskRanker:
@@ -130,7 +130,7 @@ class _Static(Learner):
         self.masks = mask_backbone(self.backbone, catalogue, config)
         self.vector = nn.Parameter(torch.randn(config.request_dim))
 
-    def train(self, mode: bool = True) -> Learner:
+    def train(self, mode: bool = True) -> _Static:
         super().train(mode)
         self.backbone.training = mode  # the form topk draws its noise in training mode only
         return self

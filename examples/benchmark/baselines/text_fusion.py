@@ -31,7 +31,7 @@ class FusionRanker(BaselineRanker):
 
     def __init__(self) -> None:
         super().__init__("text fusion")
-        self.fusion: TextFusion | None = None
+        self.fusion: TunedFusion | None = None
 
     @property
     def gamma(self) -> float | None:
@@ -39,7 +39,7 @@ class FusionRanker(BaselineRanker):
         return None if self.fusion is None else self.fusion.weight / (1 + self.fusion.weight)
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
-        fusion = _TunedFusion(frozen, text_encoder(task.encoder), task.catalogue)
+        fusion = TunedFusion(frozen, text_encoder(task.encoder), task.catalogue)
         users = EvaluationUsers.of(task.catalogue, task.split, "validation", frozen.max_length)
         if task.asked is None:
             requests = RequestGenerator(task.catalogue.attributes, TRAIN_TEMPLATES)
@@ -57,7 +57,7 @@ class FusionRanker(BaselineRanker):
         return self.fusion.mean_scorer(texts)
 
 
-class _TunedFusion(TextFusion):
+class TunedFusion(TextFusion):
     """A fusion whose weight is tuned on given texts, 0 among the candidates, and its scores under a mean request."""
 
     @torch.no_grad()

@@ -143,7 +143,9 @@ def convert_redial(source: Iterable[Path], target: Path, least: int = 1) -> Path
 
 
 def _dialogue(row: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[Interaction]:
-    labels, seen, said = dict(row["initiatorQuestions"] or {}), set(), []
+    labels = dict(row["initiatorQuestions"] or {})
+    seen: set[str] = set()
+    said: list[str] = []
     for time, message in enumerate(row["messages"]):
         own = message["senderWorkerId"] == row["initiatorWorkerId"]
         request = "" if own else " ".join(said[-_UTTERANCES:])

@@ -72,7 +72,7 @@ def request_data(cell: Cell, data: LoadedData, length: int) -> RequestData:
             tuple(history_text(catalogue, history) for history in split.history(stage))
             for stage in (study.stage, "validation")
         )
-    counts, taught, rows = torch.tensor([text is not None for text in texts]), split, range(len(split.train))
+    counts, taught = torch.tensor([text is not None for text in texts]), split
     if cell.settings.hold_out == "users":
         if cell.protocol != "leave-one-out":
             raise ConfigError(f"variant: {cell.variant!r} holds out users, which needs the split leave-one-out.")

@@ -26,7 +26,7 @@ Run = Callable[..., list[tuple[str, str]]]
 def test_a_result_with_other_masks_by_default_is_out_of_date(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = [cells[0], cells[-1], replace(cells[-1], method="paper's gate")]
+    kinds = [cells[0], cells[-1], replace(cells[-1], method="paper's form")]
     data = load_data(kinds[0].source, "leave-one-out")
 
     def digests() -> list[str]:
