@@ -19,6 +19,7 @@ from benchmark.cells import CellSettings
 from benchmark.plan.budget import Job, within
 from benchmark.plan.planner import PlanOptions, plan_cells
 from benchmark.report.plots import write_plots
+from benchmark.report.request_plots import write_request_plots
 from benchmark.report.terminal import cost_table, result_table, study_tables
 from benchmark.report.write_report import write_report
 from benchmark.run.run_job import Outcome
@@ -81,6 +82,7 @@ def run_benchmark(
         console.print(found)
     tracks = [result.document() for result in results if result.status == "done" and "study" not in result.cell]
     write_plots(tracks, output / "plots")
+    write_request_plots(document["studies"], output / "plots")
     console.print(f"Written to {output}: results.md, results.json, plots, cells", highlight=False, markup=False)
     return results
 
