@@ -37,7 +37,7 @@ CRAMER, STATIC_TOPK = "CRAMER", "static mask, paper's form"
 ONLY_OWN_REQUESTS = (CRAMER, STATIC_TOPK)  # trained as the paper says, on requests that belong to a next item
 _RERANKED_USERS = 100  # one generated answer for each request: all users would take days
 _RERANKED_TRACKS = frozenset({"truthful", "for", "against favourite", "empty"})
-_SASREC = frozenset({"sasrec"})
+_INSIDE = frozenset({"sasrec", "bert4rec"})
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ METHODS: dict[str, Method] = {
     "parsed filter": Method(lambda config, settings: ParsedFilter()),
     "oracle filter": Method(lambda config, settings: OracleFilter()),
     "text fusion": Method(lambda config, settings: FusionRanker()),
-    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8, backbones=_SASREC),
-    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7, backbones=_SASREC),
+    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8, backbones=_INSIDE),
+    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7, backbones=_INSIDE),
     "query-seqrec token, tuned": Method(
-        lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0, backbones=_SASREC
+        lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0, backbones=_INSIDE
     ),
     "query-seqrec joined, tuned": Method(
-        lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0, backbones=_SASREC
+        lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0, backbones=_INSIDE
     ),
-    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8, backbones=_SASREC),
+    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8, backbones=_INSIDE),
     "reranker": Method(_reranker, scores=50.0, tracks=_RERANKED_TRACKS, max_users=_RERANKED_USERS),
-    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_SASREC),
-    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_SASREC),
-    "lora, rank 1": Method(lambda config, settings: RequestLoRA(rank=1), learns=1.1, backbones=_SASREC),
+    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_INSIDE),
+    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_INSIDE),
+    "lora, rank 1": Method(lambda config, settings: RequestLoRA(rank=1), learns=1.1, backbones=_INSIDE),
     "static mask": Method(
         lambda config, settings: StaticMask(config=config), RequestMaskConfig, reads=False, learns=1.0
     ),

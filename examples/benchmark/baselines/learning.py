@@ -18,6 +18,8 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import PADDING, SASRec
+from cramer_peft.recsys.backbones.backbone import last_positions, prefixes
+from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
 from cramer_peft.recsys.data.histories import HistoryWindows
 from cramer_peft.recsys.training.generator_training import generator_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
@@ -78,7 +80,7 @@ class LearnedRanker(BaselineRanker):
     """A baseline with a :class:`Learner`.
 
     Attributes:
-        any_backbone: Whether the learner works on any backbone; the others read states inside SASRec.
+        any_backbone: Whether the learner works on any backbone; the others read states inside SASRec or BERT4Rec.
     """
 
     any_backbone: ClassVar[bool] = False
@@ -89,10 +91,10 @@ class LearnedRanker(BaselineRanker):
         self._encoder: RequestEncoder | None = None
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
-        if not self.any_backbone and not isinstance(task.backbone, SASRec):
+        if not self.any_backbone and not isinstance(task.backbone, SASRec | BERT4Rec):
             raise ConfigError(
-                f"{self.name} reads the states inside SASRec, found a backbone of type {type(task.backbone).__name__}. "
-                "Leave this baseline out, or use SASRec."
+                f"{self.name} reads the states inside SASRec or BERT4Rec, found a backbone of type "
+                f"{type(task.backbone).__name__}. Leave this baseline out, or use one of them."
             )
         torch.manual_seed(task.seed)
         learner = self._make(task).to(frozen.device)
@@ -163,17 +165,69 @@ def scaled(vectors: Tensor) -> Tensor:
     return functional.normalize(vectors, dim=-1) * math.sqrt(vectors.shape[-1])
 
 
-def chosen_states(hidden: Tensor, item_ids: Tensor, positions: Tensor | None) -> Tensor:
-    """Return states after the last item, (rows, width), or at positions, (rows, n, width)."""
-    rows = torch.arange(len(item_ids), device=item_ids.device)
-    if positions is not None:
-        return hidden[rows[:, None], positions]
-    last = (item_ids != PADDING).sum(1) - 1
-    return hidden[rows, last]
+def states_after(
+    backbone: Any,
+    item_ids: Tensor,
+    positions: Tensor | None = None,
+    first: Tensor | None = None,
+    items: Tensor | None = None,
+) -> Tensor:
+    """Return a backbone's states after the last item, (rows, width), or at positions, (rows, n, width).
+
+    Args:
+        backbone: SASRec or BERT4Rec, which puts a mask token behind each part of a history.
+        item_ids: Padded histories, (rows, length).
+        positions: (rows, n) int64.
+        first: A vector before each history, (rows, width), at the position of its first item.
+        items: Embeddings of the items in place of the backbone's own, (items, width).
+    """
+    bert, n = backbone.bert, 1 if positions is None else positions.shape[1]
+    if isinstance(backbone, BERT4Rec):
+        sequence = item_ids if positions is None else prefixes(item_ids, positions)
+        place = last_positions(sequence) + 1
+        sequence = functional.pad(sequence, (0, 1)).scatter(1, place[:, None], backbone.mask_token)
+        options = {"attention_mask": (sequence != PADDING).long()}
+        first = None if first is None else first.repeat_interleave(n, 0)
+    else:
+        sequence, place, options = item_ids, last_positions(item_ids), {}
+    hidden = _hidden(bert, sequence, first, items, options)
+    rows = torch.arange(len(sequence), device=sequence.device)
+    if positions is None:
+        return hidden[rows, place]
+    if isinstance(backbone, BERT4Rec):
+        return hidden[rows, place].reshape(*positions.shape, -1)
+    return hidden[rows[:, None], positions]
 
 
-def item_scores(backbone: SASRec, states: Tensor) -> Tensor:
+def _hidden(
+    bert: Any, sequence: Tensor, first: Tensor | None, items: Tensor | None, options: dict[str, Tensor]
+) -> Tensor:
+    """Return the hidden states of each token of a sequence, (rows, length, width)."""
+    table = bert.embeddings.word_embeddings.weight
+    if first is None and items is None:
+        plain: Tensor = bert(sequence, **options).last_hidden_state
+        return plain
+    if items is not None:  # the padding, and BERT4Rec's mask token, keep their own
+        table = torch.cat([table[:1], items, table[1 + len(items) :]])
+    embeddings = functional.embedding(sequence, table)
+    if first is None:
+        changed: Tensor = bert(inputs_embeds=embeddings, **options).last_hidden_state
+        return changed
+    # the items keep their positions; the vector before them shares the first
+    places = torch.arange(sequence.shape[1], device=sequence.device)
+    places = torch.cat([places[:1], places])[None]
+    if options:
+        options = {"attention_mask": functional.pad(options["attention_mask"], (1, 0), value=1)}
+    joined = torch.cat([first.to(embeddings)[:, None], embeddings], dim=1)
+    states: Tensor = bert(inputs_embeds=joined, position_ids=places, **options).last_hidden_state
+    return states[:, 1:]
+
+
+def item_scores(backbone: Any, states: Tensor) -> Tensor:
     """Return the backbone's scores of the items for states, (..., width) → (..., items)."""
+    if isinstance(backbone, BERT4Rec):
+        scores: Tensor = backbone.cls(states)
+        return scores[..., 1 : backbone.num_items + 1]
     weight: Tensor = backbone.bert.embeddings.word_embeddings.weight
     return states @ weight[1:].T
 
