@@ -131,16 +131,11 @@ class RequestMaskConfig(PeftConfig):
     )
     temperature_schedule: str | None = field(
         default=None,
-        metadata=_help(
-            "gate='topk' only: way of the temperature from start to end, 'cosine' (default), 'linear' or 'exponential'."
-        ),
+        metadata=_help("gate='topk' only: way from start to end: 'cosine' (default), 'linear' or 'exponential'."),
     )
     shared_masks: bool | None = field(
         default=None,
-        metadata=_help(
-            "gate='topk' only: True to train with one mask for the whole batch, from the mean of its requests' logits "
-            "and one draw of noise (default False: one for each row). Outside training each row has its own."
-        ),
+        metadata=_help("gate='topk' only: True to train with one mask for all rows of a batch (default False)."),
     )
     gate_bias: bool | None = field(
         default=None,

@@ -37,13 +37,6 @@ def benchmark(
         str | None,
         typer.Option(help="validation or test, of real-language and transfer (default: validation), stated and paper."),
     ] = None,
-    requests: Annotated[
-        str | None, typer.Option(help="Sources of training requests, such as stated=2,attributes, for all methods.")
-    ] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
-    probe: Annotated[
-        str | None, typer.Option(help="Attribute whose share is measured under fixed sentences, of stated and paper.")
-    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with more settings, listed in docs/benchmark.md; options win.")
     ] = None,
@@ -58,9 +51,7 @@ def benchmark(
 
     disable_progress_bar()  # it shows files that take milliseconds
     options: dict[str, Any] = {"matrix": matrix, "epochs": epochs, "max_users": max_users, "stage": stage}
-    options |= {"requests": requests, "probe": probe}
     lists = {"data": data, "protocols": protocol, "backbones": backbone, "methods": method, "seeds": seed}
-    lists["variants"] = variant
     options |= {name: tuple(values) if values else None for name, values in lists.items()}
     settings = BenchmarkSettings() if config is None else read_config(config, BenchmarkSettings)
     settings = replace(settings, **{name: value for name, value in options.items() if value is not None})

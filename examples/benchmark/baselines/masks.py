@@ -25,7 +25,8 @@ class MaskRanker(BaselineRanker):
     Args:
         name: The name in tables.
         config: Configuration of the masks; the encoder is the task's.
-        paper_loss: Whether to train with the paper's losses and requests, at the task's budget.
+        paper_loss: Whether to train with the paper's losses, and requests true of the next item alone, at the task's
+            budget.
     """
 
     def __init__(self, name: str, config: RequestMaskConfig, paper_loss: bool = False) -> None:
@@ -56,7 +57,7 @@ class MaskRanker(BaselineRanker):
         return self._config.gate != "topk"
 
     def options(self, options: GeneratorOptions) -> GeneratorOptions:
-        """Return a task's options with the paper's losses and requests, or with the task's own."""
+        """Return a task's options with the paper's losses, or with the task's own."""
         return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
 
     def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
@@ -83,12 +84,12 @@ def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
 
 
 def paper_gate(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's form with the paper's loss."""
+    """Return masks of the paper's form with its loss; in the tracks, trained on sentences about attributes."""
     return MaskRanker("paper's form", config or RequestMaskConfig.paper(), paper_loss=True)
 
 
 def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's form with the losses and requests of ours."""
+    """Return masks of the paper's form, trained as ours are."""
     return MaskRanker("paper's form, our loss", config or RequestMaskConfig.paper())
 
 

@@ -54,7 +54,9 @@ def test_these_read_inside_bert4rec_too(
 ) -> None:
     ranker, histories = make(), users.item_ids[:3]
     if task.backbone.name == "gru4rec":
-        with pytest.raises(ConfigError, match="reads the states inside SASRec or BERT4Rec, found a backbone of type GRU"):
+        with pytest.raises(
+            ConfigError, match="reads the states inside SASRec or BERT4Rec, found a backbone of type GRU"
+        ):
             ranker.fit(task)
         return
     ranker.fit(task)
