@@ -126,7 +126,8 @@ class BenchmarkTracks(BlindTracks):
 def replica_track(catalogue: Catalogue, histories: Sequence[Tensor]) -> Track:
     """Return requests of the paper's kind: the text (title and attributes) of the last three items of the history.
 
-    They ask for nothing in words, so they name no attributes; in the tracks nothing was trained on them. Users with fewer than three items do not count.
+    They ask for nothing in words, so they name no attributes; in the tracks nothing was trained on them. Users with
+    fewer than three items do not count.
 
     Args:
         catalogue: Titles and attributes.
