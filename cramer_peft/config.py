@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftConfig
 
 from cramer_peft.errors import ConfigError
-from cramer_peft.masks import FORMS
+from cramer_peft.masks import FORMS, SCHEDULES
 from cramer_peft.masks.config_values import check_outputs, check_sides, is_finite_number, is_int, is_layout
 
 DEFAULT_ENCODER = "wordllama"
@@ -22,6 +22,8 @@ _FORM_FIELDS: dict[str, dict[str, Any]] = {
     "drop_ratio": {"topk": 0.1},
     "temperature_start": {"topk": 0.7},
     "temperature_end": {"topk": 0.3},
+    "temperature_schedule": {"topk": "cosine"},
+    "shared_masks": {"topk": False},
     "gate_bias": {"topk": False, "scale": True, "signed": True},
 }
 
@@ -126,6 +128,14 @@ class RequestMaskConfig(PeftConfig):
     temperature_end: float | None = field(
         default=None,
         metadata=_help("gate='topk' only: straight-through temperature when training ends (default 0.3)."),
+    )
+    temperature_schedule: str | None = field(
+        default=None,
+        metadata=_help("gate='topk' only: way from start to end: 'cosine' (default), 'linear' or 'exponential'."),
+    )
+    shared_masks: bool | None = field(
+        default=None,
+        metadata=_help("gate='topk' only: True to train with one mask for all rows of a batch (default False)."),
     )
     gate_bias: bool | None = field(
         default=None,
@@ -316,8 +326,9 @@ class RequestMaskConfig(PeftConfig):
         for name in ("init_weights", "inference_mode", "normalize_requests"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, found {getattr(self, name)!r}.")
-        if self.gate_bias is not None and not isinstance(self.gate_bias, bool):
-            raise ConfigError(f"gate_bias must be true, false or None, found {self.gate_bias!r}.")
+        for name in ("gate_bias", "shared_masks"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true, false or None, found {getattr(self, name)!r}.")
         if not is_int(self.batch_dim) or self.batch_dim == -1:
             raise ConfigError(
                 f"batch_dim must be a whole number other than -1 (the last dimension holds features), "
@@ -388,6 +399,10 @@ class RequestMaskConfig(PeftConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be above 0, found {value!r}.")
+        if self.temperature_schedule not in (None, *SCHEDULES):
+            raise ConfigError(
+                f"temperature_schedule must be one of {', '.join(SCHEDULES)}, found {self.temperature_schedule!r}."
+            )
         if self.gate == "topk" and self.strength != 1.0:
             raise ConfigError(
                 f"gate='topk' has binary gates and no strength: strength must be 1, found {self.strength}."

@@ -167,7 +167,7 @@ def make_form(config: RequestMaskConfig) -> MaskForm:
     if config.gate == TopKForm.name:
         assert config.drop_ratio is not None
         assert config.temperature_start is not None
-        return TopKForm(config.drop_ratio, config.temperature_start, gate_bias)
+        return TopKForm(config.drop_ratio, config.temperature_start, gate_bias, bool(config.shared_masks))
     return ScaleForm(gate_bias) if config.gate == ScaleForm.name else SignedForm(gate_bias)
 
 

@@ -20,12 +20,13 @@ from cramer_peft.masks.mask import (
 from cramer_peft.masks.row_values import KEY_WIDTH, QUERY, RowKeys, RowValueMask, compared_width, row_value_mask
 from cramer_peft.masks.scale import ScaleForm
 from cramer_peft.masks.signed import SignedForm
-from cramer_peft.masks.topk import TopKForm
+from cramer_peft.masks.topk import SCHEDULES, TopKForm
 
 __all__ = [
     "FORMS",
     "KEY_WIDTH",
     "QUERY",
+    "SCHEDULES",
     "BatchMask",
     "FeatureMask",
     "FeatureSpec",

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cramer_peft.masks import TopKForm
+from cramer_peft.errors import ConfigError
+from cramer_peft.masks import SCHEDULES, TopKForm
 from cramer_peft.model import RequestMaskModel
 
 
-class TemperatureCallback(TrainerCallback):
-    """Anneals the straight-through temperature of the form ``topk``, from start to end by a half cosine.
+def set_temperature(masks: RequestMaskModel, done: float) -> float | None:
+    """Set the straight-through temperature of the active adapter, at the start of a training step; return it.
 
-    The paper goes from 0.7 to 0.3 and found the cosine best (CRAMER, ICML 2026, section "Gradient"). For other forms
-    it does nothing.
+    It goes from ``temperature_start`` to ``temperature_end`` by ``temperature_schedule`` of the configuration, in the
+    paper from 0.7 to 0.3 by a half cosine (CRAMER, ICML 2026, section "Gradient"). Forms other than ``topk`` have no
+    temperature: nothing happens, and None is returned.
+
+    Args:
+        masks: The model in training.
+        done: Share of the training that is done, from 0 to 1: ``step / max(steps - 1, 1)``.
+
+    Raises:
+        ConfigError: If ``done`` is no share.
+    """
+    if not 0 <= done <= 1:
+        raise ConfigError(f"done: found {done!r}, expected the share of the training that is done, from 0 to 1.")
+    form = masks.generator.form
+    if not isinstance(form, TopKForm):
+        return None
+    config = masks.peft_config[masks.active_adapters[0]]
+    start, end = config.temperature_start, config.temperature_end
+    assert start is not None
+    assert end is not None
+    form.temperature = SCHEDULES[config.temperature_schedule or "cosine"](start, end, done)
+    return form.temperature
+
+
+class TemperatureCallback(TrainerCallback):
+    """Calls :func:`set_temperature` at every step of a ``Trainer``.
 
     Args:
         masks: The model in training.
@@ -29,16 +53,8 @@ class TemperatureCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the temperature for the step that begins."""
-        form = self._masks.generator.form
-        if not isinstance(form, TopKForm):
-            return
-        config = self._masks.peft_config[self._masks.active_adapters[0]]
-        start, end = config.temperature_start, config.temperature_end
-        assert start is not None
-        assert end is not None
-        done = state.global_step / max(state.max_steps - 1, 1)  # the last step runs at the end temperature
-        form.temperature = end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+        """Set the temperature for the step that begins; the last step runs at the end temperature."""
+        set_temperature(self._masks, min(state.global_step / max(state.max_steps - 1, 1), 1.0))
 
 
 class ProgressLines(TrainerCallback):

@@ -14,7 +14,9 @@ from benchmark.console import run_command
 def benchmark(
     matrix: Annotated[
         str | None,
-        typer.Option(help="full (default), headline, others, backbones, real-language, transfer or quick."),
+        typer.Option(
+            help="full (default), headline, others, backbones, real-language, transfer, stated, paper or quick."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results; cells that are done are not run again.")] = Path(
         "benchmark-results"
@@ -32,7 +34,8 @@ def benchmark(
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs of each backbone's training.")] = None,
     max_users: Annotated[int | None, typer.Option(min=2, help="Most test users measured, drawn by the seed.")] = None,
     stage: Annotated[
-        str | None, typer.Option(help="validation (default) or test, of real-language and transfer.")
+        str | None,
+        typer.Option(help="validation or test, of real-language and transfer (default: validation), stated and paper."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with more settings, listed in docs/benchmark.md; options win.")

@@ -17,10 +17,13 @@ from cramer_peft.recsys.training.backbone_training import BackboneOptions, backb
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 Protocol = Literal["leave-one-out", "temporal"]
-HoldOut = Literal["attributes", "users"]
+HoldOut = Literal["attributes", "users", "texts"]
 
 PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal")
 MEASURED = 1  # raise it when the evaluator gives other figures for the same ranker: stored results are then run again
+# Fields that came later, with the values that mean what was done before: those leave the digests as they were.
+_LATER_FIELDS = {"temperature_schedule": (None, "cosine"), "shared_masks": (None, False)}
+_LATER_SETTINGS: dict[str, tuple[Any, ...]] = {"requests": (None,), "layers": (None,)}
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,14 @@ class CellSettings:
         generator: Budget and losses, shared by all methods that learn.
         backbone: Training of the backbone; None: its default.
         encoder: Registered name of the request encoder; None: the configuration's default.
-        hold_out: A fifth of the attributes, or of the users, that the generator must not see.
+        hold_out: A fifth of the attributes, of the users, or of the words of stated requests, that the generator must
+            not see.
         max_users: Most test users measured, drawn by the seed; None: all.
         language_model: Name or folder of the reranker's model; None: there is none.
         k: Length of the lists.
+        requests: The weight of each source of training requests, for all methods that learn: "stated", "attributes",
+            "catalogue", "history"; None: that of the study, or else sentences about attributes.
+        layers: Layers of the backbone; None: as many as it has by default.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +73,8 @@ class CellSettings:
     max_users: int | None = None
     language_model: str | None = None
     k: int = 10
+    requests: Mapping[str, float] | None = None
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,30 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class OwnRequests:
+    """A study of requests that belong to a next item, in place of simulated ones.
+
+    Attributes:
+        source: "stated": what the data's field ``request`` says. "history": the texts of the three items before, the
+            paper's own construction.
+        stage: The stage whose next items are measured.
+        probe: An attribute whose share of the lists is measured under fixed sentences; None: there is none.
+    """
+
+    source: Literal["stated", "history"] = "stated"
+    stage: Stage = "test"
+    probe: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in tables and file names."""
+        return f"{self.source} requests, {self.stage}"
+
+
+Study = RealLanguage | Transfer | OwnRequests
+
+
+@dataclass(frozen=True)
 class Cell:
     """One method on one data set, split, backbone and seed.
 
@@ -128,7 +161,7 @@ class Cell:
     seed: int
     variant: str | None = None
     settings: CellSettings = field(default_factory=CellSettings)
-    study: RealLanguage | Transfer | None = None
+    study: Study | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -163,7 +196,8 @@ class Cell:
     @property
     def backbone_name(self) -> str:
         """Folder name of the backbone, which other cells share."""
-        return file_name((self.source.name, self.protocol, self.backbone, self.seed))
+        depth = () if self.settings.layers is None else (f"{self.settings.layers} layers",)
+        return file_name((self.source.name, self.protocol, self.backbone, *depth, self.seed))
 
 
 def file_name(parts: Iterable[object]) -> str:
@@ -185,6 +219,8 @@ def backbone_digest(cell: Cell, data: str) -> str:
     """
     identity = {key: cell.identity[key] for key in ("data", "protocol", "backbone", "seed")}
     options = asdict(cell.settings.backbone or backbone_options(cell.backbone))
+    if cell.settings.layers is not None:
+        options["layers"] = cell.settings.layers
     return _sha(_canonical([identity, _columns(cell.source), data, options, cramer_peft.__version__]))
 
 
@@ -199,13 +235,14 @@ def cell_digest(cell: Cell, data: str, config: Mapping[str, Any] | None = None, 
         config: The masks' whole configuration, so that changed defaults count, too.
         study: Digest of the cell's study; None: it has none.
     """
-    settings = asdict(cell.settings)
+    settings = _without(asdict(cell.settings), _LATER_SETTINGS)
+    config = None if config is None else _without(config, _LATER_FIELDS)
     wordings = [TRAIN_TEMPLATES, TEST_TEMPLATES]
     parts = [cell.identity, settings, config, wordings, MEASURED, backbone_digest(cell, data)]
     return _sha(_canonical(parts if study is None else [*parts, study]))
 
 
-def study_digest(study: RealLanguage | Transfer, data: str) -> str:
+def study_digest(study: Study, data: str) -> str:
     """Return the digest of everything that determines a study.
 
     Args:
@@ -223,6 +260,10 @@ def data_digest(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of the atomic files in a folder."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".inter", ".item"))
     return _sha("".join(path.name + hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+
+
+def _without(values: Mapping[str, Any], later: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if not (name in later and value in later[name])}
 
 
 def _columns(source: DataSource) -> list[str | None]:

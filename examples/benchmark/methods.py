@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from benchmark.baselines import (
     LLMESR,
@@ -17,6 +19,7 @@ from benchmark.baselines import (
     RequestRanker,
     ShuffledRequests,
     StaticMask,
+    cramer,
     our_masks,
     paper_gate,
     paper_gate_with_our_loss,
@@ -29,10 +32,12 @@ from cramer_peft.recsys.backbones import BACKBONES, config_for
 
 OURS = "ours"
 OURS_SHUFFLED = "ours, shuffled requests"
-PAPER = "paper's gate"
+PAPER = "paper's form"  # trained on sentences about attributes of the next item, which the paper does not do
+CRAMER, STATIC_TOPK = "CRAMER", "static mask, paper's form"
+ONLY_OWN_REQUESTS = (CRAMER, STATIC_TOPK)  # trained as the paper says, on requests that belong to a next item
 _RERANKED_USERS = 100  # one generated answer for each request: all users would take days
 _RERANKED_TRACKS = frozenset({"truthful", "for", "against favourite", "empty"})
-_SASREC = frozenset({"sasrec"})
+_INSIDE = frozenset({"sasrec", "bert4rec"})
 
 
 @dataclass(frozen=True)
@@ -74,25 +79,29 @@ METHODS: dict[str, Method] = {
     "parsed filter": Method(lambda config, settings: ParsedFilter()),
     "oracle filter": Method(lambda config, settings: OracleFilter()),
     "text fusion": Method(lambda config, settings: FusionRanker()),
-    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8, backbones=_SASREC),
-    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7, backbones=_SASREC),
+    "query-seqrec token": Method(lambda config, settings: QuerySeqRec("token"), learns=0.8, backbones=_INSIDE),
+    "query-seqrec joined": Method(lambda config, settings: QuerySeqRec("state"), learns=0.7, backbones=_INSIDE),
     "query-seqrec token, tuned": Method(
-        lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0, backbones=_SASREC
+        lambda config, settings: QuerySeqRec("token", tuned=True), learns=1.0, backbones=_INSIDE
     ),
     "query-seqrec joined, tuned": Method(
-        lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0, backbones=_SASREC
+        lambda config, settings: QuerySeqRec("state", tuned=True), learns=1.0, backbones=_INSIDE
     ),
-    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8, backbones=_SASREC),
+    "llm-esr": Method(lambda config, settings: LLMESR(), reads=False, learns=0.8, backbones=_INSIDE),
     "reranker": Method(_reranker, scores=50.0, tracks=_RERANKED_TRACKS, max_users=_RERANKED_USERS),
-    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_SASREC),
-    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_SASREC),
-    "lora, rank 1": Method(lambda config, settings: RequestLoRA(rank=1), learns=1.1, backbones=_SASREC),
+    "film": Method(lambda config, settings: ExpertFiLM(), learns=0.7, backbones=_INSIDE),
+    "lora": Method(lambda config, settings: RequestLoRA(), learns=1.1, backbones=_INSIDE),
+    "lora, rank 1": Method(lambda config, settings: RequestLoRA(rank=1), learns=1.1, backbones=_INSIDE),
     "static mask": Method(
         lambda config, settings: StaticMask(config=config), RequestMaskConfig, reads=False, learns=1.0
     ),
     PAPER: Method(lambda config, settings: paper_gate(config), RequestMaskConfig.paper, learns=0.8),
-    "paper's gate, our loss": Method(
+    "paper's form, our loss": Method(
         lambda config, settings: paper_gate_with_our_loss(config), RequestMaskConfig.paper, learns=1.0
+    ),
+    CRAMER: Method(lambda config, settings: cramer(config), RequestMaskConfig.paper, learns=0.8),
+    STATIC_TOPK: Method(
+        lambda config, settings: StaticMask(config=config), RequestMaskConfig.paper, reads=False, learns=0.8
     ),
     OURS: Method(lambda config, settings: our_masks(config), RequestMaskConfig, learns=1.0),
     OURS_SHUFFLED: Method(
@@ -126,6 +135,13 @@ def not_on(method: str, variant: str | None, backbone: str) -> str | None:
     return None
 
 
+def encoder_of(encoder: str | None) -> tuple[str | None, dict[str, Any] | None]:
+    """Return the registered name and the options of an encoder: a name, or a folder with a model of transformers."""
+    if encoder is not None and Path(encoder).is_dir():
+        return "transformers", {"model_name_or_path": encoder}
+    return encoder, None
+
+
 def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None:
     """Return the configuration of a method's masks; None if it has none.
 
@@ -135,7 +151,10 @@ def mask_config(method: str, settings: CellSettings) -> RequestMaskConfig | None
     make = method_named(method).config
     if make is None:
         return None
-    encoder = {} if settings.encoder is None else {"encoder": settings.encoder}
+    name, options = encoder_of(settings.encoder)
+    encoder: dict[str, Any] = {} if name is None else {"encoder": name}
+    if options is not None:
+        encoder["encoder_options"] = options
     try:
         return make(**encoder, **settings.config)
     except TypeError as error:

@@ -15,9 +15,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmark.cell_files import CellResult
+from benchmark.cells import CellSettings
 from benchmark.plan.budget import Job, within
 from benchmark.plan.planner import PlanOptions, plan_cells
 from benchmark.report.plots import write_plots
+from benchmark.report.request_plots import write_request_plots
 from benchmark.report.terminal import cost_table, result_table, study_tables
 from benchmark.report.write_report import write_report
 from benchmark.run.run_job import Outcome
@@ -74,12 +76,13 @@ def run_benchmark(
     _run(chosen, output, workers, budget_minutes, console)
     results = load_results(cells, output)
     command = shlex.join(["python", "-m", "benchmark", *map(_without_folder, sys.argv[1:])])
-    settings = _as_json(asdict(replace(options, sources=(), target=None, dialogues=None)))
+    settings = _as_json(asdict(replace(options, sources=(), target=None, dialogues=None, settings=_named(options))))
     document = write_report(results, output, command, time.perf_counter() - start, settings)
     for found in [*([result_table(document)] if document["groups"] else []), *study_tables(document)]:
         console.print(found)
     tracks = [result.document() for result in results if result.status == "done" and "study" not in result.cell]
     write_plots(tracks, output / "plots")
+    write_request_plots(document["studies"], output / "plots")
     console.print(f"Written to {output}: results.md, results.json, plots, cells", highlight=False, markup=False)
     return results
 
@@ -102,6 +105,12 @@ def _line(outcome: Outcome) -> str:
     name = f"{cell.backbone_name}: backbone" if backbone else cell.name
     line = f"{name}{', ' if backbone else ': '}{outcome.status}, {outcome.seconds:.0f} s"
     return line + (f" ({outcome.reason})" if outcome.reason else "")
+
+
+def _named(options: PlanOptions) -> CellSettings:
+    """Return the settings of all cells, with the last part alone of an encoder's folder."""
+    encoder = options.settings.encoder
+    return replace(options.settings, encoder=None if encoder is None else _without_folder(encoder))
 
 
 def _without_folder(argument: str) -> str:

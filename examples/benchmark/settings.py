@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmark.cells import CellSettings, DataSource
 from benchmark.plan.planner import PlanOptions
+from cramer_peft.recsys.requests.sources import read_weights
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class BenchmarkSettings:
         steps: Steps of each generator's training.
         epochs: Most epochs of each backbone's training.
         max_users: Most test users measured, drawn by the seed.
-        encoder: Registered name of the request encoder.
+        encoder: Registered name of the request encoder, or a folder with a model of transformers, such as BERT.
+        requests: The weights of the sources of training requests, such as "stated=2,attributes", for all methods.
+        probe: Attribute whose share of the lists is measured under fixed sentences, of stated and paper.
         language_model: Causal language model of the reranker: a folder, or a name in the local cache.
-        stage: validation or test, of the matrices real-language and transfer.
+        stage: validation or test, of the matrices real-language, transfer, stated and paper.
         dialogues: File of film dialogues, of the matrix real-language.
         target: The other data set or folder, of the matrix transfer.
         full_training: Whether to compare with all steps on the target alone, of the matrix transfer.
@@ -47,6 +50,8 @@ class BenchmarkSettings:
     epochs: int | None = field(default=None, metadata={"least": 1})
     max_users: int | None = field(default=None, metadata={"least": 2})
     encoder: str | None = None
+    requests: str | None = None
+    probe: str | None = None
     language_model: str | None = None
     stage: str | None = None
     dialogues: str | None = None
@@ -71,7 +76,13 @@ class BenchmarkSettings:
             seeds=self.seeds,
             steps=self.steps,
             epochs=self.epochs,
-            settings=CellSettings(encoder=self.encoder, max_users=self.max_users, language_model=self.language_model),
+            settings=CellSettings(
+                encoder=self.encoder,
+                max_users=self.max_users,
+                language_model=self.language_model,
+                requests=None if self.requests is None else read_weights(self.requests),
+            ),
+            probe=self.probe,
             dialogues=self.dialogues,
             target=None if self.target is None else DataSource(self.target),
             full_training=self.full_training,

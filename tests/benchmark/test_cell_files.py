@@ -10,7 +10,7 @@ from benchmark.cells import Cell, DataSource
 
 from cramer_peft.errors import DataError
 
-CELL = Cell(DataSource("films"), "leave-one-out", "sasrec", "paper's gate, our loss", 3)
+CELL = Cell(DataSource("films"), "leave-one-out", "sasrec", "paper's form, our loss", 3)
 
 
 def result(digest: str = "a", **changes: Any) -> CellResult:

@@ -13,7 +13,7 @@ def with_steps(cell: Cell, steps: int) -> Cell:
     return replace(cell, settings=replace(cell.settings, generator=replace(cell.settings.generator, steps=steps)))
 
 
-CELL = Cell(DataSource("films"), "leave-one-out", "sasrec", "paper's gate, our loss", 3)
+CELL = Cell(DataSource("films"), "leave-one-out", "sasrec", "paper's form, our loss", 3)
 
 
 def test_names_are_plain_and_distinct() -> None:

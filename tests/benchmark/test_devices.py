@@ -51,7 +51,7 @@ RANKERS: dict[str, Callable[[], RequestRanker]] = {
     "film": ExpertFiLM,
     "lora": RequestLoRA,
     "static mask": StaticMask,
-    "paper's gate": paper_gate,
+    "paper's form": paper_gate,
     "ours": our_masks,
     "shuffled": lambda: ShuffledRequests(our_masks()),
 }

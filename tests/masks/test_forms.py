@@ -40,7 +40,8 @@ def test_make_form_follows_the_configuration() -> None:
     assert form.rank == 3
     assert make_form(RequestMaskConfig(gate="scale", gate_bias=False)).gate_bias is False
     paper = make_form(RequestMaskConfig(gate="topk", drop_ratio=0.2, temperature_start=0.6))
-    assert (paper.drop_ratio, paper.temperature) == (0.2, 0.6)
+    assert (paper.drop_ratio, paper.temperature, paper.shared) == (0.2, 0.6, False)
+    assert make_form(RequestMaskConfig(gate="topk", shared_masks=True)).shared is True
 
 
 @pytest.mark.parametrize("form", [LowRankForm(2), ScaleForm(), TopKForm()])
@@ -203,6 +204,29 @@ def test_topk_rows_without_request_are_open() -> None:
     built = form.build(tensors(form), active.float(), active, training=True)
     for layer in built.values():
         assert torch.equal(layer.weight_mask()[~active], torch.ones_like(layer.weight_mask()[~active]))
+
+
+def test_topk_shared_masks_are_one_for_the_batch_in_training_alone() -> None:
+    form = TopKForm(0.4, temperature=0.5, shared=True)
+    logits, weights = torch.randn(5, 19).requires_grad_(), torch.randn(19)
+
+    def gates(training: bool, active: torch.Tensor | None = None) -> torch.Tensor:
+        built = form.build(split(form, logits), None, active, training)
+        return torch.cat([value for layer in built.values() for value in (layer.row, layer.column)], dim=-1)
+
+    drawn = [gates(True) for _ in range(5)]
+    assert all(torch.equal(found, found[:1].expand(5, -1)) for found in drawn)
+    assert all(int(found[0].sum()) == form.kept(19) for found in drawn)
+    assert len({tuple(found[0].tolist()) for found in drawn}) > 1
+    assert torch.equal(gates(False), TopKForm(0.4)._binary(logits, False))
+    (drawn[0] @ weights).sum().backward()
+    mean = logits.detach().mean(0).requires_grad_()
+    expected = torch.autograd.grad((torch.softmax(mean / 0.5, -1) * weights).sum(), mean)[0]
+    assert torch.allclose(logits.grad, expected.expand(5, -1), atol=1e-6)
+    active = torch.tensor([True, False, True, True, False])
+    found = gates(True, active)
+    assert torch.equal(found[~active], torch.ones(2, 19))
+    assert torch.equal(found[active], found[:1].expand(3, -1))
 
 
 @pytest.mark.parametrize(("batch_dim", "shape"), [(0, (3, 1, 1, 4)), (1, (1, 3, 1, 4)), (-2, (1, 1, 3, 4))])

@@ -7,6 +7,7 @@ from benchmark.baselines.lora import RequestLoRA
 from benchmark.baselines.masks import (
     MaskRanker,
     StaticMask,
+    cramer,
     our_masks,
     paper_gate,
     paper_gate_with_our_loss,
@@ -34,6 +35,7 @@ __all__ = [
     "RequestRanker",
     "ShuffledRequests",
     "StaticMask",
+    "cramer",
     "our_masks",
     "paper_gate",
     "paper_gate_with_our_loss",

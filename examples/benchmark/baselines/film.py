@@ -9,11 +9,11 @@ from torch.nn import functional
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
-    chosen_states,
     item_scores,
     mlp,
     per_position,
     scaled,
+    states_after,
 )
 from benchmark.baselines.ranker import RankerTask
 from cramer_peft.recsys.backbones import SASRec
@@ -49,7 +49,7 @@ class _Experts(Learner):
         self.experts = nn.ModuleList([mlp(request_dim, width, 2 * size) for _ in range(2)])
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
-        states = chosen_states(self.backbone.bert(item_ids).last_hidden_state, item_ids, positions)
+        states = states_after(self.backbone, item_ids, positions)
         request = scaled(vectors)
         weights = self.router(request).sigmoid()
         film = sum(weights[:, [number]] * expert(request) for number, expert in enumerate(self.experts))

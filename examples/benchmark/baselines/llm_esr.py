@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
-    chosen_states,
     item_scores,
     mlp,
     scaled,
+    states_after,
 )
 from benchmark.baselines.ranker import RankerTask
-from cramer_peft.recsys.backbones import PADDING, SASRec
+from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.requests.attribute_requests import item_text
 from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
@@ -55,11 +54,8 @@ class _TwoViews(Learner):
         self.outputs = mlp(texts.shape[-1], _WIDTH, size)
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
-        bert = self.backbone.bert
-        states = chosen_states(bert(item_ids).last_hidden_state, item_ids, positions)
-        padding = bert.embeddings.word_embeddings.weight[PADDING][None]
-        words = torch.cat([padding, self.inputs(self.texts)])[item_ids]
-        semantic = chosen_states(bert(inputs_embeds=words).last_hidden_state, item_ids, positions)
+        states = states_after(self.backbone, item_ids, positions)
+        semantic = states_after(self.backbone, item_ids, positions, items=self.inputs(self.texts))
         found: Tensor = item_scores(self.backbone, states) + semantic @ self.outputs(self.texts).T
         return found
 

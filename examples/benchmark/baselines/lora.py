@@ -13,7 +13,7 @@ from benchmark.baselines.ranker import RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, config_for
 
-_LAYERS = [*SASRec.default_targets, "head"]
+_LAYERS = [*SASRec.default_targets, "head", "predictions.decoder"]  # the last two score the items, one in each kind
 
 
 class RequestLoRA(LearnedRanker):
@@ -87,6 +87,8 @@ class _Update:
         if found is None:
             return output
         a, b = found
+        times = len(args[0]) // len(a)  # BERT4Rec computes a row for each position
+        a, b = (value if times == 1 else value.repeat_interleave(times, 0) for value in (a, b))
         inputs = args[0] if args[0].dim() == 3 else args[0][:, None]  # the head only sees the last position
         change: Tensor = (inputs @ a.transpose(1, 2)) @ b.transpose(1, 2)
         return output + change.reshape(output.shape)

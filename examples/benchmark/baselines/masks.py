@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from benchmark.baselines.learning import LearnedRanker, Learner
+from benchmark.baselines.learning import LearnedRanker, Learner, mean_vector
 from benchmark.baselines.ranker import BaselineRanker, RankerTask, frozen_copy
 from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.recsys.backbones import SASRec
@@ -25,7 +25,8 @@ class MaskRanker(BaselineRanker):
     Args:
         name: The name in tables.
         config: Configuration of the masks; the encoder is the task's.
-        paper_loss: Whether to train with the paper's losses and requests, at the task's budget.
+        paper_loss: Whether to train with the paper's losses, and requests true of the next item alone, at the task's
+            budget.
     """
 
     def __init__(self, name: str, config: RequestMaskConfig, paper_loss: bool = False) -> None:
@@ -38,7 +39,16 @@ class MaskRanker(BaselineRanker):
         torch.manual_seed(task.seed)
         masks = mask_backbone(frozen_copy(task.backbone), task.catalogue, self._config, task.encoder)
         self.trainable = masks.get_nb_trainable_parameters()[0]
-        train_generator(masks, task.catalogue, task.split, self.options(task.options), task.seed, task.progress)
+        train_generator(
+            masks,
+            task.catalogue,
+            task.split,
+            self.options(task.options),
+            task.seed,
+            task.progress,
+            requests=task.requests,
+            stated=task.said,
+        )
         self.masks = masks
 
     @property
@@ -47,13 +57,18 @@ class MaskRanker(BaselineRanker):
         return self._config.gate != "topk"
 
     def options(self, options: GeneratorOptions) -> GeneratorOptions:
-        """Return a task's options with the paper's losses and requests, or with the task's own."""
+        """Return a task's options with the paper's losses, or with the task's own."""
         return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
 
     def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.masks is not None
         scores: Tensor = self.masks(histories, request=list(texts))
         return scores
+
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        assert self.masks is not None
+        masks, mean = self.masks, mean_vector(self.masks, texts)
+        return lambda item_ids: masks(item_ids, request=mean.expand(len(item_ids), -1))
 
 
 def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
@@ -64,17 +79,23 @@ def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
         learning_rate=options.learning_rate,
         batch_size=options.batch_size,
         positions=options.positions,
+        sparsity_weight=options.sparsity_weight or paper.sparsity_weight,
     )
 
 
 def paper_gate(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's gate with the paper's loss."""
-    return MaskRanker("paper's gate", config or RequestMaskConfig.paper(), paper_loss=True)
+    """Return masks of the paper's form with its loss; in the tracks, trained on sentences about attributes."""
+    return MaskRanker("paper's form", config or RequestMaskConfig.paper(), paper_loss=True)
 
 
 def paper_gate_with_our_loss(config: RequestMaskConfig | None = None) -> MaskRanker:
-    """Return the paper's gate with the losses and requests of ours."""
-    return MaskRanker("paper's gate, our loss", config or RequestMaskConfig.paper())
+    """Return masks of the paper's form, trained as ours are."""
+    return MaskRanker("paper's form, our loss", config or RequestMaskConfig.paper())
+
+
+def cramer(config: RequestMaskConfig | None = None) -> MaskRanker:
+    """Return the paper's masks with the paper's loss, for the paper's own requests: see ``docs/paper.md``."""
+    return MaskRanker("CRAMER", config or RequestMaskConfig.paper(), paper_loss=True)
 
 
 def our_masks(config: RequestMaskConfig | None = None) -> MaskRanker:
@@ -87,7 +108,8 @@ class StaticMask(LearnedRanker):
 
     Args:
         request_dim: Width of the vector.
-        config: Configuration of the masks; None: the default. Its encoder is not used.
+        config: Configuration of the masks; None: the default. Its encoder is not used. The form ``topk`` is trained
+            with its noise, but without the sparsity loss.
     """
 
     any_backbone: ClassVar[bool] = True
@@ -108,6 +130,11 @@ class _Static(Learner):
         assert config.request_dim is not None
         self.masks = mask_backbone(self.backbone, catalogue, config)
         self.vector = nn.Parameter(torch.randn(config.request_dim))
+
+    def train(self, mode: bool = True) -> _Static:
+        super().train(mode)
+        self.backbone.training = mode  # the form topk draws its noise in training mode only
+        return self
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
         request = self.vector.expand(len(item_ids), -1)

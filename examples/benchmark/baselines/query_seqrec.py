@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from benchmark.baselines.learning import (
     LearnedRanker,
     Learner,
-    chosen_states,
     item_scores,
     mlp,
     per_position,
     scaled,
+    states_after,
 )
 from benchmark.baselines.ranker import RankerTask
 from cramer_peft.errors import ConfigError
@@ -52,14 +52,8 @@ class _Token(Learner):
         self.project = nn.Sequential(nn.Linear(request_dim, _WIDTH), nn.GELU(), nn.Linear(_WIDTH, size))
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
-        bert = self.backbone.bert
-        items = bert.embeddings.word_embeddings(item_ids)
-        token = self.project(scaled(vectors)).to(items)[:, None]
-        # the items keep their positions; the token shares the first and learns its own offset
-        places = torch.arange(item_ids.shape[1], device=item_ids.device)
-        places = torch.cat([places[:1], places])[None]
-        hidden = bert(inputs_embeds=torch.cat([token, items], dim=1), position_ids=places).last_hidden_state[:, 1:]
-        return item_scores(self.backbone, chosen_states(hidden, item_ids, positions))
+        states = states_after(self.backbone, item_ids, positions, first=self.project(scaled(vectors)))
+        return item_scores(self.backbone, states)
 
 
 class _State(Learner):
@@ -69,7 +63,7 @@ class _State(Learner):
         self.join = mlp(size + request_dim, _WIDTH, size)
 
     def forward(self, item_ids: Tensor, vectors: Tensor, positions: Tensor | None = None) -> Tensor:
-        states = chosen_states(self.backbone.bert(item_ids).last_hidden_state, item_ids, positions)
+        states = states_after(self.backbone, item_ids, positions)
         request = per_position(scaled(vectors), states).expand(*states.shape[:-1], -1)
         joined = states + self.join(torch.cat([states, request.to(states)], dim=-1))
         return item_scores(self.backbone, joined)

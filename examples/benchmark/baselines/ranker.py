@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from cramer_peft.recsys.backbones import SASRec
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.devices import brought_to
+from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 
@@ -32,6 +33,11 @@ class RankerTask:
         options: Budget of steps, shares of requests and weights of the losses, as for a generator.
         seed: Seed of initialisation, order and requests.
         progress: Whether to show progress bars.
+        requests: The weight of each source of training requests, as ``train_generator`` takes it, for all methods that
+            learn. None: what ``said`` holds and sentences about attributes alike, or what there is of them.
+        said: The requests of training visits that the data states: (history, text, item).
+        asked: The request of each validation target, or None, which methods that are tuned are tuned on; None:
+            sentences about attributes.
     """
 
     backbone: SASRec
@@ -41,6 +47,9 @@ class RankerTask:
     options: GeneratorOptions = field(default_factory=GeneratorOptions)
     seed: int = 0
     progress: bool = False
+    requests: Weights | None = None
+    said: Sequence[tuple[Sequence[int] | Tensor, str, int]] = ()
+    asked: Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, CachedEncoder):
@@ -113,6 +122,14 @@ class BaselineRanker(ABC):
         index = torch.tensor(rows, device=frozen.device)
         texts = [str(requests[row]) for row in rows]
         return frozen.index_copy(0, index, self._request_scores(histories[index], texts, frozen[index]))
+
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        """Return a scorer of histories under the mean of some requests, one for everybody; None: there is none.
+
+        Args:
+            texts: Requests, of which the mean of the vectors is taken, or what is nearest to it in this method.
+        """
+        return None
 
     @abstractmethod
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:

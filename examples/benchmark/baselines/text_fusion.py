@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from benchmark.baselines.ranker import BaselineRanker, RankerTask
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.evaluation.text_fusion import TextFusion
+from cramer_peft.recsys.data.histories import seen_mask
+from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
+from cramer_peft.recsys.evaluation.text_fusion import WEIGHTS, TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, mixed_tracks
-from cramer_peft.recsys.evaluation.users import EvaluationUsers
+from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator
 from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES
@@ -27,7 +31,7 @@ class FusionRanker(BaselineRanker):
 
     def __init__(self) -> None:
         super().__init__("text fusion")
-        self.fusion: TextFusion | None = None
+        self.fusion: TunedFusion | None = None
 
     @property
     def gamma(self) -> float | None:
@@ -35,12 +39,48 @@ class FusionRanker(BaselineRanker):
         return None if self.fusion is None else self.fusion.weight / (1 + self.fusion.weight)
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
-        fusion = TextFusion(frozen, text_encoder(task.encoder), task.catalogue)
+        fusion = TunedFusion(frozen, text_encoder(task.encoder), task.catalogue)
         users = EvaluationUsers.of(task.catalogue, task.split, "validation", frozen.max_length)
-        requests = RequestGenerator(task.catalogue.attributes, TRAIN_TEMPLATES)
-        fusion.tune(users, mixed_tracks(users, requests, task.seed)[TRUTHFUL].requests)
+        if task.asked is None:
+            requests = RequestGenerator(task.catalogue.attributes, TRAIN_TEMPLATES)
+            fusion.tune(users, mixed_tracks(users, requests, task.seed)[TRUTHFUL].requests)
+        else:
+            fusion.tune_on(users, task.asked)
         self.fusion = fusion
 
     def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.fusion is not None
         return self.fusion(histories, texts)
+
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor] | None:
+        assert self.fusion is not None
+        return self.fusion.mean_scorer(texts)
+
+
+class TunedFusion(TextFusion):
+    """A fusion whose weight is tuned on given texts, 0 among the candidates, and its scores under a mean request."""
+
+    @torch.no_grad()
+    def tune_on(self, users: EvaluationUsers, texts: Sequence[str | None]) -> None:
+        """Set the weight with the best NDCG@10 of the users who have a text; 0 if nobody has one."""
+        asking = [row for row, text in enumerate(texts) if text is not None]
+        gains = dict.fromkeys((0.0, *WEIGHTS), 0.0)
+        for start in range(0, len(asking), BATCH):
+            rows = asking[start : start + BATCH]
+            seen = seen_mask([users.histories[row] for row in rows], len(users.catalogue))
+            parts = self._parts(users.item_ids[rows], [texts[row] for row in rows])
+            for weight in gains:
+                ranks = unseen_ranks(self._fused(*parts, weight).cpu(), seen, users.targets[rows])
+                gains[weight] += float(ndcg(ranks).sum())
+        self.weight = max(gains, key=gains.__getitem__)
+
+    def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """Return a scorer with each item's mean similarity to the texts."""
+        parts = [normalize(self._encoder.encode(texts[at : at + BATCH]), dim=-1) for at in range(0, len(texts), BATCH)]
+        added = self.weight * (torch.cat(parts).mean(0) @ self._items.T)
+
+        def score(item_ids: Tensor) -> Tensor:
+            scores: Tensor = self._backbone(item_ids)
+            return scores + added.to(scores)
+
+        return score

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.splits import Split, TemporalSplit
 from cramer_peft.recsys.evaluation.tracks import ACCURACY, BLANK_TEXT, OVERLAP, BlindTracks, Track
 from cramer_peft.recsys.requests.attribute_requests import BLANK, AttributeRequest, item_text, phrase
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 REPLICA, REPLICA_ITEMS = "replica", 3
 STRENGTH = "strength"
+HELD_OUT = 0.2  # share of the attributes, users or words that are kept from training
 
 IRRELEVANT = (
     "What's the weather going to be like tomorrow?",
@@ -121,9 +124,10 @@ class BenchmarkTracks(BlindTracks):
 
 
 def replica_track(catalogue: Catalogue, histories: Sequence[Tensor]) -> Track:
-    """Return the paper's requests: the text (title and attributes) of the last three items of the history.
+    """Return requests of the paper's kind: the text (title and attributes) of the last three items of the history.
 
-    They ask for nothing in words, so they name no attributes. Users with fewer than three items do not count.
+    They ask for nothing in words, so they name no attributes; in the tracks nothing was trained on them. Users with
+    fewer than three items do not count.
 
     Args:
         catalogue: Titles and attributes.
@@ -164,3 +168,20 @@ def hold_out(values: Sequence[_T], share: float, seed: int) -> tuple[tuple[_T, .
     held = set(random.Random(f"{seed}:held out").sample(range(len(values)), count))
     kept = tuple(value for index, value in enumerate(values) if index not in held)
     return kept, tuple(values[index] for index in sorted(held))
+
+
+def taught_split(split: Split, leave_out: bool, seed: int) -> tuple[Split, Tensor | None]:
+    """Return the split that a method learns from, and the test users that are not in its training (None: all are)."""
+    chosen = torch.arange(len(split.train))
+    if leave_out:
+        chosen = torch.tensor(hold_out(range(len(split.train)), HELD_OUT, seed)[0])
+    train = tuple(split.train[user] for user in chosen.tolist())
+    if isinstance(split, TemporalSplit):
+        taught = replace(split, train=train, train_users=split.train_users[chosen])
+        unseen = ~torch.isin(split.test_users, taught.train_users)
+        return taught, unseen if bool(unseen.any()) else None
+    if not leave_out:
+        return split, None
+    unseen = torch.ones(len(split.train), dtype=torch.bool)
+    unseen[chosen] = False
+    return Split(train, split.validation_target[chosen], split.test_target[chosen]), unseen

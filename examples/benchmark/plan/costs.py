@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmark.cells import Cell
-from benchmark.data import DataSize
+from benchmark.data import DataSize, LoadedData
 from benchmark.methods import method_named, not_on
 from cramer_peft.recsys.training.backbone_training import backbone_options
 
@@ -28,6 +28,7 @@ class Costs:
         epoch: Of an epoch of a backbone's training, for each interaction.
         epoch_item: The same for each item.
         epochs: Epochs after which training usually stops.
+        tuned_text: Of a text through a sentence encoder that is trained, of MiniLM's size.
     """
 
     start: float = 2.0
@@ -39,6 +40,7 @@ class Costs:
     epoch: float = 1.3e-5
     epoch_item: float = 1.5e-8
     epochs: int = 20
+    tuned_text: float = 0.05
 
 
 COSTS = Costs()
@@ -67,6 +69,22 @@ def estimate_cell(cell: Cell, size: DataSize, costs: Costs = COSTS) -> float:
     training = method.learns * cell.settings.generator.steps * (costs.step + costs.step_item * size.items)
     scoring = method.scores * users * answers * (costs.answer + costs.answer_item * size.items)
     return costs.start + factors.step * training + factors.answer * scoring
+
+
+def estimate_requests(cell: Cell, data: LoadedData, costs: Costs = COSTS) -> float:
+    """Return the seconds of a cell's answers to own requests, beside its training, and of a tuned encoder.
+
+    Args:
+        cell: The cell.
+        data: Its data.
+        costs: The table of costs.
+    """
+    method, size = method_named(cell.method), data.size
+    users = min([size.users, *(limit for limit in (cell.settings.max_users, method.max_users) if limit)])
+    answers = method.scores * users * 4 * (costs.answer + costs.answer_item * size.items)
+    tuned = cell.settings.config.get("encoder_tuning", "none") != "none"
+    texts = cell.settings.generator.steps * cell.settings.generator.batch_size if tuned else 0
+    return answers + texts * costs.tuned_text
 
 
 def estimate_backbone(cell: Cell, size: DataSize, costs: Costs = COSTS) -> float:

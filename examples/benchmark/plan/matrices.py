@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmark.cells import Protocol
-from benchmark.methods import METHODS, OURS, OURS_SHUFFLED, PAPER
+from benchmark.methods import CRAMER, METHODS, ONLY_OWN_REQUESTS, OURS, OURS_SHUFFLED, PAPER, STATIC_TOPK
 
 _CEILINGS = ("parsed filter", "oracle filter")
 # Every cell is measured with shuffled requests: training ours once more for that would double its cost.
-_ALL = tuple(name for name in METHODS if name != OURS_SHUFFLED)
+_ALL = tuple(name for name in METHODS if name not in (OURS_SHUFFLED, *ONLY_OWN_REQUESTS))
+_READ = ("text fusion", "query-seqrec token", "query-seqrec joined", "llm-esr", "film", "lora", "static mask")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Matrix:
     steps: int | None = None
     epochs: int | None = None
     backbones: tuple[str, ...] = ("sasrec",)
-    study: Literal["real language", "transfer"] | None = None
+    study: Literal["real language", "transfer", "stated", "history"] | None = None
 
 
 MATRICES: dict[str, Matrix] = {
@@ -65,6 +66,17 @@ MATRICES: dict[str, Matrix] = {
         study="real language",
     ),
     "transfer": Matrix(("movielens-100k",), ("leave-one-out",), (OURS,), (0, 1, 2), study="transfer"),
+    "stated": Matrix((), ("leave-one-out",), ("frozen", OURS, CRAMER, *_READ), (0, 1, 2), True, study="stated"),
+    "paper": Matrix(
+        ("movielens-100k",),
+        ("leave-one-out",),
+        ("frozen", CRAMER, STATIC_TOPK, OURS, *_READ, "reranker"),
+        (0, 1, 2, 3, 4),
+        variants=True,
+        steps=3000,
+        backbones=("sasrec", "bert4rec"),
+        study="history",
+    ),
     "quick": Matrix(
         ("movielens-100k",),
         ("leave-one-out",),

@@ -11,12 +11,15 @@ from benchmark.cells import (
     Cell,
     CellSettings,
     DataSource,
+    OwnRequests,
     Protocol,
     RealLanguage,
+    Study,
     Transfer,
 )
 from benchmark.methods import OURS, mask_config, method_named
 from benchmark.plan.matrices import MATRICES, Matrix
+from benchmark.plan.request_cells import request_cells
 from benchmark.variants import ABLATIONS, HOLD_OUTS, varied_settings
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.backbones import BACKBONES
@@ -30,6 +33,8 @@ _OPTIONS_OF = {
     None: (),
     "real language": ("dialogues", "stage"),
     "transfer": ("target", "full training", "stage"),
+    "stated": ("stage", "probe"),
+    "history": ("stage", "probe"),
 }
 
 
@@ -51,7 +56,8 @@ class PlanOptions:
         dialogues: File of film dialogues, for real language.
         target: The other data, for transfer.
         full_training: Whether to compare with all training steps on the target alone, for transfer.
-        stage: Stage that real language and transfer measure; None: "validation".
+        stage: Stage that real language and transfer measure; None: "validation". Own requests: None is "test".
+        probe: Attribute whose share is measured under fixed sentences, for own requests.
     """
 
     matrix: str = "full"
@@ -68,6 +74,7 @@ class PlanOptions:
     target: DataSource | None = None
     full_training: bool = False
     stage: str | None = None
+    probe: str | None = None
 
 
 def plan_cells(options: PlanOptions) -> list[Cell]:
@@ -84,12 +91,18 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
     methods = options.methods or matrix.methods
     for method in methods:
         method_named(method)
-    variants = options.variants or ((*ABLATIONS, *HOLD_OUTS) if matrix.variants and not options.methods else ())
+    every = matrix.variants and not options.methods and not isinstance(study, OwnRequests)
+    variants = options.variants or ((*ABLATIONS, *HOLD_OUTS) if every else ())
     cells: list[Cell] = []
     for source in sources:
         for protocol in _protocols(options.protocols) or matrix.protocols:
             for backbone in options.backbones or matrix.backbones:
                 settings = _settings(options, matrix, backbone)
+                if isinstance(study, OwnRequests):
+                    some = Cell(source, protocol, backbone, methods[0], 0, None, settings, study)
+                    asked = options.variants or (None if matrix.variants and not options.methods else ())
+                    cells += request_cells(some, methods, asked, options.seeds or matrix.seeds)
+                    continue
                 if isinstance(study, Transfer):
                     settings = replace(settings, encoder=settings.encoder or TEXT_ENCODER)
                 for number, seed in enumerate(options.seeds or matrix.seeds):
@@ -151,12 +164,13 @@ def _settings(options: PlanOptions, matrix: Matrix, backbone: str) -> CellSettin
 # ---------------------------------------------------------------- studies
 
 
-def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | None:
+def _study(options: PlanOptions, matrix: Matrix) -> Study | None:
     """Return the study that replaces the tracks; None if the matrix has none."""
     given = {
         "dialogues": options.dialogues is not None,
         "target": options.target is not None,
         "full training": options.full_training,
+        "probe": options.probe is not None,
         "stage": options.stage not in (None, "test"),  # all other matrices measure the test
     }
     wrong = [name for name, there in given.items() if there and name not in _OPTIONS_OF[matrix.study]]
@@ -165,9 +179,11 @@ def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | No
             f"{', '.join(wrong)}: not an option of the matrix {options.matrix!r}. Leave it out, or name another matrix."
         )
     stages: dict[str, Stage] = {"validation": "validation", "test": "test"}
-    stage = options.stage or "validation"
+    stage = options.stage or ("test" if matrix.study in ("stated", "history") else "validation")
     if stage not in stages:
         raise ConfigError(f"stage: found {stage!r}, expected validation or test.")
+    if matrix.study in ("stated", "history"):
+        return OwnRequests(matrix.study, stages[stage], options.probe)
     if matrix.study == "real language":
         if options.dialogues is None:
             raise ConfigError(
@@ -184,6 +200,8 @@ def _study(options: PlanOptions, matrix: Matrix) -> RealLanguage | Transfer | No
 
 def _check_study(cell: Cell) -> None:
     if cell.study is None:
+        return
+    if isinstance(cell.study, OwnRequests):
         return
     if cell.settings.hold_out is not None:
         raise ConfigError(

@@ -106,7 +106,7 @@ def _against_others(place: Place, here: Mapping[tuple[str, str | None], Group]) 
     own = _interval(ours.get("truthful", "ndcg_ratio"))
     return [
         Aim("truthful NDCG@10, times the frozen model's", place, own, 2.0),
-        Aim("truthful NDCG@10, times that of the paper's gate with its own loss", place, _times(ours, paper), 1.5),
+        Aim("truthful NDCG@10, times that of the paper's form with its own loss", place, _times(ours, paper), 1.5),
         Aim("truthful NDCG@10, minus that of the best learned baseline", place, lead, 0.0, note=_best(ours, best)),
     ]
 

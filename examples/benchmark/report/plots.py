@@ -28,7 +28,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, RED, BROWN = (
 GREY, INK = "#8A8A8A", "#222222"
 _COLOURS = (ORANGE, GREEN, PURPLE, SKY, RED, BROWN)
 _MARKERS = ("s", "D", "^", "v", "P")  # as many as share no divisor with the colours: 30 methods all look different
-_DPI = 150
+DPI = 150
 _MOST_ATTRIBUTES = 24
 _CEILINGS = re.compile("filter|oracle")
 
@@ -69,8 +69,8 @@ def write_plots(results: Sequence[_Result], folder: Path, focus: str = "ours") -
         for name, draw in _PLOTS.items():
             figure = draw(methods, title, focus)
             if figure is not None:
-                path = folder / f"{name}-{_slug('-'.join(setting))}.png"
-                figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+                path = folder / f"{name}-{slug('-'.join(setting))}.png"
+                figure.savefig(path, dpi=DPI, metadata={"Software": None})
                 written.append(path)
     return written
 
@@ -83,7 +83,7 @@ def _cell(number: int, result: _Result) -> Mapping[str, Any]:
     return cell
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -137,7 +137,7 @@ def plot_accuracy_control(methods: Mapping[str, Sequence[_Result]], title: str, 
     }
     if not points:
         return None
-    figure, axes = _canvas((9.6, 5.6))
+    figure, axes = canvas((9.6, 5.6))
     order = sorted(points, key=lambda name: (-points[name][1][0], -points[name][0][0]))
     for name, (colour, marker) in _styles(order, focus).items():
         x, y = points[name]
@@ -159,7 +159,7 @@ def plot_accuracy_control(methods: Mapping[str, Sequence[_Result]], title: str, 
     axes.margins(0.06)
     axes.set_ylim(max(axes.get_ylim()[0], -0.03), min(axes.get_ylim()[1], 1.06))
     hollow = any(_CEILINGS.search(name) for name in points)
-    _title(axes, "Accuracy and control", title + ("; hollow: filters, ceilings on such requests" if hollow else ""))
+    set_title(axes, "Accuracy and control", title + ("; hollow: filters, ceilings on such requests" if hollow else ""))
     _name_in_legend(figure, focus)
     return figure
 
@@ -180,7 +180,7 @@ def plot_strength(methods: Mapping[str, Sequence[_Result]], title: str, focus: s
     curves = {name: curve for name, results in methods.items() if (curve := _strength_curves(name, results))}
     if not curves:
         return None
-    figure, axes = _canvas((8.0, 5.0))
+    figure, axes = canvas((8.0, 5.0))
     means = {name: [sum(c) / len(c) for c in zip(*rows, strict=True)] for name, (_, rows) in curves.items()}
     order = sorted(curves, key=lambda name: (-means[name][-1], name))
     for name, (colour, marker) in _styles(order, focus).items():
@@ -196,7 +196,7 @@ def plot_strength(methods: Mapping[str, Sequence[_Result]], title: str, focus: s
     axes.set_xlabel("strength of the request (0: the frozen model)")
     axes.set_ylabel("satisfaction@10, random attribute asked for")
     seeds = max(len(rows) for _, rows in curves.values())
-    _title(axes, "Satisfaction at each strength", f"{title}; band: all {seeds} seeds" if seeds > 1 else title)
+    set_title(axes, "Satisfaction at each strength", f"{title}; band: all {seeds} seeds" if seeds > 1 else title)
     _name_in_legend(figure, focus)
     return figure
 
@@ -231,7 +231,7 @@ def plot_shares(methods: Mapping[str, Sequence[_Result]], title: str, focus: str
     names = _same_attributes(focus, tables)
     columns = {key: _mean_rows([table[key] for table in tables]) for key in ("before", "for", "against")}
     order = sorted(range(len(names)), key=lambda index: columns["before"][index])[-_MOST_ATTRIBUTES:]
-    figure, axes = _canvas((7.6, 1.9 + 0.27 * len(order)))
+    figure, axes = canvas((7.6, 1.9 + 0.27 * len(order)))
     rows = range(len(order))
     values = {key: [100 * column[index] for index in order] for key, column in columns.items()}
     # two lines a row, so that neither hides the other if both requests move the share the same way
@@ -245,7 +245,7 @@ def plot_shares(methods: Mapping[str, Sequence[_Result]], title: str, focus: str
     axes.set_xlabel("share of the top ten, %")
     axes.grid(axis="y", visible=False)
     axes.set_ylim(-0.7, len(order) - 0.3)
-    _title(axes, "What a request moves", f"{focus}, {title}")
+    set_title(axes, "What a request moves", f"{focus}, {title}")
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
@@ -270,7 +270,7 @@ def plot_spill_over(methods: Mapping[str, Sequence[_Result]], title: str, focus:
     values = [[100 * matrix[row][column] for column in shown] for row in shown]
     limit = max((abs(value) for row in values for value in row if math.isfinite(value)), default=0.0) or 1.0
     side = 2.6 + 0.3 * len(shown)
-    figure, axes = _canvas((side + 1.2, side))
+    figure, axes = canvas((side + 1.2, side))
     colours = require("matplotlib", extra="demo").colormaps["RdBu"].with_extremes(bad="#DDDDDD")
     image = axes.imshow(values, cmap=colours, vmin=-limit, vmax=limit)
     labels = [names[index] for index in shown]
@@ -284,7 +284,7 @@ def plot_spill_over(methods: Mapping[str, Sequence[_Result]], title: str, focus:
     bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
     bar.set_label("change of its share of the top ten, percentage points")
     bar.outline.set_visible(False)
-    _title(axes, "What else a request moves", f"{focus}, {title}")
+    set_title(axes, "What else a request moves", f"{focus}, {title}")
     return figure
 
 
@@ -326,7 +326,7 @@ def _styles(names: Sequence[str], focus: str) -> dict[str, tuple[str, str]]:
     return {name: own.get(name) or next(filters if _CEILINGS.search(name) else others) for name in names}
 
 
-def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
+def canvas(size: tuple[float, float]) -> tuple[Any, Any]:
     """Return a figure and its axes, without touching pyplot's global state."""
     figure = require("matplotlib.figure", extra="demo").Figure(figsize=size, layout="constrained")
     require("matplotlib.backends.backend_agg", extra="demo").FigureCanvasAgg(figure)
@@ -337,7 +337,7 @@ def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _title(axes: Any, text: str, below: str) -> None:
+def set_title(axes: Any, text: str, below: str) -> None:
     axes.set_title(text, loc="left", fontsize=13, fontweight="bold", pad=24)
     axes.annotate(
         below, (0, 1), xytext=(0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color="#555555"

@@ -1,10 +1,10 @@
-"""Tables of the cells with a study: real language, and transfer to another domain."""
+"""Tables of the cells with a study: real language, transfer to another domain, and own requests."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from benchmark.real_language.language_study import DIALOGUE, REQUEST
 from benchmark.real_language.measure_dialogues import NO_REQUEST, SHUFFLED, dialogue_interval
 from benchmark.report.aims import Aim
 from benchmark.report.groups import Place
+from benchmark.report.request_tables import asked_alone, further_tables, request_table, tested_differences
 from benchmark.report.tables import cell_text, markdown
 from benchmark.transfer.measure_transfer import frozen_values, paired_difference, values_of
 from cramer_peft.errors import DataError
@@ -47,6 +48,8 @@ class StudyReport:
         differences: Difference → value, low, high.
         notes: Sentences beside the table.
         aims: Its aims.
+        further: Lines of Markdown behind the table of differences.
+        figures: Method → track → metric → value, low, high; where pictures are drawn of it.
     """
 
     place: Place
@@ -56,19 +59,28 @@ class StudyReport:
     differences: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
     aims: tuple[Aim, ...]
+    further: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def lines(self) -> list[str]:
         """The report as Markdown lines."""
-        table = [[name, cell_text(found, 4)] for name, found in self.differences.items()]
+        tests = ["p", "adjusted p"] if any("p" in found for found in self.differences.values()) else []
+        table = [
+            [name, cell_text(found, 4), *(f"{found[test]:.4f}" for test in tests)]
+            for name, found in self.differences.items()
+        ]
         title = ", ".join((*self.place, self.study))
         lines = [f"## {title}", "", *self.notes, "", *markdown(self.head, self.rows)]
-        return [*lines, *(markdown(["difference, paired", self.head[1]], table) if table else [])]
+        measured = "NDCG@10" if tests else self.head[1]
+        differences = markdown(["difference, paired", measured, *tests], table) if table else []
+        return [*lines, *differences, *self.further]
 
     def document(self) -> dict[str, Any]:
         """Return the entry in the JSON file."""
         own = {"place": list(self.place), "study": self.study, "head": list(self.head)}
-        return {**own, "rows": [list(row) for row in self.rows], "differences": self.differences, "notes": self.notes}
+        found = {"rows": [list(row) for row in self.rows], "differences": self.differences, "notes": self.notes}
+        return {**own, **found, **({"figures": self.figures} if self.figures else {})}
 
 
 def study_reports(results: Iterable[CellResult]) -> list[StudyReport]:
@@ -86,7 +98,7 @@ def study_reports(results: Iterable[CellResult]) -> list[StudyReport]:
             runs[key][method].append(result)
     reports = []
     for (data, protocol, backbone, study), methods in runs.items():
-        make = _real_language if study.startswith("real language") else _transfer
+        make = next((make for start, make in _REPORTS.items() if study.startswith(start)), _transfer)
         reports.append(make((data, protocol, backbone), study, methods))
     return reports
 
@@ -212,3 +224,22 @@ def _transfer_note(results: Sequence[CellResult]) -> str:
 
 def _transfer_row(name: str, tracks: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     return name, *(cell_text(tracks.get(track, {}).get(metric)) for track, metric in _TRANSFER.values())
+
+
+# ---------------------------------------------------------------- own requests
+
+
+def _own_requests(place: Place, study: str, methods: Mapping[str, Sequence[CellResult]]) -> StudyReport:
+    values = {name: asked_alone(own) for name, own in _pooled(methods).items()}
+    head, rows, figures = request_table(values, methods)
+    first = next(iter(methods.values()))[0].figures
+    notes = (
+        f"{first['users']:,} users; {first['training_requests']:,} training visits with a request. Whole catalogue, "
+        "seen items left out; among 100: the target against 100 random unseen items. p: 9,999 random sign flips of the "
+        "users' differences; adjusted after Benjamini and Hochberg over this table.",
+    )
+    further = tuple(further_tables(figures, methods))
+    return StudyReport(place, study, head, tuple(rows), tested_differences(values), notes, (), further, figures)
+
+
+_REPORTS = {"real language": _real_language, "stated requests": _own_requests, "history requests": _own_requests}

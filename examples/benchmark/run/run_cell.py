@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmark.baselines import MaskRanker, OracleFilter, RankerTask, RequestRanker
 from benchmark.cell_files import CellResult
 from benchmark.cells import Cell, cell_digest
 from benchmark.data import LoadedData, load_data
 from benchmark.measures.measure import Setting, StrengthScorer, frozen_scorer, make_tracks, measure
-from benchmark.measures.tracks import hold_out
-from benchmark.methods import Method, mask_config, mask_config_on, method_named, not_on
+from benchmark.measures.tracks import HELD_OUT, hold_out, taught_split
+from benchmark.methods import Method, encoder_of, mask_config, mask_config_on, method_named, not_on
+from benchmark.own_requests.request_data import stated_visits
 from benchmark.run.backbones import stored_backbone
 from benchmark.studies import digest_of_study, measured_study
 from cramer_peft.errors import MissingExtraError, MissingModelError
-from cramer_peft.recsys.data.splits import Split, TemporalSplit
 from cramer_peft.recsys.devices import fastest_device
 from cramer_peft.recsys.evaluation.users import mask_scorer
 from cramer_peft.recsys.requests.request_encoders import request_encoder
+from cramer_peft.recsys.requests.sources import STATED
 
 NOT_HERE = (MissingModelError, MissingExtraError)  # errors that leave a cell empty, to be tried again elsewhere
-_HELD_OUT = 0.2  # share of the attributes, or of the users
 
 
 def digest_of(cell: Cell, data: LoadedData) -> str:
@@ -115,12 +114,14 @@ def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method
     settings, catalogue, split = cell.settings, data.catalogue, data.split
     options, unseen_attributes = settings.generator, None
     if settings.hold_out == "attributes":
-        kept, unseen_attributes = hold_out(catalogue.attributes, _HELD_OUT, cell.seed)
+        kept, unseen_attributes = hold_out(catalogue.attributes, HELD_OUT, cell.seed)
         options = replace(options, attributes=kept)
-    taught, unseen_users = _taught(split, settings.hold_out == "users", cell.seed)
+    taught, unseen_users = taught_split(split, settings.hold_out == "users", cell.seed)
     limits = [limit for limit in (settings.max_users, method.max_users) if limit is not None]
-    encoder = request_encoder(settings.encoder, catalogue, backbone)
-    task = RankerTask(backbone, encoder, catalogue, taught, options, cell.seed)
+    name, encoder_options = encoder_of(settings.encoder)
+    encoder = request_encoder(name, catalogue, backbone, encoder_options)
+    said = stated_visits(cell, taught) if STATED in (settings.requests or {}) else ()
+    task = RankerTask(backbone, encoder, catalogue, taught, options, cell.seed, requests=settings.requests, said=said)
     setting = Setting(
         catalogue,
         split.history("test"),
@@ -134,20 +135,3 @@ def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method
         method.tracks,
     )
     return task, setting
-
-
-def _taught(split: Split, leave_out: bool, seed: int) -> tuple[Split, Tensor | None]:
-    """Return the split that a method learns from, and the test users that are not in its training (None: all are)."""
-    chosen = torch.arange(len(split.train))
-    if leave_out:
-        chosen = torch.tensor(hold_out(range(len(split.train)), _HELD_OUT, seed)[0])
-    train = tuple(split.train[user] for user in chosen.tolist())
-    if isinstance(split, TemporalSplit):
-        taught = replace(split, train=train, train_users=split.train_users[chosen])
-        unseen = ~torch.isin(split.test_users, taught.train_users)
-        return taught, unseen if bool(unseen.any()) else None
-    if not leave_out:
-        return split, None
-    unseen = torch.ones(len(split.train), dtype=torch.bool)
-    unseen[chosen] = False
-    return Split(train, split.validation_target[chosen], split.test_target[chosen]), unseen

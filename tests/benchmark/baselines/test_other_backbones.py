@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from benchmark.baselines import (
+    LLMESR,
     ExpertFiLM,
     FusionRanker,
     QuerySeqRec,
@@ -45,7 +46,29 @@ def test_these_leave_the_inside_alone(
     assert torch.equal(scores[1], task.backbone(histories)[1])
 
 
-@pytest.mark.parametrize("make", [ExpertFiLM, RequestLoRA, lambda: QuerySeqRec("state")])
-def test_these_read_inside_sasrec(make: Callable[..., ExpertFiLM], task: RankerTask) -> None:
-    with pytest.raises(ConfigError, match=r"reads the states inside SASRec, found a backbone of type (BERT|GRU)4Rec"):
-        make().fit(task)
+@pytest.mark.parametrize(
+    "make", [ExpertFiLM, RequestLoRA, LLMESR, lambda: QuerySeqRec("state"), lambda: QuerySeqRec("token")]
+)
+def test_these_read_inside_bert4rec_too(
+    make: Callable[..., ExpertFiLM], task: RankerTask, users: EvaluationUsers
+) -> None:
+    ranker, histories = make(), users.item_ids[:3]
+    if task.backbone.name == "gru4rec":
+        with pytest.raises(
+            ConfigError, match="reads the states inside SASRec or BERT4Rec, found a backbone of type GRU"
+        ):
+            ranker.fit(task)
+        return
+    ranker.fit(task)
+    assert ranker.trainable > 0
+    scores = ranker.scores(histories, ["more horror", None, "no comedy"])
+    assert torch.isfinite(scores).all()
+    assert torch.equal(scores[1], task.backbone(histories)[1])
+    assert not torch.equal(scores[0], task.backbone(histories)[0])
+    learner, vectors = ranker.learner, task.encoder.encode(["more horror", "no drama", "no comedy"])
+    assert learner is not None
+    with torch.no_grad():
+        along = learner(histories, vectors, torch.tensor([[1, 3]] * 3))
+        for place, length in enumerate((2, 4)):  # after each position as after a history that ends there
+            alone = learner(histories[:, :length], vectors)
+            assert torch.allclose(along[:, place], alone, atol=1e-5)

@@ -58,7 +58,7 @@ CONDITIONED: dict[str, Make] = {
     "state, tuned": lambda: QuerySeqRec("state", tuned=True),
     "film": ExpertFiLM,
     "lora": RequestLoRA,
-    "paper's gate, our loss": lambda: paper_gate_with_our_loss(RequestMaskConfig.paper(drop_ratio=0.3)),
+    "paper's form, our loss": lambda: paper_gate_with_our_loss(RequestMaskConfig.paper(drop_ratio=0.3)),
     "ours": our_masks,
 }
 RANKERS: dict[str, Make] = {
@@ -66,7 +66,7 @@ RANKERS: dict[str, Make] = {
     "parsed filter": ParsedFilter,
     "oracle filter": oracle,
     "llm-esr": LLMESR,
-    "paper's gate": paper_gate,
+    "paper's form": paper_gate,
     "static": StaticMask,
     "shuffled": lambda: ShuffledRequests(QuerySeqRec("state")),
 }
@@ -203,7 +203,7 @@ def test_the_paper_is_trained_with_its_own_requests_and_losses(
     from benchmark.baselines import masks
 
     seen = []
-    monkeypatch.setattr(masks, "train_generator", lambda *arguments: seen.append(arguments[3]))
+    monkeypatch.setattr(masks, "train_generator", lambda *arguments, **_: seen.append(arguments[3]))
     for ranker in (paper_gate(), paper_gate_with_our_loss(), our_masks()):
         ranker.fit(make_task(steps=7))
     own, with_ours, ours = seen
@@ -268,8 +268,8 @@ def test_what_reads_no_request_learns_the_next_item(
     assert quality(ranker.scores(item_ids, [HORROR] * len(item_ids))) > before + 0.05
 
 
-# The paper's gate learns little: it reaches 0.991 here, and 0.977 by the gradient of the noisy logits, not the paper's.
-@pytest.mark.parametrize(("name", "left"), [("token", 0.97), ("paper's gate, our loss", 0.995)])
+# The paper's form learns little: it reaches 0.991 here, and 0.977 by the gradient of the noisy logits, not the paper's.
+@pytest.mark.parametrize(("name", "left"), [("token", 0.97), ("paper's form, our loss", 0.995)])
 def test_weak_forms_get_nearer_to_the_edit_that_is_asked(
     name: str,
     left: float,

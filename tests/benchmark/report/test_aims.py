@@ -26,10 +26,10 @@ def test_a_gpu_is_named_beside_the_times_it_made(results: list[CellResult]) -> N
 
 
 def test_aims_say_what_was_reached(results: list[CellResult], result: Callable[..., CellResult]) -> None:
-    paper = result("paper's gate", 0, {"truthful/ndcg": [0.4, 0.4, 0.4, NAN]})
+    paper = result("paper's form", 0, {"truthful/ndcg": [0.4, 0.4, 0.4, NAN]})
     fusion = result("text fusion", 0, {"truthful/ndcg": [0.5, 0.5, 0.5, NAN]})
     found = {aim.name: aim for aim in aims(group_results([*results, paper, fusion]))}
-    times = found["truthful NDCG@10, times that of the paper's gate with its own loss"]
+    times = found["truthful NDCG@10, times that of the paper's form with its own loss"]
     assert times.found is not None
     assert times.found.estimate == pytest.approx(1.0)  # of the seed that both have
     assert times.verdict.startswith("missed")

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from benchmark.cells import DataSource, Protocol, data_digest
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import dataset_folder, load_dataset
+from cramer_peft.recsys.data.own_data import REQUEST_COLUMN, Columns, OwnData, load_own_data
 from cramer_peft.recsys.data.splits import Split, leave_one_out, temporal_split
 
 
@@ -64,3 +66,20 @@ def load_data(source: DataSource, protocol: Protocol) -> LoadedData:
     )
     split = temporal_split(interactions) if temporal else leave_one_out(interactions)
     return LoadedData(catalogue, split, data_digest(dataset_folder(source.data)))
+
+
+@lru_cache(maxsize=3)
+def load_stated(source: DataSource, protocol: Protocol) -> OwnData:
+    """Load and split a data set with the requests that its field ``request`` states; the last three are remembered.
+
+    Raises:
+        DataError: If there is no such data or no such field, or it cannot be split by this protocol.
+    """
+    columns = Columns(source.title_column, source.attribute_column, source.attribute_separator)
+    data = load_own_data(source.data, protocol, columns, attributes=False)
+    if not data.states_requests:
+        raise DataError(
+            f"{source.name}: its .inter file has no field {REQUEST_COLUMN!r}, so nobody states a request there. Give "
+            "other data, or train on another source: requests attributes, catalogue or history."
+        )
+    return data
