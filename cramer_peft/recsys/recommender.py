@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
 from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import mask_scorer
+from cramer_peft.recsys.hub import (
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    FILES,
+    TRAINING_FILE,
+    files_with_results,
+    recommender_card,
+    recommender_folder,
+)
 from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
 from cramer_peft.recsys.reading import as_path, read_object
@@ -36,10 +46,8 @@ from cramer_peft.recsys.requests.heard import Heard
 from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
-from cramer_peft.storage import new_version
+from cramer_peft.storage import new_version, push_folder, write_model_card
 
-ADAPTER_FOLDER, TRAINING_FILE = "adapter", "training.json"
-CARD_FILE = "README.md"
 _MAX_JSON_BYTES = 1 << 20
 
 
@@ -65,10 +73,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class RequestRecommender:
-    """A backbone with request masks, and the catalogue that it recommends from."""
+    """A backbone with request masks, and the catalogue that it recommends from.
+
+    ``folder`` is where it was loaded from or trained, if it was: its results are there.
+    """
 
     masks: RequestMaskModel
     catalogue: Catalogue
+    folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_count(self.masks.model, self.catalogue)
@@ -112,17 +124,28 @@ class RequestRecommender:
         return there is not None and self.catalogue.item_ids[: len(there)] == there
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> RequestRecommender:
-        """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        revision: str | None = None,
+        subfolder: str | None = None,
+        local_files_only: bool = True,
+    ) -> RequestRecommender:
+        """Load a folder that :func:`save_backbone` and :meth:`save` wrote, or :meth:`push_to_hub` pushed.
 
         Args:
-            folder: The folder itself, or the adapter's folder in it.
+            folder: The folder itself, or the adapter's folder in it. If there is none: a name on the hub,
+                ``"user/name"``, whose files lie in the hub's cache on this machine.
+            revision: Branch, tag or commit on the hub.
+            subfolder: A folder inside ``folder``.
+            local_files_only: False to download from the hub what the cache does not have.
 
         Raises:
             DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
+            DownloadError: If the hub does not give the files.
         """
-        root = _root(folder)
+        root = recommender_folder(folder, revision, subfolder, local_files_only)
         for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
             if not (root / name).exists():
                 raise DataError(
@@ -138,7 +161,43 @@ class RequestRecommender:
         if encoder is not None:
             masks.set_encoder(encoder)
         describe_items(masks, catalogue)
-        return cls(masks, catalogue)
+        return cls(masks, catalogue, root)
+
+    def model_card(self, name: str = "user/name", revision: str | None = None, subfolder: str | None = None) -> str:
+        """Return a card, as Markdown, that says what is heard, and what was measured; arguments as for :meth:`load`."""
+        given = {"revision": revision, "subfolder": subfolder}
+        place = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in given.items() if value)])
+        results = files_with_results(self.folder, self.masks)
+        return recommender_card(self.masks, self.catalogue, self.hear, results, place)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        private: bool | None = True,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the whole recommender to the Hugging Face hub, and return the commit's address.
+
+        A ``README.md`` of one's own stays, there and in :attr:`folder`. The catalogue may hold what people asked for in
+        training, so the repository must be private unless you say otherwise.
+
+        Args:
+            repo_id: As the others, as for :meth:`cramer_peft.RequestMaskModel.push_to_hub`.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            backbone: Any = copy.deepcopy(self.masks).unload()
+            save_backbone(backbone, folder, self.catalogue)
+            if self.folder is not None and (self.folder / CARD_FILE).is_file():
+                shutil.copyfile(self.folder / CARD_FILE, folder / CARD_FILE)
+            self.save(folder)
+            for path in files_with_results(self.folder, self.masks):
+                shutil.copyfile(path, folder / path.name)
+            write_model_card(folder, self.model_card(repo_id, revision, subfolder))
+            return push_folder(folder, repo_id, FILES, revision, subfolder, private, token, commit_message)
 
     def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
         """Return a recommender that knows new items, too, after the others; nothing is trained.
@@ -280,7 +339,7 @@ def evaluate_recommender(
     if protocol is not None:
         check_protocol(protocol)
     recommender = RequestRecommender.load(folder)
-    root = _root(folder)
+    root = recommender_folder(folder)
     trained = _read_training(root)
     used = trained.get("protocol")
     if protocol is not None and used is not None and protocol != used:
@@ -314,12 +373,6 @@ def evaluate_masks(
 def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     """Return results as JSON values."""
     return {name: result.as_dict() for name, result in tracks.items()}
-
-
-def _root(folder: str | os.PathLike[str]) -> Path:
-    """Return a recommender's folder, given it or the adapter's folder in it."""
-    folder = as_path(folder)
-    return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
 
 
 def _read_training(root: Path) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _trained(
     say("evaluating on the validation users")
     tracks = evaluate_masks(recommender.masks, data, "validation", options.seed, options.users)
     _write_training(folder, options, backbone, generator, seconds, tracks)
-    return Trained(recommender, data, tracks)
+    return Trained(dataclasses.replace(recommender, folder=options.output), data, tracks)
 
 
 def mask_config(values: dict[str, Any]) -> RequestMaskConfig:
