@@ -315,34 +315,31 @@ class RequestMaskModel(RequestCalls):
         self,
         repo_id: str,
         adapter_name: str | None = None,
+        *,
         revision: str | None = None,
         subfolder: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
-        commit_message: str | None = None,
     ) -> str:
         """Upload what :meth:`save_pretrained` writes to the Hugging Face hub, and return the commit's address.
 
-        A ``README.md`` there that is no card of this library stays. Errors of the hub are those of huggingface_hub.
+        A ``README.md`` of one's own there stays. Errors of the hub are those of huggingface_hub.
 
         Args:
             repo_id: ``"user/name"``; the repository is made if it does not exist.
             adapter_name: The adapter; None: the active one.
             revision: A branch, made if it does not exist; None: ``main``.
             subfolder: A folder inside the repository.
-            private: True: a new repository is private, and one that others can read is refused. None: as the hub
+            private: True: the repository is made private, and one that others can read is refused. None: as the hub
                 decides.
-            token: A token for the hub; None: the one that ``hf auth login`` stored.
-            commit_message: The commit's message.
+            token: A token for the hub; None: that of ``hf auth login``.
 
         Raises:
             ConfigError: If the repository must be private, but is not. Nothing was uploaded.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, adapter_name)
-            return push_folder(
-                Path(folder), repo_id, ADAPTER_FILES, revision, subfolder, private, token, commit_message
-            )
+            return push_folder(Path(folder), repo_id, ADAPTER_FILES, revision, subfolder, private, token)
 
     def load_adapter(
         self,

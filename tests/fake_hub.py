@@ -78,8 +78,12 @@ class FakeHub:
             return 200, {"files": modes}, {}
         if kind == "commit":
             lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-            added = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines[1:]}
-            sha = self.put(repo, added, revision)
+            for value in [line["value"] for line in lines if line["key"] == "deletedFile"]:
+                files = {name: data for name, data in files.items() if name != value["path"]}
+            added = [line["value"] for line in lines if line["key"] == "file"]
+            self.commits[sha := f"{len(self.commits):040x}"] = files
+            self.branches[repo][revision] = sha
+            sha = self.put(repo, {value["path"]: base64.b64decode(value["content"]) for value in added}, revision)
             return 200, {"commitUrl": f"{self.url}/{repo}/commit/{sha}", "commitOid": sha}, {}
         if kind == "tree":
             return 200, [{"type": "file", "path": n, "size": len(d), "oid": _oid(d)} for n, d in files.items()], {}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -127,6 +127,7 @@ class RequestRecommender:
     def load(
         cls,
         folder: str | os.PathLike[str],
+        *,
         revision: str | None = None,
         subfolder: str | None = None,
         local_files_only: bool = True,
@@ -145,7 +146,8 @@ class RequestRecommender:
             AdapterFileError: If the adapter does not fit the backbone.
             DownloadError: If the hub does not give the files.
         """
-        root = recommender_folder(folder, revision, subfolder, local_files_only)
+        hub = {"revision": revision, "subfolder": subfolder, "local_files_only": local_files_only}
+        root = recommender_folder(folder, **hub)
         for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
             if not (root / name).exists():
                 raise DataError(
@@ -163,41 +165,36 @@ class RequestRecommender:
         describe_items(masks, catalogue)
         return cls(masks, catalogue, root)
 
-    def model_card(self, name: str = "user/name", revision: str | None = None, subfolder: str | None = None) -> str:
-        """Return a card, as Markdown, that says what is heard, and what was measured; arguments as for :meth:`load`."""
-        given = {"revision": revision, "subfolder": subfolder}
-        place = ", ".join([repr(name), *(f"{key}={value!r}" for key, value in given.items() if value)])
+    def model_card(self, name: str = "user/name", **hub: Any) -> str:
+        """Return a card, as Markdown, that says what is heard and was measured; arguments as for :meth:`load`."""
+        place = [repr(name), *(f"{key}={value!r}" for key, value in hub.items() if value)]
         results = files_with_results(self.folder, self.masks)
         return recommender_card(self.masks, self.catalogue, self.hear, results, place)
 
     def push_to_hub(
         self,
         repo_id: str,
+        *,
         revision: str | None = None,
         subfolder: str | None = None,
         private: bool | None = True,
         token: str | bool | None = None,
-        commit_message: str | None = None,
     ) -> str:
         """Upload the whole recommender to the Hugging Face hub, and return the commit's address.
 
-        A ``README.md`` of one's own stays, there and in :attr:`folder`. The catalogue may hold what people asked for in
-        training, so the repository must be private unless you say otherwise.
-
-        Args:
-            repo_id: As the others, as for :meth:`cramer_peft.RequestMaskModel.push_to_hub`.
+        The arguments are as for :meth:`cramer_peft.RequestMaskModel.push_to_hub`. The repository must be private unless
+        you say otherwise: the catalogue may hold what people asked for in training.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            backbone: Any = copy.deepcopy(self.masks).unload()
-            save_backbone(backbone, folder, self.catalogue)
-            if self.folder is not None and (self.folder / CARD_FILE).is_file():
-                shutil.copyfile(self.folder / CARD_FILE, folder / CARD_FILE)
+            folder, backbone = Path(name), copy.deepcopy(self.masks).unload()
+            save_backbone(cast(Any, backbone), folder, self.catalogue)
             self.save(folder)
-            for path in files_with_results(self.folder, self.masks):
-                shutil.copyfile(path, folder / path.name)
-            write_model_card(folder, self.model_card(repo_id, revision, subfolder))
-            return push_folder(folder, repo_id, FILES, revision, subfolder, private, token, commit_message)
+            card = self.folder / CARD_FILE if self.folder is not None else folder / CARD_FILE
+            for path in (card, *files_with_results(self.folder, self.masks)):
+                if path.is_file():
+                    shutil.copyfile(path, folder / path.name)
+            write_model_card(folder, self.model_card(repo_id, revision=revision, subfolder=subfolder))
+            return push_folder(folder, repo_id, FILES, revision, subfolder, private, token)
 
     def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
         """Return a recommender that knows new items, too, after the others; nothing is trained.

@@ -17,7 +17,6 @@ from cramer_peft.storage.model_card import CARD_NAME, is_own_card
 
 ADAPTER_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME)
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_LISTED = 5
 
 
 def find_folder(
@@ -27,14 +26,13 @@ def find_folder(
     subfolder: str | None = None,
     local_files_only: bool = True,
 ) -> Path:
-    """Return a folder: a local one, which always wins, or that of a name on the hub, in the hub's cache.
+    """Return a folder on this machine, which always wins, or that of a name on the hub, in the hub's cache.
 
-    Nothing is read here. A name that is neither is returned as it is, for the error of who reads it.
+    Nothing is read. A name that is neither is returned as it is, for the error of who reads it.
 
     Args:
         name: A folder, or ``"user/name"`` on the hub.
-        files: Paths in the folder that are downloaded; ``*`` stands for anything. The first is a name that must be
-            there.
+        files: Paths in it that are downloaded; ``*`` stands for anything. The first is a name that must be there.
         revision: Branch, tag or commit on the hub; None: ``main``.
         subfolder: A folder inside it, with ``/``.
         local_files_only: False to use the network.
@@ -45,33 +43,29 @@ def find_folder(
         DownloadError: If the hub does not give it.
     """
     text = name if isinstance(name, str) else Path(name).as_posix()
-    inside = PurePosixPath(subfolder or "")
+    inside, here = PurePosixPath(subfolder or ""), os.path.lexists(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise ConfigError(f"subfolder: found {subfolder!r}, expected a relative path with '/' and without '..'.")
-    if os.path.lexists(name) or not _NAME.fullmatch(text):
+    if here or not _NAME.fullmatch(text):
         if revision is not None:
-            kind = "a path on this machine" if os.path.lexists(name) else "no name on the hub, such as user/name"
+            kind = "on this machine" if here else "no name on the hub, such as user/name"
             raise ConfigError(f"revision: found {revision!r}, but {text!r} is {kind}. Leave revision out.")
         return Path(name) / inside
-    try:
-        if local_files_only:
-            return _cached(text, (inside / files[0]).as_posix(), revision).parent
+    if not local_files_only:
         return _downloaded(text, inside, files, revision)
-    except HFValidationError as error:
-        raise AdapterFileError(f"{text!r} is neither a folder nor a name on the hub: {error}") from error
-
-
-def _cached(name: str, file: str, revision: str | None) -> Path:
-    """Return the path of a file in the cache; huggingface_hub's ``local_files_only`` may look up addresses."""
-    found = try_to_load_from_cache(name, file, revision=revision)
+    file = (inside / files[0]).as_posix()
+    try:  # huggingface_hub's own local_files_only may look up other addresses
+        found = try_to_load_from_cache(text, file, revision=revision)
+    except HFValidationError:
+        found = None
     if not isinstance(found, str):
         at = f" --revision {revision}" if revision else ""
         raise AdapterFileError(
-            f"{name!r} is no folder here, and the hub's cache on this machine has no {file} of it"
-            f"{f' at revision {revision!r}' if revision else ''}. If it is a folder, correct the path. If it is a name "
-            f"on the hub, pass local_files_only=False, which downloads it, or run once: hf download {name}{at}"
+            f"{text!r} is no folder here, and the hub's cache on this machine has no {file} of that name{at}. Correct "
+            "the path of a folder. Download what is on the hub by local_files_only=False, or once by: "
+            f"hf download {text}{at}"
         )
-    return Path(found)
+    return Path(found).parent
 
 
 def _downloaded(name: str, inside: PurePosixPath, files: Sequence[str], revision: str | None) -> Path:
@@ -80,16 +74,14 @@ def _downloaded(name: str, inside: PurePosixPath, files: Sequence[str], revision
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns)) / inside
         if (folder / files[0]).exists():
             return folder
-        found = HfApi().list_repo_files(name, revision=revision)
-    except HFValidationError:
-        raise
-    except Exception as error:  # those of the HTTP client, too, which have no class in common
+        known = [path for path in HfApi().list_repo_files(name, revision=revision) if Path(path).name == files[0]]
+    except Exception as error:  # those of the HTTP client have no class in common
         raise DownloadError(
             f"{name!r} is no folder here, and the hub did not give it: {' '.join(str(error).split())} Check the name, "
             "the revision, the network (HF_HUB_OFFLINE, HF_ENDPOINT) and the token (hf auth login)."
         ) from error
-    places = [path.removesuffix(files[0]).rstrip("/") for path in found if f"/{path}".endswith(f"/{files[0]}")]
-    advice = f"It is in {', '.join(map(repr, places[:_LISTED]))}: pass subfolder=…" if places else "Give another name."
+    places = ", ".join(repr(str(PurePosixPath(path).parent)) for path in known[:5])
+    advice = f"It is in {places}: pass subfolder=…" if known else "Give another name or revision."
     raise DownloadError(f"{name!r} on the hub has no {(inside / files[0]).as_posix()}. {advice}")
 
 
@@ -101,21 +93,17 @@ def push_folder(
     subfolder: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
-    commit_message: str | None = None,
 ) -> str:
-    """Upload a folder's files to the hub in one commit, and return its address.
-
-    A README.md there that is no card of this library stays.
+    """Upload a folder to the hub in one commit, and return its address; a README.md of one's own there stays.
 
     Args:
         folder: The folder.
         repo_id: ``"user/name"``; the repository is made if it does not exist.
-        files: Paths as for :func:`find_folder`; what is there under these paths and not in ``folder`` is removed.
+        files: As for :func:`find_folder`; what is there under these paths, and not in ``folder``, is removed.
         revision: A branch, made if it does not exist; None: ``main``.
         subfolder: A folder inside the repository, with ``/``.
-        private: True: a new repository is private, and one that others can read is refused. None: as the hub decides.
-        token: A token for the hub; None: the one that ``hf auth login`` stored.
-        commit_message: The commit's message.
+        private: True: it is made private, and one that others can read is refused. None: as the hub decides.
+        token: A token for the hub; None: that of ``hf auth login``.
 
     Raises:
         ConfigError: If the repository must be private, but is not. Nothing was uploaded.
@@ -124,23 +112,23 @@ def push_folder(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.repo_info(repo_id).private:
         raise ConfigError(
-            f"private: {repo_id!r} is on the hub already, and others can read it. Pass private=False if they may read "
-            "these files, or push to another name."
+            f"private: others can read {repo_id!r} on the hub. Push to another name, or pass private=False if they may "
+            "read these files, too."
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    card = str(PurePosixPath(subfolder or "") / CARD_NAME)
     try:
-        kept = not is_own_card(Path(api.hf_hub_download(repo_id, card, revision=revision)))
+        card = api.hf_hub_download(repo_id, CARD_NAME, subfolder=subfolder, revision=revision)
+        kept = [] if is_own_card(Path(card)) else [CARD_NAME]
     except EntryNotFoundError:
-        kept = False
+        kept = []
     pushed = api.upload_folder(
         repo_id=repo_id,
         folder_path=folder,
         path_in_repo=subfolder,
         revision=revision,
-        commit_message=commit_message or "Push by cramer-peft",
-        ignore_patterns=[CARD_NAME] if kept else None,
+        commit_message="Push by cramer-peft",
+        ignore_patterns=kept,
         delete_patterns=[file for file in files if not file.endswith(CARD_NAME)],
     )
     return str(pushed.commit_url)
