@@ -37,12 +37,8 @@ def train(
     checkpoint_folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints of this training, to resume it after a kill.")
     ] = None,
-    report_to: Annotated[
-        str | None, typer.Option(help="tensorboard, wandb, mlflow …, or several, as tensorboard,wandb.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint; without one, start anew.")
-    ] = False,
+    report_to: given.ReportTo = "none",
+    resume: given.Resume = False,
 ) -> None:
     """Train a backbone and request masks on your own data, and validate them."""
     from cramer_peft.recsys.commands.config_file import Settings, read_settings
@@ -74,7 +70,7 @@ def train(
         seed=seed,
         users=settings.training.users,
         checkpoints=None if checkpoint_folder is None else Checkpoints(checkpoint_folder, every, resume),
-        report_to=[name.strip() for name in (report_to or "none").split(",")],
+        report_to=report_to.replace(" ", "").split(","),
     )
     trained = train_recommender(options, say=given.step_printer(console))
     if trained.tracks:  # of the first process

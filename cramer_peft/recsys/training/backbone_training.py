@@ -22,7 +22,7 @@ from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, score_histories
-from cramer_peft.recsys.training.reports import ReportTo, own_run, report_arguments
+from cramer_peft.recsys.training.reports import ReportTo, report_arguments, train_and_report
 from cramer_peft.training import Checkpoints, Processes, ResumableTrainer
 
 
@@ -146,8 +146,7 @@ def fit_backbone(
             checkpoints=checkpoints,
             settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
         )
-        with own_run(trainer):
-            trainer.train_or_resume()
+        train_and_report(trainer)
     for name in ("negatives", "calibration"):
         if hasattr(model, name):
             setattr(model, name, None)

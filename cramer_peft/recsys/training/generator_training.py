@@ -25,7 +25,7 @@ from cramer_peft.recsys.devices import device_of
 from cramer_peft.recsys.masks import item_layers
 from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import quiet_arguments
-from cramer_peft.recsys.training.reports import ReportTo, own_run
+from cramer_peft.recsys.training.reports import ReportTo, train_and_report
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
 from cramer_peft.training import (
     Checkpoints,
@@ -151,9 +151,7 @@ def train_generator(
     stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
     report_to: ReportTo = "none",
 ) -> None:
-    """Train the active adapter's generator, and the part of the encoder that it tunes, on a split's training items.
-
-    Under ``accelerate launch`` all processes train one generator, each on its rows of every batch, and all get it.
+    """Train the active adapter's generator, and what it tunes of the encoder, as :func:`train_backbone` trains.
 
     Args:
         masks: The adapted backbone.
@@ -163,11 +161,10 @@ def train_generator(
         seed: Seed of the order, the requests and the noise.
         progress: Show a progress bar.
         checkpoints: Folder for states, to resume after a kill; None: no checkpoints.
-        negatives: Train on a step's next items and a sample of the others of this size (SASRec and GRU4Rec, without
-            gates of the layer that scores the items). None: 512 from 20,000 items on if possible, else all items.
+        negatives: Train on a step's next items and a sample of the others of this size (see
+            :func:`generator_negatives`). None: 512 from 20,000 items on if possible, else all items.
         requests: The weight of each source of requests: "stated", "attributes", "catalogue", "history", or an object
-            with a method ``draw``, such as ``SaidSource([(history, text, item), …], items)``. None: what the data
-            states and sentences about attributes alike, or what there is of them.
+            with a method ``draw``, as a ``SaidSource``. None: "stated" and "attributes" alike, or what there is.
         stated: The requests of training visits that the data states, as ``OwnData.said()`` gives them.
         report_to: As for :func:`~cramer_peft.recsys.train_backbone`.
 
@@ -199,8 +196,7 @@ def train_generator(
             checkpoints=checkpoints,
             settings={**settings, "data": windows.fingerprint(), "adapter": _adapter(masks)},
         )
-        with own_run(trainer):
-            trainer.train_or_resume()
+        train_and_report(trainer)
     masks.to(device).eval()  # the Trainer moves it to an accelerator, if there is one
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from transformers import Trainer
 from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from cramer_peft.errors import ConfigError, MissingExtraError
+from cramer_peft.training import ResumableTrainer
 
 ReportTo = str | Sequence[str]
 _EVERY = 10  # steps from one report to the next
@@ -40,9 +39,8 @@ def report_arguments(report_to: ReportTo, name: str = "") -> dict[str, Any]:
     return {"report_to": names, "run_name": name, "logging_strategy": "steps", "logging_steps": _EVERY}
 
 
-@contextmanager
-def own_run(trainer: Trainer) -> Iterator[None]:
-    """Report the training in the block as a run of its own, so that one after another do not end up in one curve.
+def train_and_report(trainer: ResumableTrainer) -> None:
+    """Train, and report it as a run of its own, so that two trainings do not end up in one curve.
 
     TensorBoard's files go to a folder in ``TENSORBOARD_LOGGING_DIR``, or else in ``runs`` in the current folder.
     """
@@ -52,6 +50,6 @@ def own_run(trainer: Trainer) -> Iterator[None]:
             callback.logging_dir = os.path.join(callback.logging_dir or _FOLDER, run)
     wandb: Any = sys.modules.get("wandb") if "wandb" in trainer.args.report_to else None
     ends = wandb is not None and wandb.run is None  # else the run is the caller's
-    yield
+    trainer.train_or_resume()
     if ends:
         wandb.finish()
