@@ -43,29 +43,36 @@ def find_folder(
         DownloadError: If the hub does not give it.
     """
     text = name if isinstance(name, str) else Path(name).as_posix()
-    inside, here = PurePosixPath(subfolder or ""), os.path.lexists(name)
-    if inside.is_absolute() or ".." in inside.parts:
-        raise ConfigError(f"subfolder: found {subfolder!r}, expected a relative path with '/' and without '..'.")
+    inside, here = _inside(subfolder), os.path.lexists(name)
     if here or not _NAME.fullmatch(text):
-        if revision is not None:
+        if revision:
             kind = "on this machine" if here else "no name on the hub, such as user/name"
             raise ConfigError(f"revision: found {revision!r}, but {text!r} is {kind}. Leave revision out.")
+        if not here and not local_files_only:
+            raise AdapterFileError(f"{text!r} is neither a folder nor a name on the hub, such as user/name.")
         return Path(name) / inside
     if not local_files_only:
-        return _downloaded(text, inside, files, revision)
+        return _downloaded(text, inside, files, revision or None)
     file = (inside / files[0]).as_posix()
     try:  # huggingface_hub's own local_files_only may look up other addresses
-        found = try_to_load_from_cache(text, file, revision=revision)
+        found = try_to_load_from_cache(text, file, revision=revision or None)
     except HFValidationError:
         found = None
     if not isinstance(found, str):
-        at = f" --revision {revision}" if revision else ""
+        at, option = (f" at {revision!r}", f" --revision {revision}") if revision else ("", "")
         raise AdapterFileError(
             f"{text!r} is no folder here, and the hub's cache on this machine has no {file} of that name{at}. Correct "
             "the path of a folder. Download what is on the hub by local_files_only=False, or once by: "
-            f"hf download {text}{at}"
+            f"hf download {text}{option}"
         )
     return Path(found).parent
+
+
+def _inside(subfolder: str | None) -> PurePosixPath:
+    inside = PurePosixPath(subfolder or "")
+    if inside.is_absolute() or ".." in inside.parts:
+        raise ConfigError(f"subfolder: found {subfolder!r}, expected a relative path with '/' and without '..'.")
+    return inside
 
 
 def _downloaded(name: str, inside: PurePosixPath, files: Sequence[str], revision: str | None) -> Path:
@@ -106,10 +113,13 @@ def push_folder(
         token: A token for the hub; None: that of ``hf auth login``.
 
     Raises:
-        ConfigError: If the repository must be private, but is not. Nothing was uploaded.
+        ConfigError: If the name is no name, or the repository must be private, but is not. Nothing was uploaded.
     """
+    if not _NAME.fullmatch(repo_id):
+        raise ConfigError(f"repo_id: found {repo_id!r}, expected a name such as 'user/name'.")
+    _inside(subfolder)
     api = HfApi(token=token, library_name="cramer-peft")
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.create_repo(repo_id, private=private, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
         raise ConfigError(
             f"private: others can read {repo_id!r} on the hub. Push to another name, or pass private=False if they may "

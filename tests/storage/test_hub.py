@@ -73,7 +73,7 @@ def test_without_being_asked_nothing_is_looked_up(make_model, make_config, x, fa
 
 def test_what_was_downloaded_serves_without_the_network(make_model, make_config, fake_hub, monkeypatch) -> None:
     inject_request_masks(make_model(), make_config()).push_to_hub("me/masks", revision="v1", subfolder="a/b")
-    with pytest.raises(AdapterFileError, match=r"no a/b/adapter_config.json .*--revision v1.*local_files_only=False"):
+    with pytest.raises(AdapterFileError, match=r"no a/b/adapter_config.json .*at 'v1'.*local_files_only=False.*--revision v1"):
         load_request_masks(make_model(), "me/masks", revision="v1", subfolder="a/b")
     load_request_masks(make_model(), "me/masks", revision="v1", subfolder="a/b", local_files_only=False)
     fake_hub.asked.clear()
@@ -147,6 +147,14 @@ def test_impossible_places(fake_hub, tmp_path) -> None:
     for name, kind in ((tmp_path, "on this machine"), ("nowhere", "no name on the hub")):
         with pytest.raises(ConfigError, match=f"revision: found 'v1', but .* is {kind}"):
             find_folder(name, ADAPTER_FILES, revision="v1")
+    for name in ("gpt2", "https://example.org/me/masks", "a/b/c", "me/masks/"):
+        with pytest.raises(AdapterFileError, match="neither a folder nor a name on the hub"):
+            find_folder(name, ADAPTER_FILES, local_files_only=False)
+    for repo in ("masks", "", "a/b/c", "me/.."):
+        with pytest.raises(ConfigError, match="repo_id"):
+            push_folder(tmp_path, repo, ADAPTER_FILES)
+    with pytest.raises(ConfigError, match="subfolder"):
+        push_folder(tmp_path, "me/masks", ADAPTER_FILES, subfolder="../a")
     assert find_folder(tmp_path, ADAPTER_FILES, subfolder="a/b") == tmp_path / "a" / "b"
     assert fake_hub.asked == []
 

@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from cramer_peft.errors import ConfigError, MissingExtraError
 from cramer_peft.training import ResumableTrainer
 
-ReportTo = str | Sequence[str]
+ReportTo = str | Sequence[str] | None
 _EVERY = 10  # steps from one report to the next
 _FOLDER = "runs"  # where TensorBoard looks, too
 
@@ -26,9 +26,9 @@ def report_arguments(report_to: ReportTo, name: str = "") -> dict[str, Any]:
         ConfigError: If there is no such tool.
         MissingExtraError: If its package is not installed.
     """
-    names = [report_to] if isinstance(report_to, str) else list(report_to)
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ())
     for tool in names:
-        if tool not in (*INTEGRATION_TO_CALLBACK, "all", "none"):
+        if tool not in INTEGRATION_TO_CALLBACK and names not in (["all"], ["none"]):
             raise ConfigError(
                 f"report_to: found {tool!r}, expected 'none', 'all' or {', '.join(INTEGRATION_TO_CALLBACK)}."
             )

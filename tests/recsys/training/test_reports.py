@@ -73,7 +73,7 @@ def test_a_report_changes_nothing(catalogue: Catalogue, split: Split, tmp_path: 
     options = BackboneOptions(epochs=2, batch_size=4, max_length=8, dropout=0.3)
     plain, told = (
         train_backbone("gru4rec", catalogue, split, options, 1, False, report_to=tool).state_dict()
-        for tool in ("none", ["tensorboard"])
+        for tool in (None, ["tensorboard"])
     )
     assert all(torch.equal(plain[name], value) for name, value in told.items())
 
@@ -93,6 +93,7 @@ def test_without_its_package_nothing_is_trained(
         (["tensorboard", "mlflow"], MissingExtraError, "'mlflow' .*pip install mlflow"),
         ("wandbb", ConfigError, "found 'wandbb', expected .*tensorboard"),
         ([""], ConfigError, "found ''"),
+        (["tensorboard", "none"], ConfigError, "found 'none'"),
     ):
         said: list[str] = []
         with pytest.raises(error, match=message):
