@@ -73,7 +73,9 @@ def test_without_being_asked_nothing_is_looked_up(make_model, make_config, x, fa
 
 def test_what_was_downloaded_serves_without_the_network(make_model, make_config, fake_hub, monkeypatch) -> None:
     inject_request_masks(make_model(), make_config()).push_to_hub("me/masks", revision="v1", subfolder="a/b")
-    with pytest.raises(AdapterFileError, match=r"no a/b/adapter_config.json .*at 'v1'.*local_files_only=False.*--revision v1"):
+    with pytest.raises(
+        AdapterFileError, match=r"no a/b/adapter_config.json .*at 'v1'.*local_files_only=False.*--revision v1"
+    ):
         load_request_masks(make_model(), "me/masks", revision="v1", subfolder="a/b")
     load_request_masks(make_model(), "me/masks", revision="v1", subfolder="a/b", local_files_only=False)
     fake_hub.asked.clear()
