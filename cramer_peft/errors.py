@@ -1,9 +1,8 @@
-"""The errors that this library raises on purpose; ``docs/errors.md`` tells what each means and what to do."""
+"""The errors that this library raises on purpose; the page "Errors" of the documentation lists them."""
 
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 _LENGTH = 8000
-_PLACE = re.compile(r" \(docs/errors\.md#\w+\)")
 
 
 class FindingKind(str, Enum):
@@ -96,21 +94,21 @@ class Finding:
 
     def __str__(self) -> str:
         where = "" if self.module is None else f"{self.module}: "
-        return f"[{'fatal' if self.fatal else 'note'}: {self.kind.value}] {where}{self.message} (docs: {self.docs})"
+        return f"[{'fatal' if self.fatal else 'note'}: {self.kind.value}] {where}{self.message}"
 
 
 class CramerError(Exception):
     """Base class of every error raised on purpose by this library.
 
-    Its text ends in the place of the documentation that explains the class. A text longer than a page is cut in the
-    middle, because it may quote from a file of any size.
+    Its text says what was found, what was expected and what to do. A text longer than a page is cut in the middle,
+    because it may quote from a file of any size.
     """
 
     def __str__(self) -> str:
-        message = _PLACE.sub("", super().__str__())  # of an error that this one quotes
+        message = super().__str__()
         if len(message) > _LENGTH:
             message = f"{message[: _LENGTH - 1000]} … ({len(message)} characters) … {message[-900:]}"
-        return f"{message} (docs/errors.md#{type(self).__name__})"
+        return message
 
 
 class ConfigError(CramerError, ValueError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from cramer_peft.checks import LayerEffect, check_effect
+from cramer_peft.config import RequestMaskConfig
 from cramer_peft.context import NO_MASK_IN_RECOMPUTE, FixedMasks
 from cramer_peft.encoders import CachedEncoder, RequestEncoder
 from cramer_peft.errors import ConfigError, MergeError, RequestError
@@ -24,6 +25,7 @@ from cramer_peft.merging import MergedRequest, plan_merge, stored_masks
 from cramer_peft.requests import AllRequests, Requests, Strength
 from cramer_peft.storage.adapter_files import check_fits, check_same_form, read_adapter
 from cramer_peft.storage.hub import ADAPTER_FILES, find_folder, push_folder
+from cramer_peft.tuner.registration import register
 from cramer_peft.tuner.request_calls import RequestCalls
 
 
@@ -392,3 +394,6 @@ class RequestMaskModel(RequestCalls):
             adapter.swap_in(stored)
         finally:
             self._sync_default()
+
+
+register(RequestMaskConfig, RequestMaskModel)

@@ -32,3 +32,18 @@ def test_what_is_slow_to_import_waits_for_its_first_use() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert run.stdout.strip() == "set() set() set()", run.stderr
+
+
+def test_the_package_and_its_command_start_without_torch() -> None:
+    code = (
+        "import sys, cramer_peft; cramer_peft.errors.DataError; import cramer_peft.recsys.reading\n"
+        "print(sorted({'torch', 'peft', 'transformers'} & set(sys.modules)), 'validate' in dir(cramer_peft))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.stdout.strip() == "[] True", run.stderr
+
+
+def test_modules_of_the_package_are_attributes() -> None:
+    code = "import cramer_peft; print(cramer_peft.encoders.make_encoder.__name__, cramer_peft.training.Checkpoints)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.stdout.startswith("make_encoder"), run.stderr

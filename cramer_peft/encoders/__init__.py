@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cramer_peft.encoders.bars import no_file_bars
 from cramer_peft.encoders.encoder import (
     CachedEncoder,
     RequestEncoder,
@@ -60,6 +61,7 @@ __all__ = [
     "encoder_of_width",
     "is_registered",
     "make_encoder",
+    "no_file_bars",
     "one_form",
     "register_request_encoder",
     "runs",

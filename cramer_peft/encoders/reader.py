@@ -23,6 +23,7 @@ Spans = Callable[[Sequence[str]], Iterable[tuple[int, int]]]  # finds names: wor
 WEIGHTS = Path(__file__).with_name("reader.safetensors")
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 LONGEST = 256  # number of words that are read of a text
+_LONGEST_WORD = 100  # number of letters that are read of a word
 _CACHED_WORDS = 50_000
 _CACHED_WORDING_WORDS = 600_000  # the training wordings of a recommender have 480,000
 _BATCH = 256
@@ -33,7 +34,7 @@ Wording = tuple[str | None, ...]  # the words of a text, None for each word of a
 
 def words_of(text: str) -> tuple[str, ...]:
     """Return the words and punctuation marks that are read of a text, in lower case."""
-    return tuple(WORD.findall(one_form(text).lower())[:LONGEST])
+    return tuple(word[:_LONGEST_WORD] for word in WORD.findall(one_form(text).lower())[:LONGEST])
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cramer_peft.encoders.bars import no_file_bars
 from cramer_peft.encoders.model_folder import check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
@@ -42,7 +44,7 @@ class SentenceTransformersEncoder(ModuleEncoder):
 
     def __init__(
         self,
-        model_name_or_path: str,
+        model_name_or_path: str | os.PathLike[str],
         revision: str | None = None,
         local_files_only: bool = True,
         prompt: str | None = None,
@@ -53,16 +55,18 @@ class SentenceTransformersEncoder(ModuleEncoder):
         device: str = "cpu",
     ) -> None:
         package = require("sentence_transformers", extra="sentence-transformers")
+        model_name_or_path = os.fspath(model_name_or_path)
         folder = _folder(model_name_or_path, revision, local_files_only)
         _check_files(folder, model_name_or_path)
         try:
-            self._model: Any = package.SentenceTransformer(
-                str(folder),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,  # what may be downloaded is there by now
-                model_kwargs={"use_safetensors": True},
-            )
+            with no_file_bars():
+                self._model: Any = package.SentenceTransformer(
+                    str(folder),
+                    device=device,
+                    trust_remote_code=False,
+                    local_files_only=True,  # what may be downloaded is there by now
+                    model_kwargs={"use_safetensors": True},
+                )
         except Exception as error:  # transformers raises anything over files that it does not expect
             raise EncoderError(f"cannot load the request encoder {model_name_or_path!r}: {error}.") from error
         self.module: nn.Module = self._model.eval().requires_grad_(False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
+from cramer_peft.encoders.bars import no_file_bars
 from cramer_peft.encoders.model_folder import check_model_config, check_model_folder, local_folder
 from cramer_peft.encoders.module_encoder import ModuleEncoder
 from cramer_peft.errors import EncoderError, require
@@ -40,7 +43,7 @@ class TransformersEncoder(ModuleEncoder):
 
     def __init__(
         self,
-        model_name_or_path: str,
+        model_name_or_path: str | os.PathLike[str],
         revision: str | None = None,
         local_files_only: bool = True,
         max_length: int = 128,
@@ -48,7 +51,7 @@ class TransformersEncoder(ModuleEncoder):
         device: str = "cpu",
     ) -> None:
         source = {"revision": revision, "local_files_only": local_files_only, "trust_remote_code": False}
-        place = model_name_or_path
+        place = model_name_or_path = os.fspath(model_name_or_path)
         if local_files_only or Path(place).is_dir():
             folder = local_folder(place, revision)
             check_model_folder(folder, model_name_or_path)
@@ -58,7 +61,8 @@ class TransformersEncoder(ModuleEncoder):
                 check_model_config(PretrainedConfig.get_config_dict(place, **source)[0], repr(place))
             self._tokenizer = AutoTokenizer.from_pretrained(place, **source)
             # Only safetensors: a pickled checkpoint is never opened.
-            self.module: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, **source)
+            with no_file_bars() if Path(place).is_dir() else nullcontext():  # a download may show its own
+                self.module: nn.Module = AutoModel.from_pretrained(place, use_safetensors=True, **source)
         except EncoderError:
             raise
         except Exception as error:  # transformers raises anything over files that it does not expect

@@ -13,15 +13,13 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import AdapterFileError, DataError
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, SAID, Catalogue
+from cramer_peft.recsys.folder import ADAPTER_FOLDER, CARD_FILE, EVALUATION_FILE, MAX_JSON_BYTES, TRAINING_FILE
 from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.recsys.requests.heard import Heard, heard_line
 from cramer_peft.storage import MARKER, find_folder, read_safetensors
 
-ADAPTER_FOLDER, TRAINING_FILE, EVALUATION_FILE = "adapter", "training.json", "evaluation.json"
-CARD_FILE = "README.md"
 _FOLDERS = [f"{place}/{kind}" for place in (ADAPTER_FOLDER, BACKBONE_FOLDER) for kind in ("*.json", "*.safetensors")]
 FILES = (CATALOGUE_FILE, TRAINING_FILE, EVALUATION_FILE, CARD_FILE, f"{ADAPTER_FOLDER}/{CARD_FILE}", *_FOLDERS)
-_MAX_JSON_BYTES = 1 << 20
 _LISTED = 20
 _CARD = """---
 library_name: "cramer-peft"
@@ -128,7 +126,7 @@ def recommender_card(
 
 def _table(path: Path) -> Iterator[str]:
     """Yield the lines of a table of a file's results."""
-    values = read_object(path, "the results of a training or an evaluation", _MAX_JSON_BYTES)
+    values = read_object(path, "the results of a training or an evaluation", MAX_JSON_BYTES)
     try:
         stage = values["options"].get("stage", "validation")
         wordings = "wordings that no training saw" if stage == "test" else "the wordings of training"

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cramer_peft.errors import AdapterFileError, DataError
-from cramer_peft.storage import open_regular, parse_json
 
 _BYTES_OF_A_VALUE = 16  # fewer on average, and a file of its size limit would not fit in memory
 
 
 def read_file(path: Path, expected: str, max_bytes: int | None = None) -> bytes:
     """Return the content of an ordinary file; ``expected`` describes it for the error message."""
+    from cramer_peft.storage import open_regular  # with torch: the command's --help need not wait for it
+
     try:
         with open_regular(path, expected, max_bytes) as (file, size):
             return file.read(size)
@@ -37,6 +38,8 @@ def printable(text: str) -> str:
 
 def read_object(path: Path, expected: str, max_bytes: int) -> dict[str, Any]:
     """Return the JSON object in a file; arguments as for :func:`read_file`."""
+    from cramer_peft.storage import parse_json
+
     data = read_file(path, expected, max_bytes)
     try:
         values = parse_json(data, max_values=max_bytes // _BYTES_OF_A_VALUE)

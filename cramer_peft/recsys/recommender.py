@@ -6,49 +6,48 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel, load_request_masks
-from cramer_peft.encoders import check_texts
-from cramer_peft.errors import DataError, RequestError
+from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones import load_backbone, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE, Catalogue
 from cramer_peft.recsys.data.catalogue_digest import check_count, check_digest, write_digest
-from cramer_peft.recsys.data.histories import as_history, pad_histories, seen_mask, whole_number
+from cramer_peft.recsys.data.histories import pad_histories, whole_number
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, check_protocol, load_own_data
 from cramer_peft.recsys.data.splits import Stage
+from cramer_peft.recsys.data.tables import Tables, data_name
 from cramer_peft.recsys.devices import brought_to, device_of, fastest_device
-from cramer_peft.recsys.evaluation.metrics import finite_scores, top_items
+from cramer_peft.recsys.evaluation.batches import rows_together
+from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
-from cramer_peft.recsys.evaluation.users import mask_scorer
-from cramer_peft.recsys.hub import (
+from cramer_peft.recsys.evaluation.users import BATCH, mask_scorer
+from cramer_peft.recsys.folder import (
     ADAPTER_FOLDER,
     CARD_FILE,
-    FILES,
-    TRAINING_FILE,
-    files_with_results,
-    recommender_card,
-    recommender_folder,
+    keep_card,
+    read_training,
+    trained_columns,
 )
+from cramer_peft.recsys.hub import FILES, files_with_results, recommender_card, recommender_folder
+from cramer_peft.recsys.listening import Listener
 from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
-from cramer_peft.recsys.reading import as_path, read_object
-from cramer_peft.recsys.requests.catalogue_encoder import without_cache
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.requests.heard import Heard
-from cramer_peft.recsys.requests.hearing import HearingEncoder
 from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
+from cramer_peft.recsys.rows import Rows, best_lists
 from cramer_peft.storage import new_version, push_folder, write_model_card
-
-_MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Answer:
     frozen_items: list[int]
     shares: dict[str, tuple[float, float]]  # of each attribute: without the request, with it; if either is not 0
     heard: Heard | None = None  # what was understood; None if the encoder does not tell
+    scores: list[float] = field(default_factory=list)  # of the items
 
     @property
     def came(self) -> list[int]:
@@ -127,6 +127,7 @@ class RequestRecommender:
     def load(
         cls,
         folder: str | os.PathLike[str],
+        backbone: Any = None,
         *,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -137,6 +138,7 @@ class RequestRecommender:
         Args:
             folder: The folder itself, or the adapter's folder in it. If there is none: a name on the hub,
                 ``"user/name"``, whose files lie in the hub's cache on this machine.
+            backbone: A recommender of your own that :meth:`save` did not write; None: the one in the folder.
             revision: Branch, tag or commit on the hub.
             subfolder: A folder inside ``folder``.
             local_files_only: False to download from the hub what the cache does not have.
@@ -148,14 +150,14 @@ class RequestRecommender:
         """
         hub = {"revision": revision, "subfolder": subfolder, "local_files_only": local_files_only}
         root = recommender_folder(folder, **hub)
-        for name in (CATALOGUE_FILE, BACKBONE_FOLDER, ADAPTER_FOLDER):
+        for name in (CATALOGUE_FILE, ADAPTER_FOLDER, *([BACKBONE_FOLDER] if backbone is None else [])):
             if not (root / name).exists():
                 raise DataError(
                     f"{folder} is not a recommender folder: {name} is missing. Give the folder that "
                     "`cramer-peft train` or `cramer-peft demo` wrote, or the adapter folder in it."
                 )
         catalogue = Catalogue.load(root / CATALOGUE_FILE)
-        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue)
+        backbone = load_backbone(root / BACKBONE_FOLDER, catalogue) if backbone is None else backbone
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
         named = masks.peft_config[masks.active_adapters[0]].encoder
@@ -167,7 +169,8 @@ class RequestRecommender:
 
     def model_card(self, name: str = "user/name", **hub: Any) -> str:
         """Return a card, as Markdown, that says what is heard and was measured; arguments as for :meth:`load`."""
-        place = [repr(name), *(f"{key}={value!r}" for key, value in hub.items() if value)]
+        own = [] if hasattr(self.masks.model, "save_pretrained") else ["backbone=backbone"]
+        place = [repr(name), *own, *(f"{key}={value!r}" for key, value in hub.items() if value)]
         results = files_with_results(self.folder, self.masks)
         return recommender_card(self.masks, self.catalogue, self.hear, results, place)
 
@@ -187,7 +190,8 @@ class RequestRecommender:
         """
         with tempfile.TemporaryDirectory() as name:
             folder, backbone = Path(name), copy.deepcopy(self.masks).unload()
-            save_backbone(cast(Any, backbone), folder, self.catalogue)
+            if hasattr(backbone, "save_pretrained"):  # one of your own has none
+                save_backbone(cast(Any, backbone), folder, self.catalogue)
             self.save(folder)
             card = self.folder / CARD_FILE if self.folder is not None else folder / CARD_FILE
             for path in (card, *files_with_results(self.folder, self.masks)):
@@ -220,45 +224,114 @@ class RequestRecommender:
         vectors = checked_embeddings(self.masks, grown, embeddings)
         return RequestRecommender(with_new_items(self.masks, grown, vectors), grown)
 
+    @overload
     def recommend(
         self,
         history: Sequence[int],
-        request: str | None,
+        request: str | None = None,
         strength: float = 1.0,
         k: int = 10,
         before: Sequence[str] = (),
-    ) -> Answer:
-        """Recommend the k best unseen items under a request, beside those without it.
+        candidates: Collection[int] | None = None,
+        exclude: Collection[int] = (),
+    ) -> Answer: ...
+
+    @overload
+    def recommend(
+        self,
+        history: Sequence[Sequence[int]],
+        request: str | Sequence[str | None] | None = None,
+        strength: float = 1.0,
+        k: int = 10,
+        before: Sequence[str] | Sequence[Sequence[str]] = (),
+        candidates: Collection[int] | Sequence[Collection[int]] | None = None,
+        exclude: Collection[int] | Sequence[Collection[int]] = (),
+    ) -> list[Answer]: ...
+
+    def recommend(
+        self,
+        history: Any,
+        request: Any = None,
+        strength: float = 1.0,
+        k: int = 10,
+        before: Any = (),
+        candidates: Any = None,
+        exclude: Any = (),
+    ) -> Answer | list[Answer]:
+        """Recommend the k best unseen items under a request, beside those without it, for one history or for many.
+
+        A row of many gets the list that it gets alone, unless two scores are as near as float32 rounds: torch computes
+        a batch and a single row in another order (1e-5 of a score).
 
         Args:
-            history: Item indices, oldest first.
-            request: The request; None or blank for none.
+            history: Item indices, oldest first; or a list of histories, which gives a list of answers.
+            request: The request; None or blank for none. For many histories: one for all, or a list with one for each.
             strength: Strength of the request.
             k: Length of the list; it is shorter if fewer items are unseen.
             before: Earlier requests of the same conversation, oldest first: ``request`` may refer to them, as "less of
-                that" does, and what they ask for still counts, the longer ago the less.
+                that" does, and what they ask for still counts, the longer ago the less. One list, or one for each
+                history.
+            candidates: Indices of the items that may be recommended, for all rows or a collection for each; None: all.
+            exclude: Indices of items that may not, likewise. Items of the history never are.
 
         Raises:
-            DataError: If the history is empty, holds unknown items or every item, k is below 1, or a score is not
-                finite, as with a huge strength; or if ``before`` comes without a request, or to an encoder that reads
-                one request alone.
-            RequestError: If the request or its strength is of another kind.
+            DataError: If a history is empty, an item is unknown, nothing is left to recommend, k is below 1, or a score
+                is not finite, as with a huge strength; or if ``before`` comes without a request, or to an encoder that
+                reads one request alone. It names the row.
+            RequestError: If the request or its strength is of another kind, or there is not one for each row.
         """
-        items, k = as_history(history, len(self.catalogue)), whole_number("k", k)
-        seen = seen_mask([items], len(self.catalogue))
-        if k < 1 or bool(seen.all()):
-            raise DataError(f"found k={k} and {int((~seen).sum())} unseen items, expected 1 or more of both.")
-        k = min(k, int((~seen).sum()))
-        model = self.masks.model
+        k = whole_number("k", k)
+        rows = Rows.of(history, request, len(self.catalogue), before, candidates, exclude)
+        size = rows_together(len(self.catalogue), BATCH)
+        answers = [answer for piece in rows.pieces(size) for answer in self._answers(piece, strength, k)]
+        return answers[0] if rows.first is None else answers
+
+    def _answers(self, rows: Rows, strength: float, k: int) -> list[Answer]:
+        barred = rows.barred(len(self.catalogue), k)
+        frozen = best_lists(self.scores(rows.histories), barred, k)
+        heard, vectors = self.listened(rows)
+        asked = frozen
+        if any(vector is not None for vector in vectors):
+            asked = best_lists(self.scores(rows.histories, vectors, strength), barred, k)
+        answers = []
+        for row, vector in enumerate(vectors):
+            items, scores = frozen if vector is None else asked
+            shares = self._shares(torch.tensor(frozen[0][row]), torch.tensor(items[row]))
+            answers.append(Answer(items[row], frozen[0][row], shares, heard[row], scores[row]))
+        return answers
+
+    def listened(self, rows: Rows) -> tuple[list[Heard | None], list[Tensor | None]]:
+        """Return what is understood of each row's request, and the vectors (request_dim,), None if one asks nothing."""
+        found: list[tuple[Heard | None, Tensor | None]] = []
+        for row, (request, history) in enumerate(zip(rows.requests, rows.histories, strict=True)):
+            with rows.naming("request", row):
+                found.append(self.listener.vector(request, history.tolist(), rows.earlier(row)))
+        return [heard for heard, _ in found], [vector for _, vector in found]
+
+    def scores(
+        self, histories: Sequence[Tensor], vectors: Sequence[Tensor | None] | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """Return the scores of all items after each history, (rows, items) on the CPU.
+
+        Args:
+            histories: Item indices, (n,) int64 each.
+            vectors: Of :attr:`listener`, (request_dim,) or None for each row; None: of no row.
+            strength: Strength of the requests.
+
+        Raises:
+            DataError: If a score is not finite.
+            RequestError: If a vector or the strength is of another kind.
+        """
+        request = None if vectors is None or all(vector is None for vector in vectors) else list(vectors)
         with torch.no_grad():
-            inputs = brought_to(model, pad_histories([items], int(model.max_length)))  # type: ignore[arg-type]
-            frozen = top_items(finite_scores(self.masks(inputs, request=None)).cpu(), seen, k)[0]
-            heard, asked_for = self.listen(request, items.tolist(), before)
-            scores = finite_scores(self.masks(inputs, request=asked_for, request_strength=strength)).cpu()
-        if len(scores) != 1:
-            raise RequestError(f"found a request or a strength of {len(scores)} rows, expected one for one history.")
-        asked = top_items(scores, seen, k)[0]
-        return Answer(asked.tolist(), frozen.tolist(), self._shares(frozen, asked), heard)
+            inputs = brought_to(self.masks.model, pad_histories(histories, int(self.masks.model.max_length)))  # type: ignore[arg-type]
+            scores: Tensor = self.masks(inputs, request=request, request_strength=strength)
+        return finite_scores(scores).cpu()
+
+    @cached_property
+    def listener(self) -> Listener:
+        """Reads requests, and keeps what it read of a text."""
+        return Listener(self.masks)
 
     def hear(self, request: str, before: Sequence[str] = ()) -> Heard | None:
         """Return what is understood of a request; None if the encoder does not tell."""
@@ -274,18 +347,10 @@ class RequestRecommender:
             history: Item numbers, for what a person usually takes.
             before: Earlier requests.
         """
-        encoder = without_cache(self.masks.encoder()) if self._config.encoder is not None else None
-        if before and not isinstance(encoder, HearingEncoder):
-            raise DataError(
-                "before: found earlier requests, but this adapter's encoder reads one request alone. Leave them out, "
-                "or train with the encoder 'catalogue'."
-            )
-        if before and (request is None or (isinstance(request, str) and not request.strip())):
-            raise DataError("before: found earlier requests without a request. Give the last one as the request.")
-        if not isinstance(encoder, HearingEncoder) or not isinstance(request, str) or not request.strip():
+        found = self.listener.hear(request, history, before)
+        if found is None:
             return None, request
-        check_texts([request, *before])
-        heard, vector = encoder.listen(request, before, history)
+        heard, vector = found
         if not before and not heard.needs_history:
             return heard, request
         return heard, vector[None] if heard.parts else None  # a vector of zeros would be a request
@@ -297,17 +362,9 @@ class RequestRecommender:
         return {name: (old, new) for name, old, new in pairs if old or new}
 
 
-def keep_card(folder: Path, new: Path) -> None:
-    """Copy the README.md beside an adapter to a folder for a new version, so that a text of the user's stays."""
-    card = folder / ADAPTER_FOLDER / CARD_FILE
-    if card.is_file():
-        (new / ADAPTER_FOLDER).mkdir(parents=True)
-        shutil.copyfile(card, new / ADAPTER_FOLDER / CARD_FILE)
-
-
 def evaluate_recommender(
     folder: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Tables,
     stage: Stage = "test",
     protocol: Protocol | None = None,
     columns: Columns | None = None,
@@ -321,10 +378,11 @@ def evaluate_recommender(
 
     Args:
         folder: The recommender's folder.
-        data: The same data set as in training, by name or folder.
+        data: The same data set as in training, by name, folder or tables.
         stage: "test", or "validation".
         protocol: The kind of split; None: as in training.
-        columns: What to read of the files; None: as in training. ``min_rating`` is always that of training.
+        columns: What to read of the tables; None: as in training. ``min_rating`` is always that of training, and
+            columns that ``data`` names itself count more.
         seed: Seed of the requests.
         users: Evaluate at most so many, drawn at random; None: all.
         say: Called with a line for each step.
@@ -337,15 +395,15 @@ def evaluate_recommender(
         check_protocol(protocol)
     recommender = RequestRecommender.load(folder)
     root = recommender_folder(folder)
-    trained = _read_training(root)
+    trained = read_training(root)
     used = trained.get("protocol")
     if protocol is not None and used is not None and protocol != used:
         raise DataError(
             f"{root} was trained with the protocol {used!r}, found {protocol!r}: the training may have seen what it "
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
-    columns = _columns(columns, trained, root)
-    say(f"reading {as_path(data).name}")
+    columns = trained_columns(columns, trained, root)
+    say(f"reading {data_name(data)}")
     loaded = load_own_data(data, protocol or used or "leave-one-out", columns, attributes=False)
     say(loaded.describe())
     _check_catalogue(root, recommender.catalogue, loaded)
@@ -372,37 +430,12 @@ def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     return {name: result.as_dict() for name, result in tracks.items()}
 
 
-def _read_training(root: Path) -> dict[str, Any]:
-    """Return the options of a training. The demo writes none, and splits by leave-one-out."""
-    path = root / TRAINING_FILE
-    if not path.exists():
-        return {"protocol": "leave-one-out"}
-    options = read_object(path, "the results of a training", _MAX_JSON_BYTES).get("options")
-    if not isinstance(options, dict):
-        raise DataError(f"{path}: expected the options of a training. Train again, or remove the file.")
-    return options
-
-
-def _columns(given: Columns | None, trained: dict[str, Any], root: Path) -> Columns:
-    """Return what to read: as given, or else as in training, and in any case by the training's ``min_rating``."""
-    try:
-        used = Columns(**trained.get("columns", {}))
-    except TypeError as error:
-        raise DataError(f"{root / TRAINING_FILE}: columns: {error}. Train again, or remove the file.") from error
-    if given is not None and given.min_rating not in (None, used.min_rating):
-        raise DataError(
-            f"{root} was trained with min_rating={used.min_rating}, found {given.min_rating}: other interactions would "
-            "be the targets, and the training may have seen them. Leave min_rating out, or train with it."
-        )
-    return used if given is None else replace(given, min_rating=used.min_rating)
-
-
 def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:
     found = data.catalogue
     same = known.item_ids == found.item_ids and known.attributes == found.attributes
     if not same or not torch.equal(known.item_attributes, found.item_attributes):
         raise DataError(
-            f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.folder} "
+            f"{root / CATALOGUE_FILE} has {len(known)} items and {len(known.attributes)} attributes, {data.name} "
             f"{len(found)} and {len(found.attributes)}, or others: give the data that it was trained on, and the same "
             f"columns; the folder {ADAPTER_FOLDER!r} belongs to that catalogue. Earlier versions cut attributes at "
             'spaces, or at "|" in str fields, where no attribute_separator was named.'

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from cramer_peft.errors import AdapterFileError
 
+AnyPath = str | os.PathLike[str]
+
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _MAX_JSON_BYTES = 16 * 2**20
@@ -59,7 +61,7 @@ class TensorInfo(NamedTuple):
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: AnyPath) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that replaces it when the block ends without an error.
 
     Files that a killed process left behind are removed by the next write of ``path``, after an hour.
@@ -78,7 +80,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         file.write(data)
@@ -96,7 +98,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: AnyPath, values: Any) -> None:
     """Write JSON with sorted keys, atomically."""
     write_bytes(path, json_bytes(values))
 
@@ -106,7 +108,7 @@ def json_bytes(values: Any) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors and text metadata, atomically."""
     write_bytes(path, safetensors_bytes(tensors, metadata))
 
@@ -143,7 +145,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def open_regular(path: Path, expected: str, max_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+def open_regular(path: AnyPath, expected: str, max_bytes: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
     """Open an ordinary file for reading, or raise :class:`AdapterFileError`; gives it and its size.
 
     A pipe, device or folder in its place is refused without waiting on it, a file above ``max_bytes`` unread.
@@ -171,13 +173,13 @@ def open_regular(path: Path, expected: str, max_bytes: int | None = None) -> Ite
         os.close(handle)
 
 
-def check_inside(folder: Path, path: Path) -> None:
+def check_inside(folder: AnyPath, path: AnyPath) -> None:
     """Refuse a link that leads out of the folder of an adapter or a backbone.
 
     The Hugging Face cache is allowed: its snapshots are links into a folder ``blobs`` beside them.
     """
     try:
-        target, home = path.resolve(), folder.resolve()
+        target, home = Path(path).resolve(), Path(folder).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise AdapterFileError(f"{path} cannot be found: {error}.") from error
     allowed = [home]
@@ -238,7 +240,7 @@ def _check_values(values: Any) -> None:
             raise ValueError(f"an integer has more than {_MAX_INTEGER_DIGITS} digits")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Read a JSON object, as strictly as :func:`parse_json`, or raise :class:`AdapterFileError`."""
     with open_regular(path, "a JSON file written by save_pretrained", _MAX_JSON_BYTES) as (file, size):
         data = file.read(size)
@@ -252,7 +254,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _open_safetensors(path: Path, max_bytes: int | None) -> Iterator[Any]:
+def _open_safetensors(path: AnyPath, max_bytes: int | None) -> Iterator[Any]:
     """Open a safetensors file; the library checks its header, and this function some sizes that it leaves unchecked."""
     with open_regular(path, "a safetensors file", max_bytes) as (opened, _):
         header_bytes = int.from_bytes(opened.read(8), "little")
@@ -272,7 +274,7 @@ def _open_safetensors(path: Path, max_bytes: int | None) -> Iterator[Any]:
         raise AdapterFileError(f"{broken}: {error}.") from error
 
 
-def read_layout(path: Path, max_bytes: int | None = None) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_layout(path: AnyPath, max_bytes: int | None = None) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Read the shapes and dtypes in a safetensors file's header, and the metadata; no tensor is read."""
     layout: dict[str, TensorInfo] = {}
     with _open_safetensors(path, max_bytes) as file:
@@ -288,7 +290,7 @@ def read_layout(path: Path, max_bytes: int | None = None) -> tuple[dict[str, Ten
         return layout, dict(file.metadata() or {})
 
 
-def read_safetensors(path: Path, max_bytes: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: AnyPath, max_bytes: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file, on the CPU; NaN and infinity are refused."""
     with _open_safetensors(path, max_bytes) as file:
         # Cloned, because the file is mapped: a change on disk must not reach the tensors.

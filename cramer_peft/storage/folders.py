@@ -19,7 +19,7 @@ _STALE_SECONDS = 7 * 24 * 3600  # a long training builds for days
 
 
 @contextmanager
-def new_version(folder: Path, replaced: str | None = None) -> Iterator[Path]:
+def new_version(folder: str | os.PathLike[str], replaced: str | None = None) -> Iterator[Path]:
     """Yield an empty folder for new files, which move into ``folder`` when the block ends without an error.
 
     They take the place of files of the same names; all other files in ``folder`` stay. After an error, Ctrl-C
@@ -48,7 +48,7 @@ def new_version(folder: Path, replaced: str | None = None) -> Iterator[Path]:
                 path.rmdir()
 
 
-def write_problem(path: Path) -> str | None:
+def write_problem(path: str | os.PathLike[str]) -> str | None:
     """Return why a folder cannot be written or made, or None; nothing is made.
 
     Args:

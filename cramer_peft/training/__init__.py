@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cramer_peft.training.callbacks import TemperatureCallback
+from cramer_peft.training.callbacks import ProgressLines, TemperatureCallback
 from cramer_peft.training.checkpoints import Checkpoints
 from cramer_peft.training.losses import SparsityLoss, minimal_edit_loss
 from cramer_peft.training.processes import SHARE, Processes, Share
@@ -23,6 +23,7 @@ __all__ = [
     "SHARE",
     "Checkpoints",
     "Processes",
+    "ProgressLines",
     "ResumableTrainer",
     "Share",
     "SparsityLoss",

@@ -13,11 +13,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ExportableState
 
 from cramer_peft.errors import ConfigError
 from cramer_peft.training import checkpoints as files
+from cramer_peft.training.callbacks import ProgressLines
 from cramer_peft.training.checkpoints import Checkpoints
 from cramer_peft.training.processes import SHARE, Processes, Share
 
@@ -36,6 +38,9 @@ class ResumableTrainer(Trainer):
     **Checkpoints** are written by the first process, without pickle, and hold only trained weights. Each is complete or
     absent. The last and the best are kept. Without a folder the best weights are kept in memory, if
     ``load_best_model_at_end`` needs them.
+
+    **Progress** is lines, one for each epoch (:class:`ProgressLines`), in place of transformers' bars and dictionaries,
+    and none with ``disable_tqdm=True``.
 
     Args:
         checkpoints: Folder to keep them in, at the times of ``save_strategy``; None: no checkpoints.
@@ -58,6 +63,10 @@ class ResumableTrainer(Trainer):
         self._best: dict[str, Tensor] = {}
         generator = torch.Generator(self.args.device).manual_seed(self.args.seed + 1_000_003 * self.processes.index)
         self._noise = generator.get_state()
+        for callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(callback)
+        if not self.args.disable_tqdm:
+            self.add_callback(ProgressLines())
         if callable(getattr(self.data_collator, "start_at", None)):
             self.add_callback(_StartCollator(self.data_collator.start_at))
 

@@ -105,10 +105,12 @@ def read_years(item_path: str | os.PathLike[str], column: str = "release_year") 
         DataError: If the file is not an atomic file, has no such field, or a year is no whole number.
         MissingExtraError: If pandas is not installed.
     """
-    frame, _ = read_atomic(item_path, as_text=True)
-    if column not in frame:
-        raise DataError(f"{item_path}: fields missing: {column}; fields there: {', '.join(frame)}. Name another one.")
-    return tuple(_year(item_path, line, value) for line, value in enumerate(frame[column], start=2))
+    table = read_atomic(item_path)
+    if column not in table.names:
+        raise DataError(
+            f"{item_path}: fields missing: {column}; fields there: {', '.join(table.names)}. Name another one."
+        )
+    return tuple(_year(item_path, line, value) for line, value in enumerate(table[column], start=2))
 
 
 def _year(path: str | os.PathLike[str], line: int, value: str) -> int | None:

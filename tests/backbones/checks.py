@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cramer_peft import MaskState, RequestMaskConfig, RequestMaskLayer, RequestMaskModel, inject_request_masks
+from cramer_peft.recsys.backbones import OwnBackbone, padded_left
+from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.histories import pad_histories
+from cramer_peft.recsys.masks import mask_backbone
+from cramer_peft.recsys.recommender import RequestRecommender
 
 FIRST = ["more horror", None, "nothing sad"]
 OTHER_NEIGHBOURS = ["more horror", "quiet", None]
@@ -214,3 +220,47 @@ class BackboneContract:
         assert masks.unload() is model
         assert before.differences(model) == []
         assert torch.equal(backbone.scores(model), frozen)
+
+
+def adapter_of(package: str, **names: Any) -> type[Any]:
+    """The adapter that ``docs/any-recommender.md`` shows for a package; ``names`` are what its code needs."""
+    page = (Path(__file__).parents[2] / "docs" / "any-recommender.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf'^```python title="{package}"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    names |= {"torch": torch, "nn": nn, "Tensor": Tensor, "Catalogue": Catalogue, "OwnBackbone": OwnBackbone}
+    exec(block, names | {"padded_left": padded_left}, made := {})
+    (found,) = made.values()
+    assert len(block.splitlines()) <= 13
+    return found
+
+
+def numbered_catalogue(item_ids: Iterable[object]) -> Catalogue:
+    """Items of two genres."""
+    ids = tuple(map(str, item_ids))
+    flags = torch.tensor([[not item % 2, bool(item % 2)] for item in range(len(ids))])
+    return Catalogue(ids, tuple(f"Film {item_id}" for item_id in ids), ("comedy", "horror"), flags)
+
+
+def check_own_backbone(backbone: OwnBackbone, catalogue: Catalogue, expected: Callable[[list[int]], Tensor]) -> None:
+    """Check that an adapter scores as the package does, and that its lists follow requests.
+
+    ``expected`` gives the package's scores of all items of the catalogue after one history.
+    """
+    backbone = backbone.eval().requires_grad_(False)
+    histories = [[0, 3, 1], [2], [4, 5, 0, 1, 3]]
+    config = RequestMaskConfig(encoder="hashing", encoder_options={"dim": 16}, init_weights=False)
+    recommender = RequestRecommender(mask_backbone(backbone, catalogue, config), catalogue)
+    scores = recommender.scores([torch.tensor(history) for history in histories])
+    for row, history in enumerate(histories):
+        torch.testing.assert_close(scores[row], expected(history), rtol=ROUNDING, atol=ROUNDING)
+    answers = recommender.recommend(histories, FIRST, strength=50.0, k=len(catalogue))
+    assert answers[0].items != answers[0].frozen_items
+    assert answers[1].items == answers[1].frozen_items
+    for answer, history, request in zip(answers, histories, FIRST, strict=True):
+        assert not set(answer.items) & set(history)
+        assert answer.items == recommender.recommend(history, request, strength=50.0, k=len(catalogue)).items
+    item_ids = pad_histories([torch.tensor(history) for history in histories], backbone.max_length)
+    positions = torch.tensor([[0, 2], [0, 0], [1, 4]])
+    with torch.no_grad():
+        each = recommender.masks(item_ids, positions=positions, request=None)
+    torch.testing.assert_close(each[0, 1], scores[0], rtol=ROUNDING, atol=ROUNDING)
+    assert each.shape == (3, 2, len(catalogue))

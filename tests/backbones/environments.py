@@ -117,7 +117,7 @@ def run_environment(name: str, folder: Path, arguments: argparse.Namespace) -> t
         call([arguments.python, "-m", "venv", "--clear", str(folder)])
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         call([*pip, arguments.torch])
-        call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8"])
+        call([*pip, arguments.torch, *environment.requirements, str(PROJECT), "pytest>=8", "hypothesis>=6.100"])
     versions = json.loads(call([python, "-c", PRINT_VERSIONS], capture_output=True).stdout)
     report = folder / "results.xml"
     tests = [str(TESTS / test) for test in environment.tests]
@@ -163,7 +163,7 @@ def read_report(report: Path, versions: dict[str, str]) -> Iterator[Result]:
 
 
 def results_table(results: list[Result]) -> str:
-    header = ["Package", "Model", "torch", "Masked", *COLUMNS, "Notes"]
+    header = ["Model", "Masked", "Effect, independent rows", "Rows without a request", "Restoration"]
     rows = []
     for result in results:
         package = result.properties["package"]
@@ -173,9 +173,11 @@ def results_table(results: list[Result]) -> str:
             cells[3] = "bit for bit" if largest == 0 else f"to rounding ({largest:.0e})"
         if cells[4] == "yes":
             cells[4] = "bit for bit"
-        name, version = result.properties["name"], result.versions[package]
-        torch, masked = public_version(result.versions["torch"]), result.properties.get("masked", "")
-        rows.append([f"{package} {public_version(version)}", name, torch, masked, *cells, result.properties["notes"]])
+        effects = ", ".join(dict.fromkeys(cells[:3]))  # in train and in eval mode, and the rows
+        name, notes = result.properties["name"], result.properties["notes"]
+        model = f"{name} ({package} {public_version(result.versions[package])})"
+        masked = "; ".join(filter(None, [result.properties.get("masked", ""), notes]))
+        rows.append([model, masked, effects, *cells[3:]])
     return markdown(header, rows)
 
 

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from checks import FIRST, Backbone, BackboneContract, Batch, moved
+from checks import (
+    FIRST,
+    Backbone,
+    BackboneContract,
+    Batch,
+    adapter_of,
+    check_own_backbone,
+    moved,
+    numbered_catalogue,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -232,3 +241,22 @@ def test_the_own_layers_masks_equal_folded_weights(gate: str) -> None:
     assert len(folded) == 6
     merged = torch.func.functional_call(model, folded, (backbone.batch(),))[:, -1]
     torch.testing.assert_close(merged, asked, rtol=1e-4, atol=1e-5)
+
+
+def test_the_adapter_of_the_docs() -> None:
+    torch.manual_seed(0)
+    model = fitted(SASRecModel)
+    items = [int(item) for item in model.data_preparator.get_known_item_ids()][::-1]  # another order than RecTools has
+    catalogue = numbered_catalogue(items)
+
+    def expected(history: list[int]) -> Tensor:
+        """The scores by which RecTools itself ranks."""
+        rows = [(0, items[item], 1, pd.Timestamp(2024, 1, 1 + day)) for day, item in enumerate(history)]
+        own = Dataset.construct(
+            pd.DataFrame(rows, columns=[Columns.User, Columns.Item, Columns.Weight, Columns.Datetime])
+        )
+        found = model.recommend(users=[0], dataset=own, k=len(items), filter_viewed=False)
+        scores = dict(zip(found[Columns.Item], found[Columns.Score], strict=True))
+        return torch.tensor([scores[item] for item in items])
+
+    check_own_backbone(adapter_of("rectools", SASRecModel=SASRecModel)(model, catalogue), catalogue, expected)

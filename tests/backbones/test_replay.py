@@ -4,7 +4,17 @@ import dataclasses
 
 import pytest
 import torch
-from checks import FIRST, MOVED, OTHERS, Backbone, BackboneContract, Batch
+from checks import (
+    FIRST,
+    MOVED,
+    OTHERS,
+    Backbone,
+    BackboneContract,
+    Batch,
+    adapter_of,
+    check_own_backbone,
+    numbered_catalogue,
+)
 from torch import Tensor, nn
 
 from cramer_peft.errors import EffectError
@@ -140,3 +150,17 @@ def test_the_loss_of_sasrec_follows_requests() -> None:
     assert (loss(OTHERS) - first).abs() > MOVED
     first.backward()
     assert masks.generator.head.weight.grad.abs().sum() > 0
+
+
+def test_the_adapter_of_the_docs() -> None:
+    torch.manual_seed(0)
+    model = sasrec().eval()
+
+    def expected(history: list[int]) -> Tensor:
+        """The scores of RePlay's own inference, of a history without padding on the right."""
+        ids = torch.tensor([[ITEMS] * (LENGTH - len(history)) + history])
+        with torch.no_grad():
+            return model(feature_tensors={"item_id": ids}, padding_mask=ids != ITEMS)["logits"][0]
+
+    backbone = adapter_of("replay", SasRec=SasRec)(model, ITEMS, LENGTH)
+    check_own_backbone(backbone, numbered_catalogue(range(ITEMS)), expected)

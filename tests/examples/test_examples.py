@@ -16,6 +16,7 @@ LINES = {
     "large_catalogue.py": "the whole catalogue was ranked",
     "merge_table.py": "request masks change the weights and give them back, bit for bit: True",
     "sampled_generator.py": "a blank request leaves the lists as they are: True",
+    "score_rows.py": "every way writes the same files, and a list for every user: True",
     "training_memory.py": "a step on a sample keeps the same for every size: True",
     "training_profile.py": "every part was timed: True",
 }

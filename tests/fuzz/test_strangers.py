@@ -480,6 +480,6 @@ def test_atomic_files(tmp_path_factory, data: bytes) -> None:
     with watched(path.parent):
         found = only_our_errors(lambda: read_atomic(path), DataError)
     if found is not None:
-        frame, types = found
-        assert list(types) == list(frame.columns)
-        assert all(str(frame[name].dtype) in ("object", "float64") for name in frame.columns)
+        assert list(found.kinds) == list(found.names)
+        assert all(len(found[name]) == len(found) for name in found.names)
+        assert all(isinstance(cell, str) for name in found.names for cell in found[name])

@@ -11,7 +11,9 @@ from huggingface_hub import ModelCard
 
 from cramer_peft import RequestMaskModel, inject_request_masks
 from cramer_peft.errors import DataError, DownloadError
+from cramer_peft.recsys.backbones.own import OwnBackbone
 from cramer_peft.recsys.data.catalogue import SAID, Catalogue
+from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.storage.model_card import MARKER
 
@@ -157,3 +159,22 @@ def test_titles_cannot_break_the_card(make_sasrec, hashing, catalogue: Catalogue
     assert "\n# x" not in card
     vectors = inject_request_masks(make_sasrec(), hashing(encoder=None, encoder_options=None, request_dim=8))
     assert "none: requests are ready vectors" in RequestRecommender(vectors, odd).model_card()
+
+
+class Popular(OwnBackbone):
+    """A recommender that is no torch module inside, and has no files."""
+
+    num_items, max_length = 40, 8
+
+    def scores(self, item_ids: torch.Tensor) -> torch.Tensor:
+        return torch.arange(40.0).expand(len(item_ids), 40)
+
+
+def test_a_backbone_of_ones_own_stays_at_home(catalogue: Catalogue, hashing, fake_hub) -> None:
+    masks = mask_backbone(Popular(), catalogue, hashing(init_weights=False))
+    own = RequestRecommender(masks, catalogue)
+    own.push_to_hub("me/own")
+    assert not [name for name in fake_hub.files("me/own") if name.startswith("backbone/")]
+    again = RequestRecommender.load("me/own", Popular(), local_files_only=False)
+    assert again.recommend(HISTORY, "more horror").items == own.recommend(HISTORY, "more horror").items
+    assert "load('me/own', backbone=backbone, local_files_only=False)" in own.model_card("me/own")

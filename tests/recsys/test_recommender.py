@@ -290,7 +290,7 @@ def test_folders_may_be_texts(bundle: Path, catalogue: Catalogue, sasrec: SASRec
             lambda folder: save_backbone(sasrec, folder),
             lambda folder: load_backbone(folder, catalogue),
         ):
-            with pytest.raises(DataError, match="in place of a path, expected a str or a Path"):
+            with pytest.raises(DataError, match="expected a"):
                 use(place)  # type: ignore[operator]
 
 
@@ -331,7 +331,6 @@ def test_a_history_of_whole_numbers_of_any_kind(masks: RequestMaskModel, catalog
         torch.tensor([3.5]),
         torch.tensor([[3]]),
         torch.tensor([True]),
-        [torch.tensor([3, 7])],
         [2**80],
         [-(2**80)],
     ],

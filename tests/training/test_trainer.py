@@ -219,3 +219,41 @@ def test_each_row_belongs_to_one_process(count: int, total: int) -> None:
         rows += [] if share.empty else own["x"].tolist()
         assert share.total == total
     assert rows == list(range(total))
+
+
+# --- progress
+
+
+def test_a_line_for_each_epoch_and_for_each_tenth_of_the_steps(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(train: Any) -> list[str]:
+        capfd.readouterr()
+        train()
+        out, error = capfd.readouterr()
+        assert out == ""
+        assert "\r" not in error
+        assert "{" not in error
+        return [line.strip() for line in error.splitlines()]
+
+    torch.manual_seed(0)
+    model, split = SASRec(SASRec.configure(ITEMS, LENGTH, 0.1, hidden_size=8)), tiny_data()[1]
+    ndcg = iter([0.1, 0.3, 0.2, 0.25, 0.5])
+    monkeypatch.setattr(
+        "cramer_peft.recsys.training.backbone_training.ndcg", lambda ranks: torch.full((len(ranks),), next(ndcg))
+    )
+    lines = shown(lambda: fit_backbone(model, split, BACKBONE, 3))
+    assert [line.rpartition(",")[0] for line in lines[:-1]] == [
+        f"epoch {epoch} of 6: ndcg@10 {value:.4f}" for epoch, value in enumerate((0.1, 0.3, 0.2, 0.25), start=1)
+    ]
+    assert lines[-1] == "stopped early: epoch 2 of the 4 was the best"
+    ndcg = iter([0.1, 0.2])
+    lines = shown(lambda: fit_backbone(model, split, replace(BACKBONE, epochs=2), 3))
+    assert lines[-1] == "epoch 2 of the 2 was the best"
+
+    lines = shown(lambda: train_generator(adapted(), *tiny_data(), replace(GENERATOR, steps=30), 3))
+    assert len(lines) == 10
+    assert lines[0].startswith("step 3 of 30: 0 s, about ")
+    assert lines[-1].rpartition(":")[0] == "step 30 of 30"
+    assert "left" not in lines[-1]
+    assert shown(lambda: train_generator(adapted(), *tiny_data(), GENERATOR, 3, progress=False)) == []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, PreTrainedModel
 
+from cramer_peft.encoders import no_file_bars
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.backbones.backbone import PADDING
 from cramer_peft.recsys.backbones.stored import CONFIG_FILE, MAX_LENGTH, MAX_SIZE, read_config
@@ -98,9 +99,10 @@ def read_bert(kind: type[PreTrainedModel], folder: Path) -> PreTrainedModel:
         )
     with torch.device("meta"):  # allocates nothing, whatever sizes the file names
         check_shapes(folder, kind(config), found)
-    model, report = kind.from_pretrained(
-        None, config=config, state_dict=read_weights(files), dtype=dtype, output_loading_info=True
-    )
+    with no_file_bars():
+        model, report = kind.from_pretrained(
+            None, config=config, state_dict=read_weights(files), dtype=dtype, output_loading_info=True
+        )
     differing = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if differing:
         raise DataError(

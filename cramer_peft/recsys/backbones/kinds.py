@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cramer_peft.encoders import no_file_bars
 from cramer_peft.errors import ConfigError, DataError, MissingExtraError
 from cramer_peft.recsys.backbones.backbone import Backbone
 from cramer_peft.recsys.backbones.bert4rec import BERT4Rec
@@ -61,7 +62,8 @@ def save_backbone(backbone: Backbone, folder: str | os.PathLike[str], catalogue:
     """
     stale = rf"{BACKBONE_FOLDER}/({WEIGHT_NAMES}|{re.escape(DIGEST_FILE)})"  # the digest of another backbone
     with new_version(as_path(folder), stale) as new:
-        backbone.save_pretrained(new / BACKBONE_FOLDER)
+        with no_file_bars():
+            backbone.save_pretrained(new / BACKBONE_FOLDER)
         if catalogue is not None:
             write_digest(new / BACKBONE_FOLDER, catalogue, content=False)
 

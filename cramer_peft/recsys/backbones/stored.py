@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,14 +62,14 @@ class StoredBackbone(nn.Module):
     def fill_buffers(self) -> None:
         """Set the buffers that no file holds, after the weights were loaded."""
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` and ``model.safetensors``, both or none."""
         with new_version(Path(folder)) as new:
             write_safetensors(new / WEIGHTS_FILE, self.state_dict(), {})
             write_json(new / CONFIG_FILE, {"architectures": [type(self).__name__], **self.settings})
 
     @classmethod
-    def from_pretrained(cls, folder: Path) -> Self:
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
         """Read the files that :meth:`save_pretrained` wrote; safe for files from strangers."""
         folder = Path(folder)
         settings = read_config(folder)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from typing import Annotated
 
+from cramer_peft import __version__
 from cramer_peft.errors import CramerError, MissingExtraError
 
 try:
@@ -19,12 +21,29 @@ except ModuleNotFoundError as error:
 
 from cramer_peft.recsys.commands.demo import demo
 from cramer_peft.recsys.commands.evaluate import evaluate
+from cramer_peft.recsys.commands.play import play
 from cramer_peft.recsys.commands.recommend import recommend
+from cramer_peft.recsys.commands.score import score
 from cramer_peft.recsys.commands.train import train
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_show_locals=False)
-for command in (train, evaluate, demo, recommend):
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+for command in (train, evaluate, demo, recommend, play, score):
     app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cramer-peft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train a recommender, freeze it, and say what you want to it in words."""
 
 
 def main() -> None:

@@ -1,30 +1,38 @@
-"""The demo's run: train, freeze, mask, compare, show, take the masks off again."""
+"""The demo's run: train, freeze, mask, measure, show, take the masks off again; in full it compares methods, too."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cramer_peft import RequestMaskConfig, RequestMaskModel
 from cramer_peft.encoders import RequestEncoder
 from cramer_peft.recsys.backbones import SASRec, load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.commands.everyday import everyday_requests, shown_title
+from cramer_peft.recsys.commands.followed import SHOWN_USERS, Followed, attribute_shares, followed
 from cramer_peft.recsys.data.own_data import Columns, load_own_data
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import top_items
 from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
-from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers, Scorer, mask_scorer, score_histories
+from cramer_peft.recsys.evaluation.users import (
+    BATCH,
+    EvaluationUsers,
+    Scorer,
+    drawn_rows,
+    mask_scorer,
+    score_histories,
+)
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card
@@ -43,14 +51,16 @@ from cramer_peft.storage import new_version, write_json
 
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
 RESULTS_FILE = "results.json"
-_SHOWN_USERS = 200  # in the picture of attribute shares
+_MEASURED_USERS = 300  # of the quick demo
+_QUICK = GeneratorOptions(steps=60, batch_size=32, positions=4)  # learns most of what there is, in seconds
 
 
 @dataclass(frozen=True)
 class DemoOptions:
     """Options of the demo; ``docs/demo.md`` describes them.
 
-    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``.
+    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``. The trainings fit in
+    a minute.
     """
 
     output: Path
@@ -61,13 +71,20 @@ class DemoOptions:
     backbone: Path | None = None
     seed: int = 0
     encoder: str | None = None
-    backbone_options: BackboneOptions = field(default_factory=BackboneOptions)
-    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    backbone_options: BackboneOptions = field(default_factory=lambda: BackboneOptions(epochs=3))
+    generator: GeneratorOptions = _QUICK
     paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
     progress: bool = True
+    full: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", as_path(self.output))
+        if self.backbone is not None:
+            object.__setattr__(self, "backbone", as_path(self.backbone))
+
+    def in_full(self) -> DemoOptions:
+        """Return the options with the usual trainings, and all methods measured."""
+        return dataclasses.replace(self, full=True, backbone_options=BackboneOptions(), generator=GeneratorOptions())
 
 
 @dataclass(frozen=True)
@@ -85,10 +102,14 @@ class DemoResult:
 
     output: Path
     rows: dict[str, dict[str, float]]  # method → metrics of mean_metrics, and seconds of training
-    examples: list[Example]  # no request, three requests, after unloading
-    everyday: list[Example]  # no request, three everyday requests
+    everyday: list[Example]  # no request, three everyday requests, after unloading
     restored: bool  # the scores after unloading equal those before injection, bit for bit
-    shares: dict[str, tuple[float, float, float]]  # of attributes: no request, asked for, asked against
+    followed: list[Followed]  # some requests, for the picture
+    shown_users: int  # in the picture
+    users: int  # who are measured
+    all_users: int
+    examples: list[Example]  # full: no request, three requests of opposite kinds
+    shares: dict[str, tuple[float, float, float]]  # full: of attributes: no request, asked for, asked against
 
 
 def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoResult:
@@ -104,31 +125,52 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> DemoRe
 
 def _run_into(folder: Path, options: DemoOptions, say: Callable[[str], None]) -> DemoResult:
     run = _Run(options, folder, say)
-    model, users, split = run.model, run.users, run.data.split
+    model, users = run.model, run.users
     before = scores_digest(model, users)
     run.measure(FROZEN, None, lambda item_ids, _: model(item_ids), run.backbone_seconds)
-    paper, seconds = run.masked(PAPER, RequestMaskConfig.paper(), options.paper_generator)
-    run.measure(PAPER, mask_scorer(paper), mask_scorer(paper), seconds)
-    paper.unload()
+    if options.full:
+        paper, seconds = run.masked(PAPER, RequestMaskConfig.paper(), options.paper_generator)
+        run.measure(PAPER, mask_scorer(paper), mask_scorer(paper), seconds)
+        paper.unload()
     masks, seconds = run.masked(OURS, RequestMaskConfig(), options.generator)
     run.measure(OURS, mask_scorer(masks), mask_scorer(masks), seconds)
-    fusion, seconds = run.tuned_fusion(masks)
-    run.measure(FUSION, fusion, mask_scorer(masks), seconds)
+    if options.full:
+        fusion, seconds = run.tuned_fusion(masks)
+        run.measure(FUSION, fusion, mask_scorer(masks), seconds)
     recommender = RequestRecommender(masks, run.data.catalogue)
     keep_card(options.output, folder)
     recommender.save(folder)
-    shares = attribute_shares(masks, users)
-    lengths = torch.tensor([len(history.unique()) for history in users.histories])
-    user = int(lengths.sort().indices[len(users) // 2])  # the user with the median length of history
-    history = split.history("test")[user].tolist()
-    examples, everyday = _examples(recommender, history), _everyday(recommender, history)
+    say("asking it")
+    shown = followed(masks, users)
+    shares = attribute_shares(masks, users) if options.full else {}
+    user = _usual_user(users)
+    history = run.data.split.history("test")[user].tolist()
+    examples = _examples(recommender, history) if options.full else []
+    everyday = _everyday(recommender, history)
     masks.unload()
     restored, rows = scores_digest(model, users) == before, slice(user, user + 1)
     top = top_items(score_histories(model, users.item_ids[rows]), users.seen_by(rows), 5)[0]
-    titles = [shown_title(run.data.catalogue, item) for item in top.tolist()]
-    result = DemoResult(options.output, run.rows, [*examples, Example(None, titles)], everyday, restored, shares)
+    after = Example(None, [shown_title(run.data.catalogue, item) for item in top.tolist()])
+    result = DemoResult(
+        output=options.output,
+        rows=run.rows,
+        everyday=[*everyday, after],
+        restored=restored,
+        followed=shown,
+        shown_users=min(len(users), SHOWN_USERS),
+        users=len(run.measured),
+        all_users=len(users),
+        examples=[*examples, after] if options.full else [],
+        shares=shares,
+    )
     _write_results(folder, result, options)
     return result
+
+
+def _usual_user(users: EvaluationUsers) -> int:
+    """Return the user with the median length of history."""
+    lengths = torch.tensor([len(history.unique()) for history in users.histories])
+    return int(lengths.sort().indices[len(users) // 2])
 
 
 class _Run:
@@ -145,7 +187,8 @@ class _Run:
         self.model = self._backbone()
         self.backbone_seconds = time.perf_counter() - start
         self.users = EvaluationUsers.of(self.data.catalogue, self.data.split, "test", self.model.max_length)
-        self._tracks = self._requests(self.users, TEST_TEMPLATES)
+        self.measured = self.users if options.full else _some(self.users, _MEASURED_USERS, options.seed)
+        self._tracks = self._requests(self.measured, TEST_TEMPLATES)
         self._encoder: RequestEncoder | None = None
 
     def _backbone(self) -> SASRec:
@@ -154,8 +197,8 @@ class _Run:
             self.say(f"loading the backbone from {options.backbone}")
             model = load_checkpoint(options.backbone, catalogue)
         else:
-            both = (RequestMaskConfig.paper(), options.paper_generator), (RequestMaskConfig(), options.generator)
-            for config, generator in both:  # fail before the training
+            paper = [(RequestMaskConfig.paper(), options.paper_generator)] if options.full else []
+            for config, generator in [*paper, (RequestMaskConfig(), options.generator)]:  # fail before the training
                 check_masks("sasrec", self.data, config, options.encoder, options.backbone_options, generator)
             self.say("training the backbone, SASRec")
             model = train_backbone(
@@ -193,8 +236,15 @@ class _Run:
 
     def measure(self, name: str, scorer: Scorer | None, frozen: Scorer, seconds: float) -> None:
         """Add a method's row to the table."""
-        self.say(f"evaluating {name}")
-        self.rows[name] = {**mean_metrics(scorer, frozen, self.users, self._tracks), "seconds": seconds}
+        self.say(f"measuring {name}")
+        self.rows[name] = {**mean_metrics(scorer, frozen, self.measured, self._tracks), "seconds": seconds}
+
+
+def _some(users: EvaluationUsers, most: int, seed: int) -> EvaluationUsers:
+    """Return at most so many of the users, drawn by the seed."""
+    rows = drawn_rows(len(users), most, seed)
+    histories = tuple(users.histories[row] for row in rows.tolist())
+    return EvaluationUsers(users.catalogue, histories, users.targets[rows], users.max_length)
 
 
 def scores_digest(model: nn.Module, users: EvaluationUsers) -> str:
@@ -205,37 +255,8 @@ def scores_digest(model: nn.Module, users: EvaluationUsers) -> str:
     return digest.hexdigest()
 
 
-def attribute_shares(
-    masks: RequestMaskModel, users: EvaluationUsers, sample: int = _SHOWN_USERS
-) -> dict[str, tuple[float, float, float]]:
-    """Return each attribute's share of the first users' top ten: no request, asked for, asked against."""
-    item_ids, size = users.item_ids[:sample], rows_together(len(users.catalogue), sample)
-
-    def top(texts: Sequence[str | None]) -> Tensor:
-        lists = []
-        with torch.no_grad():
-            for start in range(0, len(item_ids), size):
-                rows = slice(start, min(start + size, len(item_ids)))
-                lists.append(top_items(masks(item_ids[rows], request=list(texts[rows])), users.seen_by(rows)))
-        return torch.cat(lists)
-
-    def worded(family: str, **named: str) -> list[str | None]:
-        templates = TEST_TEMPLATES[family]
-        return [templates[user % len(templates)].format(**named) for user in range(len(item_ids))]
-
-    def mean_share(flags: Tensor, items: Tensor) -> float:
-        return float(flags[items].float().mean(1).mean())
-
-    frozen, shares = top([None] * len(item_ids)), {}
-    for index, name in enumerate(users.catalogue.attributes):
-        flags = users.catalogue.item_attributes[:, index]
-        wanted, unwanted = worded("for", wanted=phrase(name)), worded("against", unwanted=phrase(name))
-        shares[name] = (mean_share(flags, frozen), mean_share(flags, top(wanted)), mean_share(flags, top(unwanted)))
-    return shares
-
-
 def _examples(recommender: RequestRecommender, history: list[int]) -> list[Example]:
-    """Return a user's top five without a request and under three requests of opposite kinds."""
+    """Return a user's top five without a request and under three requests of opposite kinds, in unseen wordings."""
     catalogue = recommender.catalogue
     counts = catalogue.item_attributes[history].sum(0)
     most, least = (phrase(catalogue.attributes[int(index)]) for index in (counts.argmax(), counts.argmin()))
@@ -263,10 +284,12 @@ def _write_results(folder: Path, result: DemoResult, options: DemoOptions) -> No
         {
             "options": settings,
             "versions": versions(),
+            "users": result.users,
             "metrics": result.rows,
             "examples": [dataclasses.asdict(example) for example in result.examples],
             "everyday": [dataclasses.asdict(example) for example in result.everyday],
             "restored_bit_for_bit": result.restored,
+            "followed": [dataclasses.asdict(row) for row in result.followed],
             "attribute_shares": {name: list(values) for name, values in result.shares.items()},
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cramer_peft.errors import require
+from cramer_peft.recsys.commands.followed import Followed
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.splits import Stage
 from cramer_peft.recsys.evaluation.results import TrackResult
@@ -27,12 +29,13 @@ _DEMO_COLUMNS = {
     "overlap_empty": "overlap\n@10",
     "seconds": "seconds",
 }
-_DEMO_TITLE = "Test users, unseen wordings; whole catalogue ranked, seen items removed"
+_DEMO_TITLE = "{users} test users, unseen wordings; whole catalogue ranked, seen items removed{note}"
 _DEMO_CAPTION = (
     "NDCG, HR, MRR: next item, request true of it. satisfaction: share of the list with the attribute asked for; "
     "violation: with the one excluded; both at random. overlap: with the frozen list, when nothing is asked. "
     "seconds: of training or tuning."
 )
+_WITHOUT, _WITH = "#8d99ae", "#2a9d8f"
 _METRICS = {
     "ndcg": "NDCG",
     "hr": "HR",
@@ -52,11 +55,10 @@ _CAPTION = (
 _WORDINGS = {"test": "none that a generator is trained on", "validation": "those of training"}
 
 
-def metrics_table(rows: dict[str, dict[str, float]]) -> Table:
-    """Return a ``rich`` table of the demo's methods and metrics, for 80 columns."""
-    table = Table(
-        title=_DEMO_TITLE, caption=_DEMO_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
-    )
+def metrics_table(rows: dict[str, dict[str, float]], users: int, note: str = "") -> Table:
+    """Return a ``rich`` table of the demo's methods and metrics, for 80 columns; a note stands in its title."""
+    title = _DEMO_TITLE.format(users=f"{users:,}", note=note and f"\n{note}")
+    table = Table(title=title, caption=_DEMO_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
     for title in _DEMO_COLUMNS.values():
         table.add_column(title, justify="right", no_wrap=True)
@@ -102,13 +104,24 @@ def examples_table(examples: Sequence[tuple[str | None, list[str]]]) -> Table:
 
 
 def everyday_table(examples: Sequence[tuple[str | None, str | None, list[str]]]) -> Table:
-    """Return a ``rich`` table of one user's titles under everyday requests, and of what was heard of each."""
-    table = Table(title="The same user, asking as people do", show_lines=True)
-    table.add_column("request, and what was heard")
-    table.add_column("titles")
-    for request, heard, titles in examples:
-        said = (request or "(none)") + ("" if heard is None else f"\n→ {heard}")
-        table.add_row(escape(said), escape("\n".join(titles)))
+    """Return a ``rich`` table of one user's titles under everyday requests, and of what was heard of each.
+
+    The first row is without a request, the last after unloading; titles that are not in the first row are marked.
+    """
+    table = Table(
+        title="One user's top five, asked as people ask",
+        caption="+ was not in the list before",
+        caption_justify="left",
+        show_lines=True,
+    )
+    table.add_column("request, and what was heard", ratio=1)
+    table.add_column("titles", ratio=2)
+    before = examples[0][2]
+    for number, (request, heard, titles) in enumerate(examples):
+        said = request or ("(before: no request)" if number == 0 else "(after: masks taken off)")
+        said += "" if heard is None else f"\n→ {heard}"
+        lines = [f"{' ' if title in before else '+'} {title}" for title in titles]
+        table.add_row(escape(said), escape("\n".join(lines)))
     return table
 
 
@@ -144,16 +157,48 @@ def changes(answer: Answer, catalogue: Catalogue) -> list[str]:
     return lines or ["the request changed nothing in this list"]
 
 
-def plot_shares(shares: Mapping[str, tuple[float, float, float]], path: Path) -> None:
-    """Draw each attribute's share of the top ten: no request, asked for, asked against."""
+def plot_followed(rows: Sequence[Followed], users: int, note: str, path: Path) -> None:
+    """Draw, for each request, how many of ten titles fit it without the request and with it."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(9, 1.7 + 0.55 * len(rows)), layout="constrained")
+    places = range(len(rows), 0, -1)
+    for place, row in zip(places, rows, strict=True):
+        before, after = 10 * row.before, 10 * row.after
+        axes.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "-|>", "color": _WITH, "lw": 2.5})
+        axes.plot(before, place, "o", color=_WITHOUT, markersize=10)
+        axes.text(after + 0.25, place, f"{after:.1f}", va="center", color=_WITH, weight="bold")
+        axes.text(before - 0.25, place, f"{before:.1f}", va="center", ha="right", color="#5c677d")
+    axes.set_yticks(list(places), [f"“{row.request}”".replace("$", r"\$") for row in rows], fontsize=11)
+    axes.set_xlim(-0.9, 11.2)
+    axes.set_ylim(0.4, len(rows) + 0.6)
+    axes.set_xticks(range(0, 11, 2))
+    axes.set_xlabel("how many of ten recommendations fit")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.suptitle(
+        "Grey: the recommender as it was. Green: the same one, asked in words.", x=0.02, ha="left", weight="bold"
+    )
+    axes.set_title(f"mean over {users} test users{note and f'; {note}'}", loc="right", fontsize=9, color="#5c677d")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
     matplotlib = require("matplotlib", extra="demo")
     matplotlib.use("Agg")
-    pyplot = require("matplotlib.pyplot", extra="demo")
+    return require("matplotlib.pyplot", extra="demo")
+
+
+def plot_shares(shares: Mapping[str, tuple[float, float, float]], path: Path) -> None:
+    """Draw each attribute's share of the top ten: no request, asked for, asked against."""
+    pyplot = _pyplot()
     order = sorted(shares, key=lambda name: -shares[name][0])[:24]
     figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
     styles = (
-        ("asked for", 1, "#2a9d8f", -0.27),
-        ("no request", 0, "#8d99ae", 0.0),
+        ("asked for", 1, _WITH, -0.27),
+        ("no request", 0, _WITHOUT, 0.0),
         ("asked against", 2, "#e76f51", 0.27),
     )
     for label, index, colour, shift in styles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -12,9 +12,10 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.commands import options as given
 
 
+@given.takes_tables
 def evaluate(
     adapter: given.Adapter,
-    data: given.Data,
+    data: given.Data = None,
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the figures. By default evaluation.json in the folder.")
     ] = None,
@@ -32,6 +33,7 @@ def evaluate(
     from cramer_peft.recsys.commands.display import tracks_table
     from cramer_peft.recsys.data.own_data import Protocol
     from cramer_peft.recsys.data.splits import Stage
+    from cramer_peft.recsys.data.tables import data_name
     from cramer_peft.recsys.recommender import evaluate_recommender, tracks_as_dict
     from cramer_peft.recsys.training.trial import check_output
     from cramer_peft.recsys.versions import versions
@@ -45,8 +47,9 @@ def evaluate(
     target = output or adapter / "evaluation.json"
     check_output(target.parent, files=[target.name])  # fail before the evaluation
     say = given.step_printer(console)
-    tracks = evaluate_recommender(adapter, data, chosen, cast(Protocol, protocol), columns, seed, users, say)
+    source = cast(Any, data)
+    tracks = evaluate_recommender(adapter, source, chosen, cast(Protocol, protocol), columns, seed, users, say)
     console.print(tracks_table(tracks, chosen))
-    settings = {"data": Path(data).name, "stage": stage, "seed": seed, "users": users}
+    settings = {"data": data_name(source), "stage": stage, "seed": seed, "users": users}
     write_json(target, {"options": settings, "versions": versions(), "tracks": tracks_as_dict(tracks)})
     given.plain_printer(console)(f"Written to {target}")

@@ -37,7 +37,7 @@ def _candidates(catalogue: Catalogue) -> Iterator[str]:
     """Yield requests by a title, by years, by how well known items are, and by attributes."""
     visits = catalogue.numbers.get(POPULARITY)
     yield f"something like {catalogue.titles[0 if visits is None else int(visits.nan_to_num(0).argmax())]}"
-    decade = _decade(catalogue)
+    decade = first_decade(catalogue)
     if decade is not None:
         yield f"something from the {decade}s"
     if visits is not None:
@@ -47,7 +47,7 @@ def _candidates(catalogue: Catalogue) -> Iterator[str]:
     yield f"something with {wanted}, but no {unwanted}"
 
 
-def _decade(catalogue: Catalogue) -> int | None:
+def first_decade(catalogue: Catalogue) -> int | None:
     """Return the earliest decade that a list can be filled from, None if the catalogue has no years."""
     years = years_of(catalogue)
     if years is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from cramer_peft.recsys.training.recommender_training import Trained
 
 
+@given.takes_tables
 def train(
-    data: given.Data,
     output: Annotated[Path, typer.Option(help="Folder that the recommender is written to.")],
+    data: given.Data = None,
     backbone: Annotated[
         str | None, typer.Option(help="sasrec, bert4rec, gru4rec or replay-sasrec (extra replay). By default sasrec.")
     ] = None,
@@ -31,7 +32,7 @@ def train(
     min_rating: given.MinRating = None,
     config: given.Config = None,
     epochs: given.Epochs = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the generator's training.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of the generator. By default 1,500.")] = None,
     requests: given.Requests = None,
     seed: given.Seed = 0,
     checkpoint_folder: Annotated[
@@ -55,7 +56,7 @@ def train(
     every, columns = settings.training.checkpoint_steps, settings.columns or Columns()
     columns = columns if min_rating is None else replace(columns, min_rating=min_rating)
     options = TrainOptions(
-        data=data,
+        data=cast(Any, data),
         output=output,
         backbone=backbone,
         checkpoint=checkpoint,
@@ -77,7 +78,7 @@ def train(
         _show(console, trained, data, output)
 
 
-def _show(console: Console, trained: Trained, data: str, output: Path) -> None:
+def _show(console: Console, trained: Trained, data: Any, output: Path) -> None:
     """Print the validation, and one user's list under a stated request, or the attribute that they met least."""
     from cramer_peft.recsys.commands.display import show_answer, tracks_table
     from cramer_peft.recsys.requests.attribute_requests import phrase
@@ -94,5 +95,5 @@ def _show(console: Console, trained: Trained, data: str, output: Path) -> None:
     show_answer(console, trained.recommender.recommend(history.tolist(), request), catalogue, request)
     say(
         f"Written to {output}. Next: cramer-peft recommend --adapter {output} --history TITLES --request TEXT; "
-        f"at the end, cramer-peft evaluate --adapter {output} --data {data}"
+        f"at the end, cramer-peft evaluate --adapter {output} {given.data_options(data)}"
     )

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cramer_peft.encoders import one_form
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.atomic import listed
 from cramer_peft.recsys.data.item_columns import (
     Numbers,
     Texts,
@@ -34,6 +33,7 @@ from cramer_peft.recsys.data.item_columns import (
     columns_from_json,
     joined_columns,
 )
+from cramer_peft.recsys.data.table import listed
 from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
@@ -392,11 +392,11 @@ def _dense_attributes(path: Path, rows: object, items: int, attributes: int) -> 
     return flags_of(rows, attributes)
 
 
-def check_cells(path: Path, items: int, attributes: int) -> None:
+def check_cells(source: str | Path, items: int, attributes: int) -> None:
     """Raise a DataError if a table of items and attributes would be too large to load."""
     if items * attributes > MAX_CATALOGUE_CELLS:
         raise DataError(
-            f"{path}: {items} items × {attributes} attributes are more than {MAX_CATALOGUE_CELLS} cells. Leave out "
+            f"{source}: {items} items × {attributes} attributes are more than {MAX_CATALOGUE_CELLS} cells. Leave out "
             "rare attributes: raise min_attribute_items."
         )
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from cramer_peft.errors import DataError, DownloadError
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+from cramer_peft.recsys.data.columns import Columns
+from cramer_peft.recsys.data.interactions import Interactions, Reading, check_numbers, read_folder, read_pair
+from cramer_peft.recsys.data.tables import Tables
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.storage import write_bytes
 
@@ -138,6 +140,11 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def dataset_folder(data: str | os.PathLike[str]) -> Path:
     """Return the folder of a data set, fetched if its name is in ``DATASETS``; such a name never means a folder."""
+    if not isinstance(data, str | os.PathLike):
+        raise DataError(
+            f"data: found {type(data).__name__}, expected a name, a folder, or tables: Tables(interactions=…, items=…) "
+            "takes data frames and files."
+        )
     folder = as_path(data)
     if data in _SOURCES:
         return fetch_dataset(str(data))
@@ -145,14 +152,23 @@ def dataset_folder(data: str | os.PathLike[str]) -> Path:
         near = difflib.get_close_matches(str(data), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(
-            f"{os.fspath(data)!r} is neither a data set's name ({', '.join(DATASETS)}) nor a folder.{hint} Give a name "
-            "or a folder with an .inter and an .item file."
+            f"{os.fspath(data)!r} is neither a data set's name ({', '.join(DATASETS)}) nor a folder.{hint} Give a "
+            "name, a folder with an .inter and an .item file, or tables (--interactions, --items; in Python Tables)."
         )
     return folder
 
 
+def read_dataset(data: str | os.PathLike[str] | Tables, columns: Columns, min_interactions: int) -> Reading:
+    """Do as :func:`load_dataset`, and also say how the data was read."""
+    if isinstance(data, Tables):
+        columns = data.columns(columns)
+    check_numbers(columns, min_interactions)
+    tables = data.read(columns) if isinstance(data, Tables) else read_folder(dataset_folder(data))
+    return read_pair(*tables, columns, min_interactions)
+
+
 def load_dataset(
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Tables,
     title_column: str | None = None,
     attribute_column: str | None = None,
     attribute_separator: str | None = None,
@@ -160,12 +176,13 @@ def load_dataset(
     min_attribute_items: int = 5,
     min_rating: float | None = None,
 ) -> tuple[Catalogue, Interactions]:
-    """Read a data set by name, or any folder of RecBole atomic files.
+    """Read a data set by name, any folder of RecBole atomic files, or tables.
 
     Args:
-        data: A name in ``DATASETS`` (fetched if need be), or a folder with one ``.inter`` and one ``.item`` file.
-        title_column: Field of the ``.item`` file with the title; None: found by name.
-        attribute_column: Field with the attributes; None: found by name.
+        data: A name in ``DATASETS`` (fetched if need be), a folder with one ``.inter`` and one ``.item`` file, or
+            :class:`~cramer_peft.recsys.Tables`, whose own names count more than those here.
+        title_column: Column of the items with the title; None: found by name.
+        attribute_column: Column with the attributes; None: found by name.
         attribute_separator: Separator of an item's attributes, "[]" for lists in brackets; None: found in the values
             by :func:`~cramer_peft.recsys.data.separators.found_separator`.
         min_interactions: Users with fewer (repeats not counted) are dropped. ``leave_one_out`` needs 3,
@@ -182,8 +199,9 @@ def load_dataset(
         DownloadError: If it cannot be fetched.
         MissingExtraError: If pandas is not installed.
     """
-    columns = title_column, attribute_column, attribute_separator
-    return load_interactions(dataset_folder(data), *columns, min_interactions, min_attribute_items, min_rating)
+    columns = Columns(title_column, attribute_column, attribute_separator, min_attribute_items, min_rating)
+    reading = read_dataset(data, columns, min_interactions)
+    return reading.items.catalogue, reading.interactions
 
 
 def _is_cached(path: Path, digest: str) -> bool:

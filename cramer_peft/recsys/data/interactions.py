@@ -1,34 +1,32 @@
-"""Users' sequences of items, read from a pair of atomic files."""
+"""Users' sequences of items, read from a table of interactions and a table of items."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError, require
-from cramer_peft.recsys.data.atomic import (
-    check_fields,
-    check_types,
-    listed,
-    parse_floats,
-    read_atomic,
-    refuse,
-    refuse_blank,
-)
+from cramer_peft.recsys.data.atomic import TEXT_TYPES, read_atomic
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.columns import Columns, found_columns
 from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.items import Items, read_items
-from cramer_peft.recsys.data.times import has_dates, parse_times
+from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.times import parse_times, shown_time
 from cramer_peft.recsys.reading import as_path
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+
+_UNKNOWN = 0.1  # most lines, as a share, that may name an item without a row
+_AT_ONCE = 100  # visits of one user at one time from which on they look wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +40,7 @@ class Interactions:
     times: tuple[Tensor, ...] = ()  # per user (length,) int64 or float64, never decreasing; empty if unknown
     source: str = ""  # name of the file, for messages
     dropped_ratings: int = 0  # lines rated below ``min_rating``
+    dropped_visits: int = 0  # lines with an item that is not among the items
 
     def __post_init__(self) -> None:
         if len(self.user_ids) != len(self.sequences):
@@ -81,28 +80,16 @@ def load_interactions(
     only the first is kept, since a user ranks an item once. Fields that are not used may hold anything. The rest is as
     for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
     """
-    columns = title_column, attribute_column, attribute_separator
-    items, interactions = read_folder(as_path(folder), *columns, min_interactions, min_attribute_items, min_rating)
-    return items.catalogue, interactions
+    columns = Columns(title_column, attribute_column, attribute_separator, min_attribute_items, min_rating)
+    check_numbers(columns, min_interactions)
+    reading = read_pair(*read_folder(as_path(folder)), columns, min_interactions)
+    return reading.items.catalogue, reading.interactions
 
 
-def read_folder(
-    folder: Path,
-    title_column: str | None,
-    attribute_column: str | None,
-    attribute_separator: str | None,
-    min_interactions: int,
-    min_attribute_items: int,
-    min_rating: float | None,
-) -> tuple[Items, Interactions]:
-    """Do as :func:`load_interactions`, and also say how the items were read."""
-    for name, value in (("min_interactions", min_interactions), ("min_attribute_items", min_attribute_items)):
-        if whole_number(name, value) < 1:
-            raise DataError(f"{name}: found {value}, expected 1 or more.")
-    _check_rating(min_rating)
+def read_folder(folder: Path) -> tuple[Table, Table]:
+    """Return the interactions and the items of a folder with one ``.inter`` and one ``.item`` file."""
     inter_path, item_path = (_the_one_file(folder, suffix) for suffix in (".inter", ".item"))
-    items = read_items(item_path, title_column, attribute_column, attribute_separator, min_attribute_items)
-    return items, _load_sequences(inter_path, item_path.name, items.catalogue, min_interactions, min_rating)
+    return read_atomic(inter_path), read_atomic(item_path)
 
 
 def _the_one_file(folder: Path, suffix: str) -> Path:
@@ -119,77 +106,191 @@ def _the_one_file(folder: Path, suffix: str) -> Path:
     return folder / found[0]
 
 
-def _check_rating(min_rating: object) -> None:
-    number = isinstance(min_rating, int | float) and not isinstance(min_rating, bool)
-    if min_rating is not None and not (number and math.isfinite(min_rating)):  # type: ignore[arg-type]
-        raise DataError(f"min_rating: found {min_rating!r}, expected a finite number, or None to count every line.")
+def check_numbers(columns: Columns, min_interactions: int) -> None:
+    """Raise a DataError if one of the least numbers is impossible."""
+    for name, value in (("min_interactions", min_interactions), ("min_attribute_items", columns.min_attribute_items)):
+        if whole_number(name, value) < 1:
+            raise DataError(f"{name}: found {value}, expected 1 or more.")
+    least: object = columns.min_rating
+    number = isinstance(least, int | float) and not isinstance(least, bool)
+    if least is not None and not (number and math.isfinite(least)):  # type: ignore[arg-type]
+        raise DataError(f"min_rating: found {least!r}, expected a finite number, or None to count every line.")
 
 
-def read_interactions(path: Path, min_rating: float | None = None) -> tuple[pd.DataFrame, dict[str, str], int]:
-    """Return the lines of an ``.inter`` file that count, the types of its fields, and how many lines are rated too low.
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A data set as it was read.
 
-    ``timestamp`` is as :func:`~cramer_peft.recsys.data.times.parse_times` returns it; other fields are text.
+    Attributes:
+        items: The items.
+        interactions: The users' sequences.
+        columns: What to read, with the columns that serve as user, item, time, title and attributes.
+        lines: Lines that say what was read, and what of it looks wrong.
+        table: The table of interactions.
+        request_column: Its column of requests, if there is one.
+        first: ``user_id`` and ``item_id`` of each user's first visit to each item; the index is the row's number.
     """
-    frame, types = read_atomic(path, as_text=True)
-    expected = {"user_id": "token", "item_id": "token", "timestamp": "float"}
-    check_fields(path, types, dict.fromkeys(expected))
-    if types["timestamp"] in ("token", "str") and has_dates(frame["timestamp"]):
-        expected["timestamp"] = types["timestamp"]
-    check_types(path, types, expected)
-    refuse_blank(path, frame["user_id"])
-    frame["timestamp"] = parse_times(path, frame["timestamp"])
-    lines = len(frame)
-    if min_rating is not None:
-        frame = _rated(path, frame, types, min_rating)
-    return frame, types, lines - len(frame)
+
+    items: Items
+    interactions: Interactions
+    columns: Columns
+    lines: tuple[str, ...]
+    table: Table
+    request_column: str | None
+    first: pd.DataFrame
+
+    def requests(self) -> dict[tuple[str, str], str] | None:
+        """Return the request of each user's first visit to an item; None if there is no column of requests."""
+        if self.request_column is None:
+            return None
+        self.table.check_kind(self.request_column, *TEXT_TYPES)
+        texts = self.table[self.request_column].iloc[self.first.index]
+        rows = zip(self.first["user_id"], self.first["item_id"], texts, strict=True)
+        return {(user, item): text.strip() for user, item, text in rows if text.strip()}
 
 
-def _rated(path: Path, frame: pd.DataFrame, types: dict[str, str], min_rating: float) -> pd.DataFrame:
-    if "rating" not in types:
-        raise DataError(
-            f"{path}: fields missing: rating; fields there: {', '.join(types)}. min_rating={min_rating:g} needs "
-            "rating:float: add it, or leave min_rating out."
-        )
-    check_types(path, types, {"rating": "float"})
-    ratings = parse_floats(path, "rating", frame["rating"])
-    message = f"field 'rating' is blank, expected a number: min_rating={min_rating:g} needs one."
-    refuse(path, ratings[ratings.isna()], message)
-    if len(frame) and not bool((ratings >= min_rating).any()):
-        raise DataError(
-            f"{path}: field 'rating' is from {ratings.min():g} to {ratings.max():g}, expected values of "
-            f"min_rating={min_rating:g} or more. Lower min_rating."
-        )
-    return frame[ratings >= min_rating]
+def read_pair(interactions: Table, items: Table | None, columns: Columns, min_interactions: int) -> Reading:
+    """Read two tables, or the interactions alone; arguments as for :func:`load_interactions`.
 
-
-def _load_sequences(
-    path: Path, item_file: str, catalogue: Catalogue, min_interactions: int, min_rating: float | None
-) -> Interactions:
+    Raises:
+        DataError: If a column is missing, or a value in one that is used cannot be.
+    """
+    needed, optional, why = ["user_column", "item_column", "time_column"], ["request_column"], ""
+    (optional if columns.min_rating is None else needed).append("rating_column")
+    if columns.min_rating is not None:
+        why = f" min_rating={columns.min_rating:g} needs ratings."
+    found: dict[str, Any] = found_columns(interactions, columns, needed, optional, why)
+    kept = {field: found[field] for field in needed}  # a later evaluation needs no other column to be there
+    columns, stored = replace(columns, **found), replace(columns, **kept)
+    user, item, time = (str(found[field]) for field in ("user_column", "item_column", "time_column"))
+    source = _items_of(interactions, columns, item) if items is None else items
+    read = read_items(source, columns, item)
+    stored = replace(stored, title_column=read.title_column, attribute_column=read.attribute_column)
+    interactions.check_kind(user, "token")
+    interactions.check_kind(item, "token")
+    interactions.check_kind(time, "float", "token", "str")
     pd = require("pandas", extra="demo")
-    frame, _, dropped_ratings = read_interactions(path, min_rating)
-    frame["item"] = pd.Index(catalogue.item_ids, dtype=object).get_indexer(frame["item_id"])
-    message = "{n} values of item_id are not in {file}: {ids}. Add these items there or remove their interactions."
-    refuse(path, frame["item_id"][frame["item"] < 0], message, file=item_file)
-    frame["user"], user_ids = pd.factorize(frame["user_id"])
+    frame = pd.DataFrame({"user_id": interactions.ids(user), "item_id": interactions.ids(item)})
+    frame["timestamp"] = parse_times(interactions, time)
+    liked = frame if columns.min_rating is None else frame[_liked(interactions, columns)]
+    known, lost = _with_items(interactions, liked, item, source, read.catalogue)
+    sequences, first = _sequences(interactions, known, columns, min_interactions)
+    sequences = replace(sequences, dropped_ratings=len(frame) - len(liked), dropped_visits=len(liked) - len(known))
+    lines = [_columns_line(interactions, columns, frame["timestamp"]), _items_line(source, read), *lost]
+    lines += [*read.describe(), *_doubts(known)]
+    return Reading(read, sequences, stored, tuple(lines), interactions, columns.request_column, first)
+
+
+def _items_of(table: Table, columns: Columns, item: str) -> Table:
+    """Return the items that interactions tell of: their first rows, and the columns that are the same in all rows."""
+    ids = table.ids(item)
+    why = " There is no table of items (--items), so their columns are those of the interactions."
+    named = found_columns(table, columns, ("attribute_column",), ("title_column",), why).values()
+    used = {columns.user_column, columns.time_column, columns.rating_column, columns.request_column}
+    names = [
+        name for name in table.names if name not in used and (name in (item, *named) or _is_same(table[name], ids))
+    ]
+    return table.taken(ids.drop_duplicates().index.tolist(), names)
+
+
+def _is_same(column: pd.Series, ids: pd.Series) -> bool:
+    """Return True if a column has one value for each item."""
+    return bool((column.groupby(ids).nunique() <= 1).all())
+
+
+def _liked(table: Table, columns: Columns) -> pd.Series:
+    """Return which rows are rated ``min_rating`` or more."""
+    name, least = str(columns.rating_column), columns.min_rating
+    table.check_kind(name, "float")
+    ratings = table.numbers(name)
+    message = f"column {{name!r}} is blank, expected a number: min_rating={least:g} needs one."
+    table.refuse(ratings[ratings.isna()], message, name=name)
+    if len(ratings) and not bool((ratings >= least).any()):
+        raise DataError(
+            f"{table.source}: column {name!r} is from {ratings.min():g} to {ratings.max():g}, expected values of "
+            f"min_rating={least:g} or more. Lower min_rating."
+        )
+    return ratings >= least
+
+
+def _with_items(
+    table: Table, frame: pd.DataFrame, item: str, items: Table, catalogue: Catalogue
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows whose items are known, with their indices in ``item``, and a line on the others, if there are."""
+    pd = require("pandas", extra="demo")
+    index = pd.Index(catalogue.item_ids, dtype=object).get_indexer(frame["item_id"])
+    unknown = frame["item_id"][index < 0]
+    if len(unknown) > _UNKNOWN * len(frame):
+        message = (
+            "{n} values of {name} are not in {file}: {ids}, in {rows} of {all} {word}s; there are {some}. Add these "
+            "items there or remove their interactions."
+        )
+        named = {"name": item, "file": items.source, "all": str(len(frame)), "some": listed(catalogue.item_ids, 3)}
+        table.refuse(unknown, message, **named)
+    kept = frame[index >= 0].assign(item=index[index >= 0])
+    ids = list(dict.fromkeys(unknown))
+    line = f"warning: {len(unknown):,} visits of {len(ids)} items without a row among the items left out: {listed(ids)}"
+    return kept, [line] if ids else []
+
+
+def _sequences(
+    table: Table, frame: pd.DataFrame, columns: Columns, min_interactions: int
+) -> tuple[Interactions, pd.DataFrame]:
+    """Return the users' sequences, and each user's first row with each item."""
+    pd = require("pandas", extra="demo")
+    codes, user_ids = pd.factorize(frame["user_id"])
     # a stable order, so that ties keep the order of the lines
-    first = frame.sort_values(["user", "timestamp"], kind="stable").drop_duplicates(["user", "item"])
+    ordered = frame.assign(user=codes).sort_values(["user", "timestamp"], kind="stable")
+    first = ordered.drop_duplicates(["user", "item"])
     lengths = first["user"].value_counts(sort=False).sort_index()
     kept = lengths[lengths >= min_interactions]
     if kept.empty:
         raise DataError(
-            f"{path}: none of {len(user_ids)} users has {min_interactions} or more different items"
-            + ("" if min_rating is None else f" rated {min_rating:g} or more")
+            f"{table.source}: none of {len(user_ids)} users has {min_interactions} or more different items"
+            + ("" if columns.min_rating is None else f" rated {columns.min_rating:g} or more")
             + ". Lower min_interactions or min_rating, or give more data."
         )
     rows = first[first["user"].isin(kept.index)]
     items = torch.tensor(rows["item"].to_numpy(), dtype=torch.long)
     moments = torch.tensor(rows["timestamp"].to_numpy())
-    return Interactions(
+    sequences = Interactions(
         user_ids=tuple(user_ids[user] for user in kept.index),
         sequences=tuple(items.split(kept.tolist())),
         dropped_users=len(user_ids) - len(kept),
         dropped_repeats=len(frame) - len(first),
         times=tuple(moments.split(kept.tolist())),
-        source=path.name,
-        dropped_ratings=dropped_ratings,
+        source=Path(table.source).name,
     )
+    return sequences, first
+
+
+def _columns_line(table: Table, columns: Columns, times: pd.Series) -> str:
+    serving = {
+        "user": columns.user_column,
+        "item": columns.item_column,
+        "time": columns.time_column,
+        "rating": columns.rating_column,
+        "request": columns.request_column,
+    }
+    parts = [f"{role} {name!r}" if name else f"no {role}" for role, name in serving.items()]
+    span = f" ({shown_time(times.min())} to {shown_time(times.max())})" if len(times) else ""
+    parts[2] += span
+    return f"{_read_line(table)}: {', '.join(parts)}"
+
+
+def _items_line(table: Table, items: Items) -> str:
+    columns = f"item {items.id_column!r}, title {items.title_column!r}, attributes {items.attribute_column!r}"
+    return f"{_read_line(table)}: {columns}"
+
+
+def _read_line(table: Table) -> str:
+    return ", ".join(filter(None, [Path(table.source).name, table.notes, f"{len(table):,} rows"]))
+
+
+def _doubts(frame: pd.DataFrame) -> list[str]:
+    """Return a line on the user with most visits at one time, if they are too many for a person."""
+    counts: pd.Series = frame.groupby(["user_id", "timestamp"], sort=False).size()
+    if not len(counts) or counts.max() < _AT_ONCE:
+        return []
+    user, moment = counts.idxmax()
+    return [f"warning: user {user!r} has {counts.max():,} visits at one time, {shown_time(moment)}: hardly a person's"]

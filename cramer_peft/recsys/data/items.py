@@ -1,4 +1,4 @@
-"""The items of a data set, read from the ``.item`` file of a pair of atomic files."""
+"""The items of a data set: their titles, attributes, texts and numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.atomic import check_fields, check_types, listed, read_atomic, refuse, refuse_blank
 from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_BYTES, Catalogue, check_cells, flags_of, plain_text
+from cramer_peft.recsys.data.columns import Columns, found_columns, id_column
+from cramer_peft.recsys.data.dates import year_of
 from cramer_peft.recsys.data.separators import (
     DEFAULTS,
     entries_of,
@@ -25,12 +24,7 @@ from cramer_peft.recsys.data.separators import (
     no_attribute,
     pieces_of,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
-TITLE_COLUMNS = ("title", "movie_title", "name", "item_id")
-ATTRIBUTE_COLUMNS = ("genres", "class", "genre", "categories", "tags")
+from cramer_peft.recsys.data.table import Table, listed
 
 _EXAMPLES = 6  # attributes that a description names
 _BLANK = frozenset({"", "-", "–", "—", "?", "nan", "none", "null", "n/a", "na", "unknown"})
@@ -45,21 +39,24 @@ _YEAR = re.compile(r"\((\d{4})(?:\s*[-–]\s*(?:\d{4})?\s*)?\)\s*$")
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """A catalogue, the field and the separator that its attributes were read by, and the fields that were not read."""
+    """A catalogue, the columns that it was read from, the separator of the attributes, and what was not read."""
 
     catalogue: Catalogue
+    id_column: str
+    title_column: str
     attribute_column: str
     separator: str
     unread: tuple[str, ...]
+    untitled: int = 0
 
     def describe(self) -> list[str]:
         """Return lines that say what was read of the items, and what of it looks wrong."""
         counts = self.catalogue.item_attributes.sum(0).tolist()
         named = sorted(zip(self.catalogue.attributes, counts, strict=True), key=lambda pair: -pair[1])
         most = ", ".join(f"{name!r} ({count:,})" for name, count in named[:_EXAMPLES])
-        lines = [f"attributes: field {self.attribute_column!r}, cut at {in_words(self.separator)}: {most}"]
+        lines = [f"attributes: column {self.attribute_column!r}, cut at {in_words(self.separator)}: {most}"]
         numbers, texts = list(self.catalogue.numbers), list(self.catalogue.texts)
-        fields = {"texts": texts, "numbers": numbers, "fields not read": self.unread}
+        fields = {"texts": texts, "numbers": numbers, "columns not read": self.unread}
         lines.append("; ".join(f"{kind}: {listed(names, 20) or 'none'}" for kind, names in fields.items()))
         doubts = {
             "that begin or end with a separator (name the right attribute_separator)": _cut_badly,
@@ -67,43 +64,47 @@ class Items:
         }
         found = {words: [name for name, _ in named if doubt(name)] for words, doubt in doubts.items()}
         found["on every item, which tell none apart"] = [n for n, c in named if c == len(self.catalogue) > 1]
-        return lines + [f"warning: attributes {words}: {listed(names)}" for words, names in found.items() if names]
+        lines += [f"warning: attributes {words}: {listed(names)}" for words, names in found.items() if names]
+        untitled = f"warning: {self.untitled:,} items have no title in column {self.title_column!r} and go by their id"
+        return [*lines, untitled] if self.untitled else lines
 
 
-def read_items(
-    path: Path,
-    title_column: str | None,
-    attribute_column: str | None,
-    attribute_separator: str | None,
-    min_attribute_items: int,
-) -> Items:
-    """Read an ``.item`` file; arguments as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`."""
-    items, types = read_atomic(path, as_text=True)
-    title_column = title_column or next((name for name in TITLE_COLUMNS if name in types), "title")
-    attribute_column = attribute_column or next((name for name in ATTRIBUTE_COLUMNS if name in types), "genres")
-    needed = {"item_id": None, title_column: "title_column", attribute_column: "attribute_column"}
-    check_fields(path, types, needed)
-    cells = items[attribute_column].tolist()
-    separator = _separator(path, attribute_column, types[attribute_column], attribute_separator, cells)
-    check_types(path, types, {"item_id": "token"})
-    refuse_blank(path, items["item_id"])
-    twice = items["item_id"][items["item_id"].duplicated()]
-    refuse(path, twice, "{n} values of item_id are there more than once: {ids}. Keep one line per item.")
+def read_items(table: Table, columns: Columns, item_column: str) -> Items:
+    """Read a table of items.
+
+    Args:
+        table: One row for each item.
+        columns: The columns to read, as far as they are named.
+        item_column: The column of the interactions with the item.
+
+    Raises:
+        DataError: If a column is missing, an id is blank or there twice, or the attributes cannot be read.
+    """
+    ids = id_column(table, item_column)
+    found = found_columns(table, columns, ("attribute_column",), ("title_column",))
+    attributes, title_column = str(found["attribute_column"]), found["title_column"] or ids
+    cells = table[attributes].tolist()
+    separator = _separator(table, attributes, columns.attribute_separator, cells)
+    table.check_kind(ids, "token")
+    item_ids = table.ids(ids)
+    twice = item_ids[item_ids.duplicated()]
+    table.refuse(twice, "{n} values of {name} are there more than once: {ids}. Keep one {word} per item.", name=ids)
     pieces = [pieces_of(cell, separator) for cell in cells]
-    named = zip(items[title_column], items["item_id"], strict=True)
-    titles = tuple(str(title).strip() or item_id for title, item_id in named)
-    catalogue = _build_catalogue(path, items, titles, pieces, min_attribute_items)
-    _refuse_wordless(path, attribute_column, catalogue.attributes, pieces)
-    others = {name: kind for name, kind in types.items() if name not in needed}
-    catalogue = _with_columns(catalogue, items, others)
-    unread = tuple(name for name in others if name not in {*catalogue.texts, *catalogue.numbers})
-    return Items(catalogue, attribute_column, separator, unread)
+    named = [str(title).strip() for title in table[title_column]]
+    titles = tuple(title or item_id for title, item_id in zip(named, item_ids, strict=True))
+    catalogue = _build_catalogue(table, tuple(item_ids), titles, pieces, columns.min_attribute_items)
+    _refuse_wordless(table, attributes, catalogue.attributes, pieces)
+    others = [name for name in table.names if name not in (ids, title_column, attributes)]
+    catalogue, unread = _with_columns(catalogue, table, others)
+    return Items(catalogue, ids, title_column, attributes, separator, unread, named.count(""))
 
 
-def _separator(path: Path, column: str, kind: str, given: str | None, cells: Sequence[str]) -> str:
+def _separator(table: Table, column: str, given: str | None, cells: Sequence[str]) -> str:
+    kind = table.kinds.get(column, "str")
     if kind not in DEFAULTS:
         raise DataError(
-            f"{path}, line 1: attribute_column {column!r} has type {kind}, expected text ({', '.join(DEFAULTS)})."
+            f"{table.source}, line 1: attribute_column {column!r} has type {kind}, expected text "
+            f"({', '.join(DEFAULTS)})."
         )
     if given == "":
         raise DataError("attribute_separator: found an empty string, expected at least a character.")
@@ -111,25 +112,25 @@ def _separator(path: Path, column: str, kind: str, given: str | None, cells: Seq
 
 
 def _build_catalogue(
-    path: Path, items: pd.DataFrame, titles: tuple[str, ...], pieces: list[list[str]], min_items: int
+    table: Table, item_ids: tuple[str, ...], titles: tuple[str, ...], pieces: list[list[str]], min_items: int
 ) -> Catalogue:
     counts = Counter(piece for row in pieces for piece in set(row))
     kept = (name for name, count in counts.items() if count >= min_items)
     attributes = tuple(sorted(name for name in kept if not no_attribute(name)))
     columns = {name: column for column, name in enumerate(attributes)}
-    check_cells(path, len(items), len(attributes))
+    check_cells(table.source, len(item_ids), len(attributes))
     matrix = flags_of([[columns[piece] for piece in row if piece in columns] for row in pieces], len(attributes))
-    return Catalogue(tuple(items["item_id"]), titles, attributes, matrix)
+    return Catalogue(item_ids, titles, attributes, matrix)
 
 
-def _refuse_wordless(path: Path, column: str, attributes: Sequence[str], pieces: list[list[str]]) -> None:
+def _refuse_wordless(table: Table, column: str, attributes: Sequence[str], pieces: list[list[str]]) -> None:
     """Raise a DataError if an attribute, such as "&nbsp;", has no word that a request could name it by."""
     wordless = [attribute for attribute in attributes if not plain_text(attribute).strip()]
     if wordless:
-        line = next(number for number, row in enumerate(pieces, start=2) if wordless[0] in row)
+        row = next(number for number, row in enumerate(pieces) if wordless[0] in row)
         raise DataError(
-            f"{path}, line {line}: field {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a "
-            "word that requests can name. Remove it from the field, or name another field by attribute_column."
+            f"{table.at(row)}: column {column!r} holds the attribute {wordless[0]!r}, which is blank; expected a "
+            "word that requests can name. Remove it from the column, or name another by attribute_column."
         )
 
 
@@ -137,33 +138,54 @@ def _cut_badly(name: str) -> bool:
     return len(name) > 1 and (name[0] in ",;|[" or name[-1] in ",;|]/")
 
 
-def _with_columns(catalogue: Catalogue, items: pd.DataFrame, types: dict[str, str]) -> Catalogue:
-    """Return the catalogue with the other fields: numbers, and texts that are neither ids nor addresses.
+def _with_columns(catalogue: Catalogue, table: Table, names: Sequence[str]) -> tuple[Catalogue, tuple[str, ...]]:
+    """Return the catalogue with the other columns, and the names of those that say nothing.
 
-    A field of texts that is too long for the file of a catalogue is left out.
+    They become numbers, and texts that are neither ids nor addresses; of a column of dates the year is read. A column
+    of texts that is too long for the file of a catalogue is left out.
     """
     room = MAX_CATALOGUE_BYTES // 4
     texts: dict[str, tuple[str, ...]] = {}
     numbers: dict[str, Tensor] = {}
-    for name, kind in types.items():
-        cells = ["" if cell.strip().casefold() in _BLANK else cell.strip() for cell in items[name]]
+    dates: dict[str, list[float]] = {}
+    for name in names:
+        kind = table.kinds.get(name, "str")
+        cells = ["" if cell.strip().casefold() in _BLANK else cell.strip() for cell in table[name]]
         filled = [cell for cell in cells if cell]
-        if not filled or kind == "float_seq" or _OF_IDS.search(name):
+        if not filled or kind == "float_seq" or _OF_IDS.search(name) or _is_vector(filled[0]):
             continue
         values = [_number(cell) for cell in cells]
         known = sum(not math.isnan(value) for value in values)
         if known and (kind == "float" or known == len(filled) or ("year" in name.lower() and 2 * known >= len(filled))):
             numbers[name] = torch.tensor(values, dtype=torch.float64)
+        elif kind != "float" and all(map(year_of, filled)):
+            dates[name] = [float(year_of(cell) or math.nan) for cell in cells]
         elif kind != "float" and not all(cell.startswith(("http://", "https://")) for cell in filled):
+            cells = _as_texts(name, cells)
             size = sum(map(len, cells))
             if size <= room:
-                texts[name] = tuple("|".join(entries_of(cell)) if is_list(cell) else cell for cell in cells)
+                texts[name] = tuple(cells)
                 room -= size
     if not any("year" in name.lower() for name in numbers):
         years = [float(found[1]) if (found := _YEAR.search(title)) else math.nan for title in catalogue.titles]
         if 0 < len(years) <= 2 * sum(not math.isnan(year) for year in years):
-            numbers["year"] = torch.tensor(years, dtype=torch.float64)
-    return replace(catalogue, texts=texts, numbers=numbers)
+            dates = {"": years}
+        for values in [*dates.values()][:1]:
+            numbers["year"] = torch.tensor(values, dtype=torch.float64)
+    read = {*texts, *numbers, *dates} if "year" in numbers else {*texts, *numbers}
+    return replace(catalogue, texts=texts, numbers=numbers), tuple(name for name in names if name not in read)
+
+
+def _as_texts(name: str, cells: Sequence[str]) -> list[str]:
+    """Return a column's texts: the entries of lists with "|" between them, and for "true" the name of the column."""
+    if {cell.casefold() for cell in cells} <= {"", "true", "false"}:
+        return [plain_text(name) if cell.casefold() == "true" else "" for cell in cells]
+    return ["|".join(entries_of(cell)) if is_list(cell) else cell for cell in cells]
+
+
+def _is_vector(cell: str) -> bool:
+    """Return True if a cell is a list of numbers."""
+    return is_list(cell) and all(not math.isnan(_number(entry.strip())) for entry in entries_of(cell))
 
 
 def _number(cell: str) -> float:

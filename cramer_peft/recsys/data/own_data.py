@@ -4,62 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.atomic import TEXT_TYPES
 from cramer_peft.recsys.data.catalogue import SAID, Catalogue
-from cramer_peft.recsys.data.datasets import dataset_folder
-from cramer_peft.recsys.data.interactions import Interactions, read_folder, read_interactions
+from cramer_peft.recsys.data.columns import Columns
+from cramer_peft.recsys.data.datasets import read_dataset
+from cramer_peft.recsys.data.interactions import Interactions
 from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
+from cramer_peft.recsys.data.tables import Tables, data_name
 
 Protocol = Literal["leave-one-out", "temporal"]
 PROTOCOLS: tuple[Protocol, ...] = ("leave-one-out", "temporal")
-REQUEST_COLUMN = "request"
 LIST_LENGTH = 10  # of the lists that are evaluated
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What to read of the files, as for :func:`~cramer_peft.recsys.data.datasets.load_dataset`."""
-
-    title_column: str | None = None
-    attribute_column: str | None = None
-    attribute_separator: str | None = None
-    min_attribute_items: int = 5
-    min_rating: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class OwnData:
-    """A data set that is ready for training and evaluation: the folder of its files, and what was read and split."""
+    """A data set that is ready for training and evaluation: its name, and what was read and split."""
 
-    folder: Path
+    name: str
     catalogue: Catalogue
     interactions: Interactions
     split: Split
     protocol: Protocol
-    min_rating: float | None = None
-    reading: tuple[str, ...] = ()  # lines that say how the items were read
-    stated: Mapping[tuple[str, str], str] | None = None  # (user, item) → request; None: there is no field of requests
+    columns: Columns = field(default_factory=Columns)  # as they were found
+    reading: tuple[str, ...] = ()  # lines that say how the tables were read
+    stated: Mapping[tuple[str, str], str] | None = None  # (user, item) → request; None: there is no column of requests
 
     def describe(self) -> str:
         """Return lines on what was read, how, and what was left out; the first says what ratings and times do."""
+        visits = sum(map(len, self.interactions.sequences))
         parts = [
-            f"{len(self.interactions):,} users, {len(self.catalogue):,} items, "
+            f"{visits:,} visits of {len(self.interactions):,} users, {len(self.catalogue):,} items, "
             f"{len(self.catalogue.attributes)} attributes"
         ]
+        if self.interactions.dropped_repeats:
+            parts.append(f"{self.interactions.dropped_repeats:,} more visits to an item that the user had met left out")
         if self.interactions.dropped_users:
             parts.append(f"{self.interactions.dropped_users:,} users with fewer than 3 items left out")
-        if self.min_rating is None:
+        if self.columns.min_rating is None:
             parts.append("every interaction counts, whatever its rating")
         else:
-            parts.append(f"{self.interactions.dropped_ratings:,} interactions rated below {self.min_rating:g} left out")
+            parts.append(
+                f"{self.interactions.dropped_ratings:,} interactions rated below {self.columns.min_rating:g} left out"
+            )
         if self.interactions.tied_users:
             tied = self.interactions.tied_users
             parts.append(f"{tied:,} users have items of equal time, which the order of the file's lines sorts")
@@ -70,11 +63,11 @@ class OwnData:
 
     @property
     def states_requests(self) -> bool:
-        """True if the file of interactions has a field ``request``."""
+        """True if the interactions have a column of requests."""
         return self.stated is not None
 
     def own_requests(self, stage: Stage) -> tuple[str | None, ...] | None:
-        """Return the request stated for each target of a stage, or None; None if there is no field ``request``."""
+        """Return the request stated for each target of a stage, or None; None if there is no such column."""
         if self.stated is None:
             return None
         pairs = zip(self.split.users(stage).tolist(), self.split.target(stage).tolist(), strict=True)
@@ -115,33 +108,33 @@ class OwnData:
 
 
 def load_own_data(
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Tables,
     protocol: Protocol = "leave-one-out",
     columns: Columns | None = None,
     attributes: bool | None = None,
 ) -> OwnData:
-    """Read a data set by name or folder, split it, and check that it can be trained on and evaluated.
+    """Read a data set by name, folder or tables, split it, and check that it can be trained on and evaluated.
 
     ``attributes`` says whether requests need some; None: they do if the data states no request.
     """
     check_protocol(protocol)
-    least = 1 if protocol == "temporal" else 3
-    columns = columns or Columns()
-    folder = dataset_folder(data)
-    items, interactions = read_folder(folder, min_interactions=least, **asdict(columns))
+    reading = read_dataset(data, columns or Columns(), 1 if protocol == "temporal" else 3)
+    interactions, items = reading.interactions, len(reading.items.catalogue)
     split = temporal_split(interactions) if protocol == "temporal" else leave_one_out(interactions)
-    check_room(split.history("test"), len(items.catalogue))
-    visits = torch.bincount(torch.cat(split.train), minlength=len(items.catalogue))  # of training alone
-    catalogue = items.catalogue.with_popularity(visits)
-    reading = tuple(items.describe())
-    stated = _stated_requests(next(folder.glob("*.inter")), columns.min_rating)
-    own = _with_said(OwnData(folder, catalogue, interactions, split, protocol, columns.min_rating, reading, stated))
+    check_room(split.history("test"), items)
+    visits = torch.bincount(torch.cat(split.train), minlength=items)  # of training alone
+    catalogue = reading.items.catalogue.with_popularity(visits)
+    own = OwnData(
+        data_name(data), catalogue, interactions, split, protocol, reading.columns, reading.lines, reading.requests()
+    )
+    own = _with_said(own)
     if not catalogue.attributes and (attributes or (attributes is None and not own.said())):
         raise DataError(
-            f"{folder}: no attribute is on {columns.min_attribute_items} or more items, but requests ask for "
-            "attributes. Name another field of the .item file by attribute_column and its separator by "
-            'attribute_separator, or lower min_attribute_items: in the section "columns" of --config. Or state '
-            f"requests in a field {REQUEST_COLUMN!r} of the .inter file."
+            f"{own.name}: no attribute is on {own.columns.min_attribute_items} or more items, but requests ask for "
+            f"attributes, and column {own.columns.attribute_column!r} serves as them. Name another one by "
+            "attribute_column (--attributes) and its separator by attribute_separator, or lower min_attribute_items, "
+            'in the section "columns" of --config. Or state requests in a column of the interactions, by '
+            "request_column (--request-column)."
         )
     return own
 
@@ -173,21 +166,3 @@ def check_room(histories: Sequence[Tensor], items: int, k: int = LIST_LENGTH) ->
             f"a history holds {longest} of the {items} items: fewer than {k} are left to recommend. Give a larger "
             "catalogue or shorter histories."
         )
-
-
-def _stated_requests(path: Path, min_rating: float | None) -> dict[tuple[str, str], str] | None:
-    """Return the request of each user and item's first interaction; None if the file has no such field."""
-    with path.open("rb") as file:  # look at the header first, so that a file without the field is not read twice
-        if f"{REQUEST_COLUMN}:".encode() not in file.readline(1 << 20):
-            return None
-    frame, types, _ = read_interactions(path, min_rating)
-    if REQUEST_COLUMN not in types:
-        return None
-    if types[REQUEST_COLUMN] not in TEXT_TYPES:
-        raise DataError(
-            f"{path}, line 1: field {REQUEST_COLUMN!r} has type {types[REQUEST_COLUMN]}, expected text "
-            f"({', '.join(TEXT_TYPES)})."
-        )
-    ordered = frame.sort_values("timestamp", kind="stable").drop_duplicates(["user_id", "item_id"])
-    rows = zip(ordered["user_id"], ordered["item_id"], ordered[REQUEST_COLUMN], strict=True)
-    return {(user, item): text.strip() for user, item, text in rows if text.strip()}

@@ -13,7 +13,7 @@ from cramer_peft.storage import parse_json
 LIST = "[]"  # the separator of cells that are lists, such as ["a", "b"]
 DEFAULTS = {"token": " ", "token_seq": " ", "float_seq": " ", "str": "|"}
 _CANDIDATES = ("|", ";", ",", "/")
-_WORDS = {" ": "spaces", LIST: "the commas of lists in brackets"}
+_WORDS = {" ": "spaces", "\t": "tabs", LIST: "the commas of lists in brackets"}
 _NO_ATTRIBUTE = frozenset({"unknown", "(no genres listed)"})
 _LEAST = 0.1  # share of the cells that hold a separator
 

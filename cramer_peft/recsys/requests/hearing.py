@@ -44,13 +44,15 @@ _SURELY = 0.5
 _ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
-_AGAINST, _AGAINST_FACTS = 1.6, 3.0  # open words and facts are unwanted if the reader's marks say so by this factor
+_AGAINST, _AGAINST_CLEARLY = 1.6, 3.0  # open words, and facts, are unwanted if the reader's marks say so by this factor
 _FOREIGN = 3  # so many words that no item and no usual request has, one after the other
 # Of a term's meaning, what its text vector says beside the items that have it. Few items have a tag that would fit, but
 # what people asked for they asked for in these words.
 _OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
 _LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
 _OPEN_CERTAINTY = 0.7
+_THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
+_CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
 _EVERY = 8  # of the sentences that ask nothing, those that are looked at
@@ -250,8 +252,9 @@ class HearingEncoder(CatalogueEncoder):
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
         closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
-        plain = dict(zip(closed, self.reader.read_words(list(closed), list(closed.values())), strict=True))
-        hidden = self.reader.read_words(has_open, [spans[words] for words in has_open])
+        texts = {words: _as_read(words, spans[words]) for words in named}
+        plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
+        hidden = self.reader.read_words([texts[words] for words in has_open], [spans[words] for words in has_open])
         frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
         return {words: self._parts(words, own, frames[words], plain[words]) for words, own in things.items()}
 
@@ -321,15 +324,17 @@ class HearingEncoder(CatalogueEncoder):
         unread: list[str] = []
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
+            contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
                 alone = len(words) == span[1] - span[0]
                 asked = not named and any(certain[:place] + certain[place + 1 :])
-                if not (alone or certain[place] or self._is_meant(text, what, frame, own, asked)):
-                    unread += [text] if what is None else []
+                clear = alone or certain[place] or (contrasted and place > 0 and sum(frame) >= _SURELY)
+                if not (clear or self._is_meant(text, what, frame, own, asked)):
+                    unread += [text] if what is None and not _announces(span, spans) else []
                     continue
             elif sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
                 continue  # the word stands there for something else
-            side = self._is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1])
+            side = self._is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted)
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
@@ -341,11 +346,16 @@ class HearingEncoder(CatalogueEncoder):
         return without_contradictions(found, lambda part: part.name), tuple(missed + unread if found else missed)
 
     @staticmethod
-    def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float) -> bool:
-        """Return True for what is asked for, by the reader's marks, unless the words themselves tell."""
-        if isinstance(what, Fact):
-            return unwanted <= _AGAINST_FACTS * wanted if what.wanted is None else what.wanted
-        return wanted > unwanted if kind == "attribute" else unwanted <= _AGAINST * wanted
+    def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float, contrasted: bool) -> bool:
+        """Return True for what is asked for, by the reader's marks, unless the words themselves tell.
+
+        ``contrasted`` is True right after "but": the reader takes "like Heat but funny" for "not funny".
+        """
+        if isinstance(what, Fact) and what.wanted is not None:
+            return what.wanted
+        if kind == "attribute":
+            return wanted > unwanted
+        return unwanted <= (_AGAINST_CLEARLY if isinstance(what, Fact) or contrasted else _AGAINST) * wanted
 
     @staticmethod
     def _is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
@@ -459,3 +469,17 @@ class HearingEncoder(CatalogueEncoder):
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]
         return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
+
+
+def _as_read(words: tuple[str, ...], spans: Sequence[Span]) -> tuple[str, ...]:
+    """Return words for the reader, who takes "from" for "away from", also in "films from outer space"."""
+    ends = {stop for _, stop in spans}
+    return tuple(
+        "with" if word == "from" and place and (place in ends or words[place - 1] in _THINGS) else word
+        for place, word in enumerate(words)
+    )
+
+
+def _announces(span: Span, spans: Sequence[Thing]) -> bool:
+    """Return True for words right before a title, such as "similar" in "similar to Heat"."""
+    return any(kind == "title" and 0 <= start - span[1] < _CUE for (start, _), kind, _ in spans)

@@ -92,9 +92,9 @@ class NumberFinder:
                 self._since,
             ),
             (_spoken(rf"(?:from )?(?P<high>{_YEAR}) (?:or earlier|or older|and earlier|and older)"), self._until),
-            (_spoken(rf"(?P<how>{_BELOW}|{_ABOVE})(?: the)? {_DECADE}"), self._beside_decade),
+            (_spoken(rf"(?:from )?(?P<how>{_BELOW}|{_ABOVE})(?: the)? {_DECADE}"), self._beside_decade),
             (_spoken(rf"{_FROM}(?:(?P<part>early|mid|late)[ -])?{_DECADE}"), self._decade),
-            (_spoken(rf"(?P<how>{_BELOW}|{_ABOVE})(?: of)? {_AMOUNT}"), self._compared),
+            (_spoken(rf"(?:from )?(?P<how>{_BELOW}|{_ABOVE})(?: of)? {_AMOUNT}"), self._compared),
             (
                 _spoken(r"(?:from |of |in )?(?:the )?(?:last|past) (?P<count>\S+ )?(?P<span>years?|decades?)"),
                 self._last,

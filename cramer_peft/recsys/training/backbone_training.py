@@ -79,7 +79,7 @@ def train_backbone(
         split: Histories and validation targets; the test targets are not used.
         options: Options of the training; None: :func:`backbone_options`.
         seed: Seed of initialisation, order, dropout and, in BERT4Rec, of the hidden items.
-        progress: Show a progress bar.
+        progress: Print a line for each epoch, to standard error.
         negatives: Train on samples of the catalogue of this size (SASRec and GRU4Rec). None: 512 from 20,000 items on
             for the backbones that can sample, else all items. The loss ``"gbce"`` takes 512 at every size.
         checkpoints: Folder for each epoch's state, to resume after a kill; None: no checkpoints.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,16 +19,15 @@ from cramer_peft.recsys.backbones import load_checkpoint, save_backbone
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER, check_backbone_name
 from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
+from cramer_peft.recsys.data.tables import Tables, data_name
 from cramer_peft.recsys.evaluation.results import TrackResult
+from cramer_peft.recsys.folder import ADAPTER_FOLDER, TRAINING_FILE, keep_card
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path, printable
 from cramer_peft.recsys.recommender import (
-    ADAPTER_FOLDER,
     CATALOGUE_FILE,
-    TRAINING_FILE,
     RequestRecommender,
     evaluate_masks,
-    keep_card,
     tracks_as_dict,
 )
 from cramer_peft.recsys.requests.hearing import Parts
@@ -51,12 +51,12 @@ class TrainOptions:
     """Options of a recommender's training.
 
     Attributes:
-        data: A data set's name or a folder of atomic files.
+        data: A data set's name, a folder of atomic files, or tables.
         output: Folder of the recommender, a path or a text, as ``checkpoint``.
         backbone: A key of ``BACKBONES``; None: SASRec, or the kind that ``checkpoint`` holds.
         checkpoint: Folder of a trained backbone, to skip its training.
         protocol: The kind of split.
-        columns: The fields to read of the items.
+        columns: What to read of the tables; columns that ``data`` names itself count more.
         config: Fields of :class:`RequestMaskConfig` that differ from the default.
         epochs: Most epochs of the backbone; None: its default.
         batch_size: Histories in a step of either training, of all processes together; None: the defaults.
@@ -66,12 +66,12 @@ class TrainOptions:
             sentences about attributes alike, or what there is of them.
         seed: Seed of everything that is random.
         users: Evaluate at most so many validation users; None: all.
-        progress: Show progress bars.
+        progress: Print lines of progress, to standard error.
         checkpoints: Folder for the state of both trainings, to resume after a kill; None: no checkpoints.
         report_to: Where both trainings report, as for :func:`train_backbone`.
     """
 
-    data: str
+    data: str | os.PathLike[str] | Tables
     output: Path
     backbone: str | None = None
     checkpoint: Path | None = None
@@ -128,7 +128,7 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     first = Processes.launched().writes
     say = say if first else lambda line: None
     config = _checked_config(options)
-    say(f"reading {Path(options.data).name}")
+    say(f"reading {data_name(options.data)}")
     needs = None if options.requests is None else ATTRIBUTES in options.requests
     data = load_own_data(options.data, options.protocol, options.columns, needs)
     say(data.describe())
@@ -199,7 +199,8 @@ def _trained(
     recommender.save(folder)
     say("evaluating on the validation users")
     tracks = evaluate_masks(recommender.masks, data, "validation", options.seed, options.users)
-    _write_training(folder, options, backbone, generator, seconds, tracks)
+    used = dataclasses.replace(options, data=data.name, columns=data.columns)
+    _write_training(folder, used, backbone, generator, seconds, tracks)
     return Trained(dataclasses.replace(recommender, folder=options.output), data, tracks)
 
 
@@ -299,7 +300,7 @@ def _write_training(
     given = (options.requests or {}).items()
     settings.update(
         requests={name if isinstance(name, str) else type(name).__name__: weight for name, weight in given} or None,
-        data=printable(Path(options.data).name),  # names only: a file to share tells no paths of this machine
+        data=printable(str(options.data)),  # names only: a file to share tells no paths of this machine
         output=printable(options.output.name),
         checkpoint=None if options.checkpoint is None else printable(options.checkpoint.name),
         backbone=backbone.name,

@@ -8,9 +8,11 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import cramer_peft
 from cramer_peft.recsys.commands import app as cli
+from cramer_peft.recsys.commands.options import TABLES
 
-COMMANDS = ("demo", "train", "evaluate", "recommend")
+COMMANDS = ("demo", "train", "evaluate", "recommend", "score")
 
 
 def test_usage_errors_are_typers() -> None:
@@ -24,11 +26,29 @@ def test_usage_errors_are_typers() -> None:
         assert "Usage" in result.output
 
 
+def test_it_says_its_version() -> None:
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"cramer-peft {cramer_peft.__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_shows_its_default_or_says_what_happens_without_it(name: str) -> None:
+    command: Any = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    silent = {"config", "checkpoint", "checkpoint_folder", "title_column", "attribute_column", "attribute_separator"}
+    silent |= {"users", "before", "request", "backbone", "data"} if name != "train" else set()
+    for parameter in command.params:
+        if not parameter.required and parameter.name not in silent and not parameter.is_flag:
+            shown = parameter.show_default and parameter.default is not None
+            assert shown or "By default" in parameter.help, parameter.name
+
+
 def test_a_command_takes_few_options() -> None:
     commands: Any = get_command(cli.app)
     assert sorted(commands.commands) == sorted(COMMANDS)
     for name, command in commands.commands.items():
-        assert 0 < len(command.params) <= 13, name
+        assert 0 < sum(getattr(parameter, "rich_help_panel", None) != TABLES for parameter in command.params) <= 13, (
+            name
+        )
         assert all(parameter.help for parameter in command.params), name
 
 
@@ -49,5 +69,6 @@ def test_help_is_quick(name: str) -> None:
     code = "import sys; from cramer_peft.recsys.commands import app; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert f"cramer_peft.recsys.commands.{name}" in loaded
-    heavy = ("pandas", "matplotlib", "cramer_peft.recsys.recommender", "cramer_peft.recsys.commands.demo_run")
+    library = ("torch", "peft", "transformers", "pandas", "matplotlib")
+    heavy = (*library, "cramer_peft.recsys.recommender", "cramer_peft.recsys.commands.demo_run")
     assert not set(heavy) & set(loaded)

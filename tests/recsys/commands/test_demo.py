@@ -22,13 +22,14 @@ def demo(run: Callable[..., Any], shop: Path, tmp_path: Path) -> Callable[..., A
 
 
 def test_demo_then_recommend(demo: Callable[..., Any], run: Callable[..., Any], tmp_path: Path) -> None:
-    ended = demo("--seed", 3)
+    ended = demo("--seed", 3, "--full")
     assert ended.code == 0, ended
     output = tmp_path / "out"
     assert sorted(entry.name for entry in output.iterdir()) == [
         "adapter",
         "attribute_shares.png",
         "backbone",
+        "before_after.png",
         "catalogue.json",
         "results.json",
     ]
@@ -54,6 +55,21 @@ def test_demo_then_recommend(demo: Callable[..., Any], run: Callable[..., Any], 
     title = results["examples"][0]["titles"][0].rpartition(" (")[0]
     again = run("recommend", "--adapter", output, "--history", title, "--request", "more war")
     assert again.code == 0, again
+
+
+def test_the_quick_demo(demo: Callable[..., Any], tmp_path: Path) -> None:
+    ended = demo()
+    assert ended.code == 0, ended
+    for part in ("frozen", "ours", "quick demo: 1 epochs, 2 steps", "(before: no request)", "(after: masks taken off)"):
+        assert part in " ".join(ended.out.split())
+    for part in ("paper's gate", "text fusion", "DIFFER"):
+        assert part not in ended.out
+    assert "equal those before, bit for bit" in " ".join(ended.out.split())
+    assert "epoch 1 of 1: ndcg@10" in ended.error
+    for part in ("\r", "{", "Loading", "%|"):
+        assert part not in ended.out + ended.error
+    assert not (tmp_path / "out" / "attribute_shares.png").exists()
+    assert (tmp_path / "out" / "before_after.png").stat().st_size > 10_000
 
 
 def test_columns_of_the_users_choice(demo: Callable[..., Any]) -> None:

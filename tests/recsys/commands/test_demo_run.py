@@ -17,10 +17,10 @@ from cramer_peft.recsys.commands.demo_run import (
     PAPER,
     DemoOptions,
     DemoResult,
-    attribute_shares,
     run_demo,
     scores_digest,
 )
+from cramer_peft.recsys.commands.followed import attribute_shares, followed
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.evaluation.users import EvaluationUsers
 from cramer_peft.recsys.recommender import RequestRecommender
@@ -45,6 +45,7 @@ def options(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoOptio
         generator=GeneratorOptions(steps=3, batch_size=8),
         paper_generator=GeneratorOptions.paper(steps=2, batch_size=8),
         progress=False,
+        full=True,
     )
 
 
@@ -94,7 +95,9 @@ def test_it_shows_one_user(result: DemoResult) -> None:
 
 
 def test_it_asks_as_people_do(result: DemoResult) -> None:
-    first, *asked = result.everyday
+    first, *asked, after = result.everyday
+    assert after.request is after.heard is None
+    assert after.titles == first.titles
     assert first.request is first.heard is None
     assert first.titles == result.examples[0].titles
     assert len(asked) == 3
@@ -166,7 +169,7 @@ def test_a_saved_backbone_is_used_again(options: DemoOptions, result: DemoResult
         assert name == "seconds" or value == result.rows[FROZEN][name]
     assert again.restored
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["encoder"] == "hashing"
-    assert [example.heard for example in again.everyday] == [None] * 4  # this encoder does not tell
+    assert [example.heard for example in again.everyday] == [None] * 5  # this encoder does not tell
     assert again.examples[0].titles == result.examples[0].titles
     first, second = (folder / "backbone" / "model.safetensors" for folder in (options.output, tmp_path))
     loaded = [SASRec.from_pretrained(path.parent).state_dict() for path in (first, second)]
@@ -241,7 +244,42 @@ def test_what_the_demo_can_know_first(options: DemoOptions, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+# --- the quick demo
+
+
+def test_the_quick_demo_measures_some_users_and_ours_alone(options: DemoOptions, tmp_path: Path) -> None:
+    usual = DemoOptions(tmp_path)
+    assert (usual.full, usual.backbone_options.epochs, usual.generator.steps) == (False, 3, 60)
+    in_full = usual.in_full()
+    assert (in_full.full, in_full.backbone_options, in_full.generator) == (True, BackboneOptions(), GeneratorOptions())
+    text: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cramer_peft.recsys.commands.demo_run._MEASURED_USERS", 7)
+        quick = run_demo(replace(options, output=str(tmp_path / "out"), full=False), say=text.append)
+    assert list(quick.rows) == [FROZEN, OURS]
+    assert (quick.users, quick.all_users, quick.examples, quick.shares) == (7, 30, [], {})
+    assert not any(PAPER in line or FUSION in line for line in text)
+    assert [example.request is None for example in quick.everyday] == [True, False, False, False, True]
+    assert quick.restored
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (written["users"], written["options"]["full"], len(written["followed"])) == (7, False, len(quick.followed))
+
+
 # --- shares
+
+
+def test_how_far_lists_follow(masks: Any, users: EvaluationUsers) -> None:
+    rows = followed(masks, users, sample=9)
+    order = users.catalogue.item_attributes.sum(0).argsort(descending=True, stable=True).tolist()
+    first, second, third = (phrase(users.catalogue.attributes[place]) for place in order[:3])
+    texts = [row.request for row in rows]
+    assert texts[:2] == [f"something with {second}", f"something with {third}"]
+    assert texts[-2:] == [f"no {first}, please", f"no {second}, please"]
+    assert all(0 <= share <= 1 for row in rows for share in (row.before, row.after))
+    scores = masks(users.item_ids[:9], request=texts[-2]).masked_fill(users.seen[:9], -torch.inf)
+    has = users.catalogue.item_attributes[scores.topk(10).indices, order[0]].float().mean().item()
+    assert rows[-2].after == pytest.approx(1 - has)
+    assert rows[0].before == pytest.approx(1 - rows[-1].before)  # with and without the same attribute
 
 
 def test_attribute_shares(masks: Any, users: EvaluationUsers, monkeypatch: pytest.MonkeyPatch) -> None:

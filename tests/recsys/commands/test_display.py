@@ -11,8 +11,10 @@ from cramer_peft.recsys.commands.display import (
     everyday_table,
     examples_table,
     metrics_table,
+    plot_followed,
     plot_shares,
 )
+from cramer_peft.recsys.commands.followed import Followed
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.recommender import Answer
 
@@ -37,7 +39,9 @@ def tales() -> Catalogue:
 
 def test_metrics_table_fits_a_narrow_terminal() -> None:
     rows = {"frozen": {**ROW, "seconds": 12.4, "ndcg:for": 0.9}, "paper's gate": {**ROW, "seconds": 1234.0}}
-    text = rendered(metrics_table(rows), width=80)
+    text = rendered(metrics_table(rows, 1234, "quick demo: so"), width=80)
+    assert "1,234 test users" in text
+    assert "quick demo: so" in text
     for title in ("NDCG", "HR", "MRR", "@10", "satisfaction", "violation", "overlap", "seconds"):
         assert title in text
     for name, seconds in (("frozen", "12"), ("paper's gate", "1234")):
@@ -55,10 +59,17 @@ def test_examples_table() -> None:
 
 
 def test_everyday_table() -> None:
-    asked = [(None, None, ["A"]), ("like [REC]", "wanted: like [REC]", ["[/bold] x", "C"])]
+    asked = [(None, None, ["A"]), ("like [REC]", "wanted: like [REC]", ["[/bold] x", "A"]), (None, None, ["A"])]
     text = rendered(everyday_table(asked))
-    for part in ("(none)", "like [REC]", "→ wanted: like [REC]", "[/bold] x"):
+    for part in (
+        "(before: no request)",
+        "like [REC]",
+        "→ wanted: like [REC]",
+        "+ [/bold] x",
+        "(after: masks taken off)",
+    ):
         assert part in text
+    assert text.count("  A") == 3
     assert "None" not in text
 
 
@@ -91,6 +102,14 @@ def test_picture(tmp_path: Path) -> None:
     assert 800 <= width <= 3000
     assert 400 <= height <= 2000
     assert 10_000 < len(data) < 500_000
+
+
+def test_picture_of_what_follows(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for number in (1, 6):
+        path = tmp_path / f"{number}.png"
+        plot_followed([Followed("something with $\\war$", 0.1, 0.9)] * number, 200, "quick", path)
+        assert 10_000 < path.stat().st_size < 500_000
 
 
 def test_picture_of_one_attribute(tmp_path: Path) -> None:

@@ -349,7 +349,7 @@ def test_columns_can_be_named_and_must_be_when_unknown(tmp_path: Path) -> None:
         tmp_path / "data", "item_id:token\tlabel:token\tmood:str", "a\tFirst\tsad;slow", "b\tSecond\t"
     )
     with pytest.raises(
-        DataError, match=r"x\.item: fields missing: genres; fields there: item_id, label, mood\. .*attrib"
+        DataError, match=r"x\.item: columns missing: genres; columns there: 'item_id', 'label', 'mood'.* attrib"
     ):
         load_dataset(str(folder))
     catalogue, _ = load_dataset(

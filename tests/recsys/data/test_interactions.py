@@ -169,7 +169,7 @@ def test_folder_without_a_file_or_with_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("id:token\ttitle:str\tgenres:str\n", "fields missing: item_id; fields there: id, title"),
+        ("key:token\ttitle:str\tgenres:str\n", "columns missing: item_id; columns there: 'key', 'title'"),
         ("item_id:token\ttitle:str\tkind:str\n", "missing: genres; .*attribute_column"),
         ("item_id:float\ttitle:str\tgenres:str\n", "'item_id' has type float, expected token"),
         ("item_id:token\ttitle:str\tgenres:float\n", "'genres' has type float, expected text"),
@@ -190,8 +190,8 @@ def test_missing_title_column_says_how_to_name_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("user:token\titem_id:token\ttime:float\n", "missing: user_id, timestamp; .*there: user"),
-        ("user_id:token\titem_id:token\ttimestamp:token\n", "'timestamp' has type token"),
+        ("who:token\titem_id:token\twhen:float\n", "missing: user_id, timestamp; .*'who'.*--user.* and .*--time"),
+        ("user_id:token\titem_id:token\ttimestamp:float_seq\n", "'timestamp' has type float_seq"),
         ("user_id:float\titem_id:token\ttimestamp:float\n", "'user_id' has type float"),
     ],
 )
@@ -224,10 +224,10 @@ def test_timestamps_must_be_finite(tmp_path: Path, value: str) -> None:
 
 def test_blank_ids(tmp_path: Path) -> None:
     folder = write_pair(tmp_path, [*three_items(), ("", "d", 1)])
-    with pytest.raises(DataError, match="line 5: field 'user_id' is blank"):
+    with pytest.raises(DataError, match="line 5: column 'user_id' is blank"):
         load_interactions(folder)
     write_pair(tmp_path, three_items(), ITEMS + "a\tA\t\n\tB\t\n")
-    with pytest.raises(DataError, match="line 3: field 'item_id' is blank"):
+    with pytest.raises(DataError, match="line 3: column 'item_id' is blank"):
         load_interactions(folder)
 
 
@@ -235,7 +235,7 @@ def test_blank_ids(tmp_path: Path) -> None:
 def test_an_attribute_without_a_word(tmp_path: Path, attribute: str) -> None:
     items = f"item_id:token\ttitle:token_seq\tmood:str\na\tA\tcalm\nb\tB\tcalm|{attribute}\nc\tC\t{attribute}\n"
     folder = write_pair(tmp_path, three_items(), items)
-    with pytest.raises(DataError, match=r"data.item, line 3: field 'mood' holds the attribute .* blank"):
+    with pytest.raises(DataError, match=r"data.item, line 3: column 'mood' holds the attribute .* blank"):
         load_interactions(folder, attribute_column="mood", min_attribute_items=2)
     catalogue, _ = load_interactions(folder, attribute_column="mood", min_attribute_items=3)
     assert catalogue.attributes == ()  # one that is left out anyway does no harm
@@ -314,11 +314,11 @@ def test_a_least_rating_that_cannot_be_applied(tmp_path: Path) -> None:
     for value in (float("nan"), float("inf"), True, "4"):
         with pytest.raises(DataError, match=r"min_rating: found .*, expected a finite number"):
             load_interactions(folder, min_rating=value)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"line 3: field 'rating' is blank.*min_rating=2"):
+    with pytest.raises(DataError, match=r"line 3: column 'rating' is blank.*min_rating=2"):
         load_interactions(rated(tmp_path, "u a 1 2", "u b 2 "), min_rating=2)
-    with pytest.raises(DataError, match=r"line 2: field 'rating' holds 'good', which is not a number"):
+    with pytest.raises(DataError, match=r"line 2: column 'rating' holds 'good', which is not a number"):
         load_interactions(rated(tmp_path, "u a 1 good"), min_rating=2)
-    with pytest.raises(DataError, match=r"missing: rating; fields there: user_id, item_id, timestamp.*min_rating=2"):
+    with pytest.raises(DataError, match=r"missing: rating; columns there: 'user_id', .*min_rating=2"):
         load_interactions(write_pair(tmp_path, three_items()), min_rating=2)
     write(folder / "data.inter", RATED.replace("rating:float", "rating:token"))
     with pytest.raises(DataError, match="'rating' has type token, expected float"):

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramer_peft.recsys.data import items as items_module
+from cramer_peft.recsys.data.atomic import read_atomic
+from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.data.items import Items, read_items
 
 pytest.importorskip("pandas")
@@ -14,7 +16,7 @@ def read(tmp_path: Path, header: str, *rows: str, least: int = 1) -> Items:
     lines = [f"item_id:token\ttitle:str\tgenres:token_seq{header}"]
     lines += [f"i{number}\t{row}" for number, row in enumerate(rows)]
     (tmp_path / "x.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return read_items(tmp_path / "x.item", None, None, None, least)
+    return read_items(read_atomic(tmp_path / "x.item"), Columns(min_attribute_items=least), "item_id")
 
 
 def known(items: Items) -> dict[str, list[float | None]]:
@@ -66,8 +68,8 @@ def test_a_field_of_texts_that_is_too_long_is_left_out(tmp_path: Path, monkeypat
 def test_it_says_how_attributes_were_read_and_what_looks_wrong(tmp_path: Path) -> None:
     listed = read(tmp_path, "\tsku:token", "A\tRain Jackets, Running Shoes\ts1", "B\tRain Jackets\ts2", "C\t\ts3")
     assert listed.describe() == [
-        "attributes: field 'genres', cut at ',': 'Rain Jackets' (2), 'Running Shoes' (1)",
-        "texts: none; numbers: none; fields not read: 'sku'",
+        "attributes: column 'genres', cut at ',': 'Rain Jackets' (2), 'Running Shoes' (1)",
+        "texts: none; numbers: none; columns not read: 'sku'",
     ]
     rows = [f"T\tX Film{' Rock, Pop' if number == 0 else ''}" for number in range(20)]
     lines = read(tmp_path, "", *rows).describe()

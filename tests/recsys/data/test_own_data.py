@@ -35,7 +35,7 @@ def test_requests_that_are_no_text(stated: Path, tmp_path: Path) -> None:
     for name in ("x.item", "x.inter"):
         text = (stated / name).read_text().replace("request:token_seq", "request:float")
         (tmp_path / name).write_text(text.replace("wish ", ""))
-    with pytest.raises(DataError, match="'request' has type float, expected text"):
+    with pytest.raises(DataError, match="'request' has type float, expected token or token_seq or str"):
         load_own_data(tmp_path).own_requests("test")
 
 
@@ -71,7 +71,7 @@ def test_popularity_counts_visits_of_training_alone(stated: Path, protocol: Prot
     popularity = data.catalogue.numbers["popularity"].tolist()
     assert popularity == [counts[item] for item in range(len(data.catalogue))]
     assert sum(popularity) < sum(map(len, data.interactions.sequences))
-    assert "attributes: field 'genres', cut at spaces: 'Classic' (20), 'Action' (10)" in data.describe()
+    assert "attributes: column 'genres', cut at spaces: 'Classic' (20), 'Action' (10)" in data.describe()
 
 
 @pytest.mark.parametrize("protocol", ["leave-one-out", "temporal"])
@@ -108,5 +108,5 @@ def test_stated_requests_stand_in_for_attributes(stated: Path, folder: Path) -> 
     columns = Columns(min_attribute_items=99)
     assert load_own_data(stated, columns=columns).catalogue.attributes == ()
     assert load_own_data(folder, columns=columns, attributes=False).catalogue.attributes == ()
-    with pytest.raises(DataError, match=r"no attribute is on 99 .* a field 'request'"):
+    with pytest.raises(DataError, match=r"no attribute is on 99 .* a column of the interactions"):
         load_own_data(stated, columns=columns, attributes=True)

@@ -439,3 +439,38 @@ def test_any_words_in_any_order_are_read(hearing: HearingEncoder, words: list[st
     sides = [{part.meaning for part in found.parts if part.wanted is side} for side in (True, False)]
     assert not sides[0] & sides[1]
     assert float(vector.view(2, -1).norm(dim=1).max()) < 100
+
+
+@pytest.mark.parametrize(
+    ("request_text", "expected"),
+    [
+        ("western films from before 1980", [("western", True), ("year before 1980", True)]),
+        ("something from after 1990", [("year after 1990", True)]),
+        ("nothing from before 1990", [("year before 1990", False)]),
+        ("movies from space", [("space", True)]),
+        ("keep robots away from me", [("robots", False)]),
+        ("a change from horror", [("horror", False)]),
+    ],
+)
+def test_from_asks_for_what_follows_a_thing(
+    hearing: HearingEncoder, request_text: str, expected: list[tuple[str, bool]]
+) -> None:
+    assert [(meaning, wanted) for _, meaning, wanted in heard(hearing, request_text)] == expected
+
+
+def test_words_that_announce_a_title_are_not_missed(hearing: HearingEncoder) -> None:
+    assert hearing.hear("similar to The Crypt of Lisbon").missed == ()
+
+
+@pytest.mark.parametrize("request_text", ["something like The Crypt of Lisbon but with robots", "horror but robots"])
+def test_but_alone_denies_nothing(hearing: HearingEncoder, request_text: str) -> None:
+    assert ("words", "robots", True) in heard(hearing, request_text)
+
+
+def test_but_not_denies(hearing: HearingEncoder) -> None:
+    assert ("words", "robots", False) in heard(hearing, "horror but not robots")
+
+
+def test_a_word_without_end_is_cut(hearing: HearingEncoder) -> None:
+    assert max(map(len, hearing.reader.read(["more " + "a" * 60_000])[0].words)) <= 100
+    assert hearing.hear("more horror, " + "a" * 60_000).parts[0].meaning == "horror"

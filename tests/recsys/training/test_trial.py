@@ -146,7 +146,7 @@ def test_requests_of_another_type(options: TrainOptions, stated: Path, tmp_path:
     (data / "x.inter").write_text("\n".join([header.replace("request:token_seq", "request:float"), *rows]) + "\n")
     error = refusal(replace(options, data=str(data)))
     assert isinstance(error, DataError)
-    assert "field 'request' has type float" in str(error)
+    assert "column 'request' has type float" in str(error)
 
 
 def test_the_trial_draws_no_random_number(stated: Path) -> None:

@@ -1,0 +1,1 @@
+"""Lists for millions of rows: Parquet in, Parquet out."""
