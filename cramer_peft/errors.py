@@ -172,7 +172,7 @@ class DataError(CramerError, ValueError):
 
 
 class DownloadError(CramerError, OSError):
-    """A data set could not be downloaded, or the download is not the expected one."""
+    """A data set, or a folder on the hub, could not be downloaded, or the download is not the expected one."""
 
 
 class MissingModelError(CramerError, OSError):

@@ -11,6 +11,7 @@ from cramer_peft.encoders import RequestEncoder
 from cramer_peft.errors import ConfigError
 from cramer_peft.model import RequestMaskModel
 from cramer_peft.storage.adapter_files import check_fits, read_adapter
+from cramer_peft.storage.hub import ADAPTER_FILES, find_folder
 
 
 def inject_request_masks(
@@ -53,23 +54,32 @@ def load_request_masks(
     encoder: RequestEncoder | None = None,
     check_base: bool = True,
     is_trainable: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    local_files_only: bool = True,
 ) -> RequestMaskModel:
     """Put a saved adapter on ``model``; everything is checked before anything is touched.
 
     Args:
         model: The base model that the adapter was made for, without masks.
-        folder: Folder that ``save_pretrained`` wrote: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: Folder that ``save_pretrained`` wrote: ``adapter_config.json`` and ``adapter_model.safetensors``. If
+            there is none: a name on the hub, ``"user/name"``, whose files lie in the hub's cache on this machine.
         adapter_name: Name that the adapter gets here.
         encoder: An encoder object, if the adapter's is not a registered one.
         check_base: Check that the fingerprint of the masked weights matches.
         is_trainable: True to train the generator further.
+        revision: Branch, tag or commit on the hub.
+        subfolder: A folder inside ``folder``.
+        local_files_only: False to download from the hub what the cache does not have.
 
     Raises:
         AdapterFileError: If a file is missing, corrupt, or does not fit; it lists what differs.
         BaseModelMismatchError: If the adapter was made for other modules or weights.
+        DownloadError: If the hub does not give the files.
         EncoderError: If the adapter was made with another encoder.
     """
-    stored = read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
+    found = find_folder(folder, ADAPTER_FILES, revision, subfolder, local_files_only)
+    stored = read_adapter(found, check_base=check_base, is_trainable=is_trainable)
     check_fits(stored, model, encoder)
     masks = RequestMaskModel(model, stored.config, adapter_name, encoder=encoder)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,7 @@ from cramer_peft.masks import Mask
 from cramer_peft.merging import MergedRequest, plan_merge, stored_masks
 from cramer_peft.requests import AllRequests, Requests, Strength
 from cramer_peft.storage.adapter_files import check_fits, check_same_form, read_adapter
+from cramer_peft.storage.hub import ADAPTER_FILES, find_folder, push_folder
 from cramer_peft.tuner.registration import register
 from cramer_peft.tuner.request_calls import RequestCalls
 
@@ -311,6 +313,36 @@ class RequestMaskModel(RequestCalls):
         """Return the model card that :meth:`save_pretrained` writes, as Markdown."""
         return self.adapter(adapter_name).model_card()
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        adapter_name: str | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub, and return the commit's address.
+
+        A ``README.md`` of one's own there stays. Errors of the hub are those of huggingface_hub.
+
+        Args:
+            repo_id: ``"user/name"``; the repository is made if it does not exist.
+            adapter_name: The adapter; None: the active one.
+            revision: A branch, made if it does not exist; None: ``main``.
+            subfolder: A folder inside the repository.
+            private: True: the repository is made private, and one that others can read is refused. None: as the hub
+                decides.
+            token: A token for the hub; None: that of ``hf auth login``.
+
+        Raises:
+            ConfigError: If the repository must be private, but is not. Nothing was uploaded.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter_name)
+            return push_folder(Path(folder), repo_id, ADAPTER_FILES, revision, subfolder, private, token)
+
     def load_adapter(
         self,
         folder: str | Path,
@@ -318,9 +350,13 @@ class RequestMaskModel(RequestCalls):
         encoder: RequestEncoder | None = None,
         check_base: bool = True,
         is_trainable: bool = False,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        local_files_only: bool = True,
     ) -> None:
-        """Add an adapter from files; see :func:`cramer_peft.load_request_masks` for what is checked."""
-        stored = read_adapter(Path(folder), check_base=check_base, is_trainable=is_trainable)
+        """Add an adapter from files; see :func:`cramer_peft.load_request_masks` for the arguments and the checks."""
+        found = find_folder(folder, ADAPTER_FILES, revision, subfolder, local_files_only)
+        stored = read_adapter(found, check_base=check_base, is_trainable=is_trainable)
         check_fits(stored, self.model, encoder)
         self.add_adapter(adapter_name, stored.config, encoder=encoder)
         try:

@@ -14,7 +14,7 @@ CEILINGS = {
     "a call, vectors": (70, 9, 32),
     "a call, texts": (70, 9, 32),
     "inject_request_masks": (167, 22, 72),
-    "load_request_masks": (350, 26, 140),
+    "load_request_masks": (350, 27, 140),
 }
 
 

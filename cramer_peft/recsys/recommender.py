@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -30,19 +31,23 @@ from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import BATCH, mask_scorer
+from cramer_peft.recsys.folder import (
+    ADAPTER_FOLDER,
+    CARD_FILE,
+    keep_card,
+    read_training,
+    trained_columns,
+)
+from cramer_peft.recsys.hub import FILES, files_with_results, recommender_card, recommender_folder
 from cramer_peft.recsys.listening import Listener
 from cramer_peft.recsys.masks import describe_items
 from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
-from cramer_peft.recsys.reading import as_path, read_object
+from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.requests.heard import Heard
 from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.rows import Rows, best_lists
-from cramer_peft.storage import new_version
-
-ADAPTER_FOLDER, TRAINING_FILE = "adapter", "training.json"
-CARD_FILE = "README.md"
-_MAX_JSON_BYTES = 1 << 20
+from cramer_peft.storage import new_version, push_folder, write_model_card
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class RequestRecommender:
-    """A backbone with request masks, and the catalogue that it recommends from."""
+    """A backbone with request masks, and the catalogue that it recommends from.
+
+    ``folder`` is where it was loaded from or trained, if it was: its results are there.
+    """
 
     masks: RequestMaskModel
     catalogue: Catalogue
+    folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_count(self.masks.model, self.catalogue)
@@ -115,18 +124,32 @@ class RequestRecommender:
         return there is not None and self.catalogue.item_ids[: len(there)] == there
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], backbone: Any = None) -> RequestRecommender:
-        """Load a folder that :func:`save_backbone` and :meth:`save` wrote.
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        backbone: Any = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        local_files_only: bool = True,
+    ) -> RequestRecommender:
+        """Load a folder that :func:`save_backbone` and :meth:`save` wrote, or :meth:`push_to_hub` pushed.
 
         Args:
-            folder: The folder itself, or the adapter's folder in it.
+            folder: The folder itself, or the adapter's folder in it. If there is none: a name on the hub,
+                ``"user/name"``, whose files lie in the hub's cache on this machine.
             backbone: A recommender of your own that :meth:`save` did not write; None: the one in the folder.
+            revision: Branch, tag or commit on the hub.
+            subfolder: A folder inside ``folder``.
+            local_files_only: False to download from the hub what the cache does not have.
 
         Raises:
             DataError: If a part is missing or unreadable, or the catalogue is not that of the other parts.
             AdapterFileError: If the adapter does not fit the backbone.
+            DownloadError: If the hub does not give the files.
         """
-        root = _root(folder)
+        hub = {"revision": revision, "subfolder": subfolder, "local_files_only": local_files_only}
+        root = recommender_folder(folder, **hub)
         for name in (CATALOGUE_FILE, ADAPTER_FOLDER, *([BACKBONE_FOLDER] if backbone is None else [])):
             if not (root / name).exists():
                 raise DataError(
@@ -142,7 +165,40 @@ class RequestRecommender:
         if encoder is not None:
             masks.set_encoder(encoder)
         describe_items(masks, catalogue)
-        return cls(masks, catalogue)
+        return cls(masks, catalogue, root)
+
+    def model_card(self, name: str = "user/name", **hub: Any) -> str:
+        """Return a card, as Markdown, that says what is heard and was measured; arguments as for :meth:`load`."""
+        own = [] if hasattr(self.masks.model, "save_pretrained") else ["backbone=backbone"]
+        place = [repr(name), *own, *(f"{key}={value!r}" for key, value in hub.items() if value)]
+        results = files_with_results(self.folder, self.masks)
+        return recommender_card(self.masks, self.catalogue, self.hear, results, place)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        private: bool | None = True,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the whole recommender to the Hugging Face hub, and return the commit's address.
+
+        The arguments are as for :meth:`cramer_peft.RequestMaskModel.push_to_hub`. The repository must be private unless
+        you say otherwise: the catalogue may hold what people asked for in training.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder, backbone = Path(name), copy.deepcopy(self.masks).unload()
+            if hasattr(backbone, "save_pretrained"):  # one of your own has none
+                save_backbone(cast(Any, backbone), folder, self.catalogue)
+            self.save(folder)
+            card = self.folder / CARD_FILE if self.folder is not None else folder / CARD_FILE
+            for path in (card, *files_with_results(self.folder, self.masks)):
+                if path.is_file():
+                    shutil.copyfile(path, folder / path.name)
+            write_model_card(folder, self.model_card(repo_id, revision=revision, subfolder=subfolder))
+            return push_folder(folder, repo_id, FILES, revision, subfolder, private, token)
 
     def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
         """Return a recommender that knows new items, too, after the others; nothing is trained.
@@ -306,14 +362,6 @@ class RequestRecommender:
         return {name: (old, new) for name, old, new in pairs if old or new}
 
 
-def keep_card(folder: Path, new: Path) -> None:
-    """Copy the README.md beside an adapter to a folder for a new version, so that a text of the user's stays."""
-    card = folder / ADAPTER_FOLDER / CARD_FILE
-    if card.is_file():
-        (new / ADAPTER_FOLDER).mkdir(parents=True)
-        shutil.copyfile(card, new / ADAPTER_FOLDER / CARD_FILE)
-
-
 def evaluate_recommender(
     folder: str | os.PathLike[str],
     data: str | os.PathLike[str] | Tables,
@@ -346,15 +394,15 @@ def evaluate_recommender(
     if protocol is not None:
         check_protocol(protocol)
     recommender = RequestRecommender.load(folder)
-    root = _root(folder)
-    trained = _read_training(root)
+    root = recommender_folder(folder)
+    trained = read_training(root)
     used = trained.get("protocol")
     if protocol is not None and used is not None and protocol != used:
         raise DataError(
             f"{root} was trained with the protocol {used!r}, found {protocol!r}: the training may have seen what it "
             f"would be tested on. Leave --protocol out, or train with --protocol {protocol}."
         )
-    columns = _columns(columns, trained, root)
+    columns = trained_columns(columns, trained, root)
     say(f"reading {data_name(data)}")
     loaded = load_own_data(data, protocol or used or "leave-one-out", columns, attributes=False)
     say(loaded.describe())
@@ -380,37 +428,6 @@ def evaluate_masks(
 def tracks_as_dict(tracks: dict[str, TrackResult]) -> dict[str, Any]:
     """Return results as JSON values."""
     return {name: result.as_dict() for name, result in tracks.items()}
-
-
-def _root(folder: str | os.PathLike[str]) -> Path:
-    """Return a recommender's folder, given it or the adapter's folder in it."""
-    folder = as_path(folder)
-    return folder if (folder / CATALOGUE_FILE).is_file() else folder.absolute().parent
-
-
-def _read_training(root: Path) -> dict[str, Any]:
-    """Return the options of a training. The demo writes none, and splits by leave-one-out."""
-    path = root / TRAINING_FILE
-    if not path.exists():
-        return {"protocol": "leave-one-out"}
-    options = read_object(path, "the results of a training", _MAX_JSON_BYTES).get("options")
-    if not isinstance(options, dict):
-        raise DataError(f"{path}: expected the options of a training. Train again, or remove the file.")
-    return options
-
-
-def _columns(given: Columns | None, trained: dict[str, Any], root: Path) -> Columns:
-    """Return what to read: as given, or else as in training, and in any case by the training's ``min_rating``."""
-    try:
-        used = Columns(**trained.get("columns", {}))
-    except TypeError as error:
-        raise DataError(f"{root / TRAINING_FILE}: columns: {error}. Train again, or remove the file.") from error
-    if given is not None and given.min_rating not in (None, used.min_rating):
-        raise DataError(
-            f"{root} was trained with min_rating={used.min_rating}, found {given.min_rating}: other interactions would "
-            "be the targets, and the training may have seen them. Leave min_rating out, or train with it."
-        )
-    return used if given is None else replace(given, min_rating=used.min_rating)
 
 
 def _check_catalogue(root: Path, known: Catalogue, data: OwnData) -> None:

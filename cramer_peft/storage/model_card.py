@@ -30,7 +30,7 @@ _REGIMES = {"none": "frozen", "last": "its last layer is trained with the adapte
 def write_model_card(folder: Path, card: str) -> bool:
     """Write the card, atomically, unless the README.md there is no card of this library; True if it was written."""
     path = folder / CARD_NAME
-    if path.exists() and not _is_ours(path):
+    if path.exists() and not is_own_card(path):
         return False
     write_bytes(path, card.encode())
     return True
@@ -53,7 +53,8 @@ def model_card(config: RequestMaskConfig, generator: RequestMaskGenerator, model
     return "\n\n".join(sections) + "\n"
 
 
-def _is_ours(path: Path) -> bool:
+def is_own_card(path: Path) -> bool:
+    """Return True if a file is a card that this library wrote, and no text of a person's."""
     try:
         with path.open("rb") as file:
             return MARKER.encode() in file.read(_MAX_CARD_BYTES)
@@ -136,6 +137,7 @@ def _loading(config: RequestMaskConfig, model_class: str) -> str:
     return f"""## How to use it
 
 `base_model` is the frozen {model_class}, `folder` the path of these files, `inputs` a batch of two rows.
+On the hub, `folder` may be the name of the repository; `local_files_only=False` lets the first call download it.
 
 ```python
 {needed}from cramer_peft import load_request_masks

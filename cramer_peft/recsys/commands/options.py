@@ -43,6 +43,10 @@ Requests = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.")]
+ReportTo = Annotated[
+    str, typer.Option(help="Where trainings report: tensorboard, wandb, mlflow …; several as tensorboard,wandb.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint; without one, start anew.")]
 Config = Annotated[
     Path | None,
     typer.Option(

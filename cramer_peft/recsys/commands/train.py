@@ -38,9 +38,8 @@ def train(
     checkpoint_folder: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints of this training, to resume it after a kill.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint; without one, start anew.")
-    ] = False,
+    report_to: given.ReportTo = "none",
+    resume: given.Resume = False,
 ) -> None:
     """Train a backbone and request masks on your own data, and validate them."""
     from cramer_peft.recsys.commands.config_file import Settings, read_settings
@@ -72,6 +71,7 @@ def train(
         seed=seed,
         users=settings.training.users,
         checkpoints=None if checkpoint_folder is None else Checkpoints(checkpoint_folder, every, resume),
+        report_to=report_to.replace(" ", "").split(","),
     )
     trained = train_recommender(options, say=given.step_printer(console))
     if trained.tracks:  # of the first process

@@ -22,6 +22,7 @@ from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, score_histories
+from cramer_peft.recsys.training.reports import ReportTo, report_arguments, train_and_report
 from cramer_peft.training import Checkpoints, Processes, ResumableTrainer
 
 
@@ -66,6 +67,7 @@ def train_backbone(
     progress: bool = True,
     negatives: int | None = None,
     checkpoints: Checkpoints | None = None,
+    report_to: ReportTo = "none",
 ) -> Any:
     """Make and train a backbone on the training items of a split; return the epoch that validates best.
 
@@ -81,6 +83,7 @@ def train_backbone(
         negatives: Train on samples of the catalogue of this size (SASRec and GRU4Rec). None: 512 from 20,000 items on
             for the backbones that can sample, else all items. The loss ``"gbce"`` takes 512 at every size.
         checkpoints: Folder for each epoch's state, to resume after a kill; None: no checkpoints.
+        report_to: "tensorboard", "wandb", "mlflow", another tool that transformers reports to, or several.
 
     Returns:
         A :class:`~cramer_peft.recsys.backbones.Backbone`, on the CPU, in eval mode and frozen.
@@ -95,7 +98,7 @@ def train_backbone(
     check_count(None, catalogue, split.train)
     torch.manual_seed(seed)
     model = make_backbone(name, len(catalogue), max_length=options.max_length, dropout=options.dropout)
-    fit_backbone(model, split, options, seed, progress, negatives, checkpoints)
+    fit_backbone(model, split, options, seed, progress, negatives, checkpoints, report_to)
     # torch runs a GRU by another kernel if weights need gradients: frozen here, its scores stay bit for bit the same
     # when masks freeze it
     return model.requires_grad_(False)
@@ -109,6 +112,7 @@ def fit_backbone(
     progress: bool = True,
     negatives: int | None = None,
     checkpoints: Checkpoints | None = None,
+    report_to: ReportTo = "none",
 ) -> None:
     """Train a backbone by its own loss, and keep the epoch that validates best; it is left on the CPU, in eval mode.
 
@@ -129,7 +133,7 @@ def fit_backbone(
             load_best_model_at_end=True,
             metric_for_best_model="eval_ndcg@10",
             restore_callback_states_from_checkpoint=True,  # the count of early stopping
-            **quiet_arguments(seed, progress),
+            **quiet_arguments(seed, progress, report_to, "backbone"),
         )
         processes = Processes(arguments.process_index, arguments.world_size)
         trainer = _BackboneTrainer(
@@ -142,7 +146,7 @@ def fit_backbone(
             checkpoints=checkpoints,
             settings={**asdict(options), "seed": seed, "negatives": negatives, "data": windows.fingerprint()},
         )
-        trainer.train_or_resume()
+        train_and_report(trainer)
     for name in ("negatives", "calibration"):
         if hasattr(model, name):
             setattr(model, name, None)
@@ -217,14 +221,13 @@ class _BackboneTrainer(ResumableTrainer):
         return unseen_ranks(scores, seen, self._targets[users])
 
 
-def quiet_arguments(seed: int, progress: bool) -> dict[str, Any]:
-    """Return the ``TrainingArguments`` that every training here shares."""
+def quiet_arguments(seed: int, progress: bool, report_to: ReportTo = "none", name: str = "") -> dict[str, Any]:
+    """Return the ``TrainingArguments`` that every training here shares; reports are under a name."""
     return {
         "use_cpu": not torch.accelerator.is_available(),  # else accelerate makes no group of CPU processes
         "seed": seed,
         "remove_unused_columns": False,
-        "report_to": "none",
-        "logging_strategy": "no",
         "disable_tqdm": not progress,
         "weight_decay": 0.01,
+        **report_arguments(report_to, name),
     }

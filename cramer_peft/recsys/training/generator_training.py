@@ -25,6 +25,7 @@ from cramer_peft.recsys.devices import device_of
 from cramer_peft.recsys.masks import item_layers
 from cramer_peft.recsys.requests.sources import Weights
 from cramer_peft.recsys.training.backbone_training import quiet_arguments
+from cramer_peft.recsys.training.reports import ReportTo, train_and_report
 from cramer_peft.recsys.training.request_batches import GeneratorOptions, RequestCollator, request_source
 from cramer_peft.training import (
     Checkpoints,
@@ -148,10 +149,9 @@ def train_generator(
     negatives: int | None = None,
     requests: Weights | None = None,
     stated: Iterable[tuple[Sequence[int] | Tensor, str, int]] = (),
+    report_to: ReportTo = "none",
 ) -> None:
-    """Train the active adapter's generator, and the part of the encoder that it tunes, on a split's training items.
-
-    Under ``accelerate launch`` all processes train one generator, each on its rows of every batch, and all get it.
+    """Train the active adapter's generator, and what it tunes of the encoder, as :func:`train_backbone` trains.
 
     Args:
         masks: The adapted backbone.
@@ -161,12 +161,12 @@ def train_generator(
         seed: Seed of the order, the requests and the noise.
         progress: Show a progress bar.
         checkpoints: Folder for states, to resume after a kill; None: no checkpoints.
-        negatives: Train on a step's next items and a sample of the others of this size (SASRec and GRU4Rec, without
-            gates of the layer that scores the items). None: 512 from 20,000 items on if possible, else all items.
+        negatives: Train on a step's next items and a sample of the others of this size (see
+            :func:`generator_negatives`). None: 512 from 20,000 items on if possible, else all items.
         requests: The weight of each source of requests: "stated", "attributes", "catalogue", "history", or an object
-            with a method ``draw``, such as ``SaidSource([(history, text, item), …], items)``. None: what the data
-            states and sentences about attributes alike, or what there is of them.
+            with a method ``draw``, as a ``SaidSource``. None: "stated" and "attributes" alike, or what there is.
         stated: The requests of training visits that the data states, as ``OwnData.said()`` gives them.
+        report_to: As for :func:`~cramer_peft.recsys.train_backbone`.
 
     Raises:
         AdapterFileError: If a checkpoint is unreadable or of another model.
@@ -182,11 +182,11 @@ def train_generator(
     device = device_of(masks.generator)
     windows = HistoryWindows(split.train, int(masks.model.max_length))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = generator_arguments(folder, options, seed, progress)
+        arguments = generator_arguments(folder, options, seed, progress, report_to)
         if checkpoints is not None:
             arguments.save_strategy, arguments.save_steps = SaveStrategy.STEPS, checkpoints.every
         processes = Processes(arguments.process_index, arguments.world_size)
-        GeneratorTrainer(
+        trainer = GeneratorTrainer(
             model=masks,
             args=arguments,
             train_dataset=windows,
@@ -195,7 +195,8 @@ def train_generator(
             options=options,
             checkpoints=checkpoints,
             settings={**settings, "data": windows.fingerprint(), "adapter": _adapter(masks)},
-        ).train_or_resume()
+        )
+        train_and_report(trainer)
     masks.to(device).eval()  # the Trainer moves it to an accelerator, if there is one
 
 
@@ -225,7 +226,9 @@ def _adapter(masks: RequestMaskModel) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("gate", "base_fingerprint", "encoder", "encoder_fingerprint")}
 
 
-def generator_arguments(folder: str, options: GeneratorOptions, seed: int, progress: bool) -> TrainingArguments:
+def generator_arguments(
+    folder: str, options: GeneratorOptions, seed: int, progress: bool, report_to: ReportTo = "none"
+) -> TrainingArguments:
     """Return the arguments of a generator's training: AdamW, warm-up and a cosine; nothing is saved."""
     return TrainingArguments(
         output_dir=folder,
@@ -236,5 +239,5 @@ def generator_arguments(folder: str, options: GeneratorOptions, seed: int, progr
         per_device_train_batch_size=options.batch_size,
         dataloader_drop_last=False,
         save_strategy="no",
-        **quiet_arguments(seed, progress),
+        **quiet_arguments(seed, progress, report_to, "generator"),
     )

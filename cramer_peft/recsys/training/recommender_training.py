@@ -21,15 +21,13 @@ from cramer_peft.recsys.backbones.weights import WEIGHT_NAMES
 from cramer_peft.recsys.data.own_data import Columns, OwnData, Protocol, load_own_data
 from cramer_peft.recsys.data.tables import Tables, data_name
 from cramer_peft.recsys.evaluation.results import TrackResult
+from cramer_peft.recsys.folder import ADAPTER_FOLDER, TRAINING_FILE, keep_card
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path, printable
 from cramer_peft.recsys.recommender import (
-    ADAPTER_FOLDER,
     CATALOGUE_FILE,
-    TRAINING_FILE,
     RequestRecommender,
     evaluate_masks,
-    keep_card,
     tracks_as_dict,
 )
 from cramer_peft.recsys.requests.hearing import Parts
@@ -37,6 +35,7 @@ from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, des
 from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, backbone_options, train_backbone
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
+from cramer_peft.recsys.training.reports import ReportTo, report_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
 from cramer_peft.recsys.training.trial import check_data, check_masks, check_output, check_seed
 from cramer_peft.recsys.versions import versions
@@ -69,6 +68,7 @@ class TrainOptions:
         users: Evaluate at most so many validation users; None: all.
         progress: Print lines of progress, to standard error.
         checkpoints: Folder for the state of both trainings, to resume after a kill; None: no checkpoints.
+        report_to: Where both trainings report, as for :func:`train_backbone`.
     """
 
     data: str | os.PathLike[str] | Tables
@@ -87,6 +87,7 @@ class TrainOptions:
     users: int | None = None
     progress: bool = True
     checkpoints: Checkpoints | None = None
+    report_to: ReportTo = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", as_path(self.output))
@@ -160,6 +161,7 @@ def _checked_config(options: TrainOptions) -> RequestMaskConfig:
     """Return the configuration of the masks, after all checks that need no data."""
     config = mask_config(options.config)
     check_seed(options.seed)
+    report_arguments(options.report_to)  # raises, if a package is missing
     if options.requests is not None:
         check_weights(options.requests)
     check_output(options.output, (BACKBONE_FOLDER, ADAPTER_FOLDER), (CATALOGUE_FILE, TRAINING_FILE))
@@ -199,7 +201,7 @@ def _trained(
     tracks = evaluate_masks(recommender.masks, data, "validation", options.seed, options.users)
     used = dataclasses.replace(options, data=data.name, columns=data.columns)
     _write_training(folder, used, backbone, generator, seconds, tracks)
-    return Trained(recommender, data, tracks)
+    return Trained(dataclasses.replace(recommender, folder=options.output), data, tracks)
 
 
 def mask_config(values: dict[str, Any]) -> RequestMaskConfig:
@@ -233,7 +235,15 @@ def _backbone(options: TrainOptions, data: OwnData, say: Callable[[str], None]) 
         say(f"training the backbone, {name}")
         kept = None if options.checkpoints is None else options.checkpoints.below("backbone")
         return train_backbone(
-            name, data.catalogue, data.split, settings, options.seed, options.progress, options.negatives, kept
+            name,
+            data.catalogue,
+            data.split,
+            settings,
+            options.seed,
+            options.progress,
+            options.negatives,
+            kept,
+            options.report_to,
         )
     folder = options.checkpoint
     say(f"loading the backbone from {folder.name}")
@@ -272,6 +282,7 @@ def _adapted(
         options.negatives,
         options.requests,
         data.said(),
+        options.report_to,
     )
     return RequestRecommender(masks, data.catalogue), generator
 
@@ -285,7 +296,7 @@ def _write_training(
     tracks: dict[str, TrackResult],
 ) -> None:
     settings = dataclasses.asdict(dataclasses.replace(options, requests=None))
-    del settings["checkpoints"]  # they change nothing in the result
+    del settings["checkpoints"], settings["report_to"]  # they change nothing in the result
     given = (options.requests or {}).items()
     settings.update(
         requests={name if isinstance(name, str) else type(name).__name__: weight for name, weight in given} or None,

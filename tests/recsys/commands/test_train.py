@@ -189,3 +189,15 @@ def test_folders_whose_names_are_not_utf8(folder: Path, tmp_path: Path, run: Run
     assert "reading caf?" in ended.out
     ended = run("evaluate", "--adapter", output, "--data", data)
     assert ended.code == 0, ended.error
+
+
+def test_a_training_is_reported(stated: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(HASHING))
+    given = ("--data", stated, "--config", settings, "--output", tmp_path / "out", "--epochs", 1, "--steps", 2)
+    ended = run("train", *given, "--report-to", "tensorboard")
+    assert ended.code == 0, ended.error
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "runs").iterdir()) == ["backbone", "generator"]
+    assert "found 'nothing'" in run("train", *given, "--report-to", "tensorboard, nothing").message
