@@ -70,7 +70,7 @@ def test_recommending(untrained_masks: RequestMaskModel, catalogue: Catalogue, d
 def test_training_goes_on_with_the_devices_random_state(
     make_sasrec: Callable[..., SASRec], data: tuple[Catalogue, Split], tmp_path: Path, device: str
 ) -> None:
-    """The paper's gate draws noise on the device in each step."""
+    """The paper's form draws noise on the device in each step."""
     options = replace(GeneratorOptions.paper(steps=6, batch_size=8), sparsity_weight=0.0)
 
     def trained(checkpoints: Checkpoints | None, stop: int | None = None) -> Tensor:

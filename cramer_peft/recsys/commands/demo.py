@@ -44,7 +44,7 @@ def demo(
     full: Annotated[
         bool,
         typer.Option(
-            "--full", help="Train as long as it helps, and measure the paper's gate and text fusion, too: ten minutes."
+            "--full", help="Train as long as it helps, and measure the paper's form and text fusion, too: ten minutes."
         ),
     ] = False,
 ) -> None:

@@ -49,7 +49,7 @@ from cramer_peft.recsys.training.trial import check_masks, check_output, check_s
 from cramer_peft.recsys.versions import versions
 from cramer_peft.storage import new_version, write_json
 
-FROZEN, PAPER, OURS, FUSION = "frozen", "paper's gate", "ours", "text fusion"
+FROZEN, PAPER, OURS, FUSION = "frozen", "paper's form", "ours", "text fusion"
 RESULTS_FILE = "results.json"
 _MEASURED_USERS = 300  # of the quick demo
 _QUICK = GeneratorOptions(steps=60, batch_size=32, positions=4)  # learns most of what there is, in seconds

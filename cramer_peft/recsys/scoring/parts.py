@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cramer_peft.errors import ConfigError, DataError, require
+from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
+from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE
+from cramer_peft.recsys.folder import ADAPTER_FOLDER
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.scoring.scorer import ListOptions, Scored
 from cramer_peft.storage import parse_json
@@ -169,8 +172,11 @@ def parts_to_do(output: Output, parts: list[Part], recommender: Path, options: L
 
 def _digest(recommender: Path) -> str:
     """Return a hash of the files that a recommender is loaded from."""
+    root = recommender if (recommender / CATALOGUE_FILE).is_file() else recommender.parent
+    folders = (root / name for name in (BACKBONE_FOLDER, ADAPTER_FOLDER))
+    paths = [root / CATALOGUE_FILE, *(path for folder in folders for path in sorted(folder.rglob("*")))]
     found = hashlib.sha256()
-    for path in sorted(recommender.rglob("*")):
+    for path in paths:
         if path.suffix in (".json", ".safetensors") and path.is_file():
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

@@ -9,7 +9,7 @@ from benchmark.cells import DataSource, Protocol, data_digest
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.datasets import dataset_folder, load_dataset
-from cramer_peft.recsys.data.own_data import REQUEST_COLUMN, Columns, OwnData, load_own_data
+from cramer_peft.recsys.data.own_data import Columns, OwnData, load_own_data
 from cramer_peft.recsys.data.splits import Split, leave_one_out, temporal_split
 
 
@@ -79,7 +79,7 @@ def load_stated(source: DataSource, protocol: Protocol) -> OwnData:
     data = load_own_data(source.data, protocol, columns, attributes=False)
     if not data.states_requests:
         raise DataError(
-            f"{source.name}: its .inter file has no field {REQUEST_COLUMN!r}, so nobody states a request there. Give "
+            f"{source.name}: its .inter file has no column 'request', so nobody states a request there. Give "
             "other data, or train on another source: requests attributes, catalogue or history."
         )
     return data

@@ -74,7 +74,7 @@ def test_words_held_out_occur_nowhere_in_training(shop: Path) -> None:
 
 
 def test_data_without_requests_is_told(folder: Path) -> None:
-    with pytest.raises(DataError, match="has no field 'request'"):
+    with pytest.raises(DataError, match="has no column 'request'"):
         found(folder)
 
 

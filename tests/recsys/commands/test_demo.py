@@ -39,7 +39,7 @@ def test_demo_then_recommend(demo: Callable[..., Any], run: Callable[..., Any], 
     assert results["options"]["backbone_options"]["epochs"] == 1
     for part in (
         "frozen",
-        "paper's gate",
+        "paper's form",
         "ours",
         "text fusion",
         "NDCG",
@@ -62,7 +62,7 @@ def test_the_quick_demo(demo: Callable[..., Any], tmp_path: Path) -> None:
     assert ended.code == 0, ended
     for part in ("frozen", "ours", "quick demo: 1 epochs, 2 steps", "(before: no request)", "(after: masks taken off)"):
         assert part in " ".join(ended.out.split())
-    for part in ("paper's gate", "text fusion", "DIFFER"):
+    for part in ("paper's form", "text fusion", "DIFFER"):
         assert part not in ended.out
     assert "equal those before, bit for bit" in " ".join(ended.out.split())
     assert "epoch 1 of 1: ndcg@10" in ended.error

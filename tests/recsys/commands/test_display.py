@@ -38,13 +38,13 @@ def tales() -> Catalogue:
 
 
 def test_metrics_table_fits_a_narrow_terminal() -> None:
-    rows = {"frozen": {**ROW, "seconds": 12.4, "ndcg:for": 0.9}, "paper's gate": {**ROW, "seconds": 1234.0}}
+    rows = {"frozen": {**ROW, "seconds": 12.4, "ndcg:for": 0.9}, "paper's form": {**ROW, "seconds": 1234.0}}
     text = rendered(metrics_table(rows, 1234, "quick demo: so"), width=80)
     assert "1,234 test users" in text
     assert "quick demo: so" in text
     for title in ("NDCG", "HR", "MRR", "@10", "satisfaction", "violation", "overlap", "seconds"):
         assert title in text
-    for name, seconds in (("frozen", "12"), ("paper's gate", "1234")):
+    for name, seconds in (("frozen", "12"), ("paper's form", "1234")):
         line = next(line for line in text.splitlines() if name in line)
         assert line.split()[-7:] == ["0.123", "0.500", "0.250", "0.600", "0.050", "1.000", seconds]
     assert "…" not in text

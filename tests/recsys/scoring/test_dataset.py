@@ -85,6 +85,8 @@ def test_parts_of_another_scoring_are_refused(bundle: Path, rows: Path, tmp_path
     for options, part_rows, message in ((ListOptions(k=6), 50, "batch_size|k"), (OPTIONS, 40, "parts")):
         with pytest.raises(DataError, match=f"parts of another scoring: not the same .*({message})"):
             score_dataset(bundle, rows, tmp_path / "out", options, part_rows=part_rows, say=quiet)
+    (bundle / "evaluation.json").write_text("{}")  # an evaluation in between changes no list
+    assert score_dataset(bundle, rows, tmp_path / "out", OPTIONS, part_rows=50, say=quiet).parts == 0
     loaded = RequestRecommender.load(bundle)
     with torch.no_grad():
         loaded.masks.generator.head.bias.add_(1)
