@@ -100,7 +100,7 @@ class GeneratorOptions:
 
     @classmethod
     def paper(cls, **overrides: Any) -> GeneratorOptions:
-        """Return the paper's training: true requests only, next-item loss and sparsity loss (weight 0.3)."""
+        """Return the paper's losses: next item and sparsity (weight 0.3), on requests true of the next item."""
         settings = {"random_share": 0.0, "empty_share": 0.0, "edit_weight": 0.0, "next_item_weight": 1.0}
         return cls(**{**settings, "sparsity_weight": 0.3, "concept_share": 0.0, **overrides})
 
