@@ -42,9 +42,10 @@ def _candidates(catalogue: Catalogue) -> Iterator[str]:
         yield f"something from the {decade}s"
     if visits is not None:
         yield "hidden gems, not the usual blockbusters"
-    order = catalogue.item_attributes.sum(0).argsort(descending=True, stable=True).tolist()
-    wanted, unwanted = (phrase(catalogue.attributes[place]) for place in (order[-1], order[0]))
-    yield f"something with {wanted}, but no {unwanted}"
+    if len(catalogue.attributes) > 1:
+        order = catalogue.item_attributes.sum(0).argsort(descending=True, stable=True).tolist()
+        wanted, unwanted = (phrase(catalogue.attributes[place]) for place in (order[-1], order[0]))
+        yield f"something with {wanted}, but no {unwanted}"
 
 
 def first_decade(catalogue: Catalogue) -> int | None:

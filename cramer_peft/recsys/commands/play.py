@@ -27,6 +27,8 @@ def play(
     require("starlette", extra="play")
     uvicorn = require("uvicorn", extra="play")
     from cramer_peft.recsys.commands.everyday import everyday_requests
+    from cramer_peft.recsys.folder import read_training, trained_columns
+    from cramer_peft.recsys.hub import recommender_folder
     from cramer_peft.recsys.play.app import make_app
     from cramer_peft.recsys.play.people import people_of
     from cramer_peft.recsys.recommender import RequestRecommender
@@ -39,8 +41,10 @@ def play(
         raise ConfigError(f"{reason} Give another one by --port, or 0 for a free one.") from error
     with listener:
         recommender = RequestRecommender.load(folder)
-        people = people_of(data, recommender.catalogue) if data else ()
-        examples = everyday_requests(recommender) if recommender.catalogue.attributes else ()
+        root = recommender_folder(folder)
+        columns = trained_columns(None, read_training(root), root)
+        people = people_of(data, recommender.catalogue, columns) if data else ()
+        examples = everyday_requests(recommender)
         app = make_app(recommender, folder.absolute().name, people, examples)
         address = f"http://{_HOST}:{listener.getsockname()[1]}/"
         given.plain_printer(Console())(f"The page is at {address} (Ctrl-C ends it)")

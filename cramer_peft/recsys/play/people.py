@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
-from cramer_peft.recsys.data.datasets import dataset_folder
-from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.data.columns import Columns
+from cramer_peft.recsys.data.datasets import read_dataset
 
 Person = tuple[str, list[int]]  # a name, and item indices, oldest first
 _PEOPLE, _USERS = 12, 40
@@ -47,13 +47,16 @@ def surprise(catalogue: Catalogue) -> Person:
     return "A surprise", weights.multinomial(number).tolist()
 
 
-def people_of(data: str | os.PathLike[str], catalogue: Catalogue) -> list[Person]:
+def people_of(data: str | os.PathLike[str], catalogue: Catalogue, columns: Columns | None = None) -> list[Person]:
     """Return users of a data set with the last items of their histories, drawn at random if there are many.
+
+    ``columns`` says what to read, as in training; None: the usual names.
 
     Raises:
         DataError: If the data cannot be read, or no user met an item of the catalogue.
     """
-    items, interactions = load_interactions(dataset_folder(data), min_interactions=1)
+    reading = read_dataset(data, columns or Columns(), min_interactions=1)
+    items, interactions = reading.items.catalogue, reading.interactions
     places = {item_id: place for place, item_id in enumerate(catalogue.item_ids)}
     known = [places.get(item_id, -1) for item_id in items.item_ids]
     people: list[Person] = []

@@ -49,3 +49,8 @@ def test_titles_with_years(films: Catalogue) -> None:
     dated = replace(films, titles=titles, numbers={"year": years})
     shown = ["Tale 0 (1934, Drama, Sci-Fi, War)", "Tale 1 (Drama, Sci-Fi, War)", "Tale 2 (1999) (Drama, Sci-Fi, War)"]
     assert [shown_title(dated, item) for item in range(3)] == shown
+
+
+def test_a_catalogue_without_attributes(films: Catalogue) -> None:
+    bare = replace(films, attributes=(), item_attributes=torch.zeros(40, 0, dtype=torch.bool))
+    assert everyday_requests(recommender(bare)) == ["something like Tale 0"]

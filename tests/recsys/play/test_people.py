@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.play.people import made_up_people, people_of, surprise
 
 
@@ -67,3 +68,11 @@ def test_data_of_another_catalogue(films: Catalogue, data: Path) -> None:
         people_of(data, replace(films, item_ids=tuple(f"x{item}" for item in range(40))))
     with pytest.raises(DataError, match="nor a folder"):
         people_of(data / "nothing", films)
+
+
+def test_columns_of_the_training_count(films: Catalogue, data: Path) -> None:
+    path = data / "x.item"
+    path.write_text(path.read_text().replace("genres:token_seq", "shelf:token_seq"))
+    assert people_of(data, films, Columns(attribute_column="shelf")) == people_of(data, films, Columns(None, "shelf"))
+    with pytest.raises(DataError, match="attribute_column"):
+        people_of(data, films)
