@@ -35,7 +35,7 @@ def test_a_command_has_a_dozen_options_at_most(command: Callable[..., None]) -> 
     assert 5 < len([option for option in options if option.name != "help"]) <= 12
 
 
-@pytest.mark.parametrize(("page", "kind"), [("benchmark.md", BenchmarkSettings), ("speed.md", SpeedOptions)])
+@pytest.mark.parametrize(("page", "kind"), [("benchmark.md", BenchmarkSettings), ("measure-speed.md", SpeedOptions)])
 def test_the_documentation_lists_every_field(page: str, kind: type) -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert {field.name for field in fields(kind)} <= set(rows)

@@ -39,7 +39,7 @@ from cramer_peft.recsys.requests.thing_finder import ThingFinder
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
-_COMPOUND = re.compile(r"\w+(?:-\w+)+")
+_COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
 _LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
 _SURELY = 0.5
 _ASKED = 0.2  # open words count from there on, because the reader knows fewer of them

@@ -12,7 +12,7 @@ import cramer_peft
 from cramer_peft.recsys.commands import app as cli
 from cramer_peft.recsys.commands.options import TABLES
 
-COMMANDS = ("demo", "train", "evaluate", "recommend", "score")
+COMMANDS = ("demo", "train", "evaluate", "recommend", "play", "score")
 
 
 def test_usage_errors_are_typers() -> None:
@@ -34,8 +34,18 @@ def test_it_says_its_version() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_shows_its_default_or_says_what_happens_without_it(name: str) -> None:
     command: Any = get_command(cli.app).commands[name]  # type: ignore[attr-defined]
-    silent = {"config", "checkpoint", "checkpoint_folder", "title_column", "attribute_column", "attribute_separator"}
-    silent |= {"users", "before", "request", "backbone", "data"} if name != "train" else set()
+    silent = {
+        "config",
+        "checkpoint",
+        "checkpoint_folder",
+        "data",
+        "interactions",
+        "items",
+        "title_column",
+        "attribute_column",
+        "attribute_separator",
+    }
+    silent |= {"users", "before", "request", "backbone"} if name != "train" else set()
     for parameter in command.params:
         if not parameter.required and parameter.name not in silent and not parameter.is_flag:
             shown = parameter.show_default and parameter.default is not None

@@ -74,27 +74,27 @@ def test_the_quick_demo(demo: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_columns_of_the_users_choice(demo: Callable[..., Any]) -> None:
     message = demo("--title-column", "titel").message
-    assert "fields missing: titel; fields there: item_id, name, genres" in message
+    assert "columns missing: titel; columns there: 'item_id', 'name', 'genres'" in message
     assert "title_column" in message
-    assert "fields missing: kind" in demo("--attribute-column", "kind").message
+    assert "columns missing: kind" in demo("--attribute-column", "kind").message
 
 
 def test_missing_columns(demo: Callable[..., Any], tmp_path: Path, shop: Path) -> None:
     data = Path(shutil.copytree(shop, tmp_path / "data"))
     inter = (data / "x.inter").read_text()
     (data / "x.inter").write_text(inter.replace("timestamp:float", "when:float"))
-    assert "fields missing: timestamp; fields there: user_id, item_id, when" in demo("--data", data).message
+    assert "columns missing: timestamp; columns there: 'user_id', 'item_id', 'when'" in demo("--data", data).message
     (data / "x.inter").write_text(inter)
-    (data / "x.item").write_text((data / "x.item").read_text().replace("item_id:token", "id:token"))
-    assert "fields missing: item_id" in demo("--data", data).message
+    (data / "x.item").write_text((data / "x.item").read_text().replace("item_id:token", "thing:token"))
+    assert "columns missing: item_id" in demo("--data", data).message
 
 
 def test_bad_data(demo: Callable[..., Any], tmp_path: Path, shop: Path) -> None:
     data = Path(shutil.copytree(shop, tmp_path / "data"))
     inter, item = (data / "x.inter").read_text(), (data / "x.item").read_text()
     assert "neither a data set's name" in demo("--data", tmp_path / "absent").message
-    (data / "x.inter").write_text(inter + "u0\t999\t7\n")
-    assert "not in x.item: '999'" in demo("--data", data).message
+    (data / "x.inter").write_text(inter + "u0\t999\t7\n" * 20)
+    assert "'999', in 20 of 92 lines" in demo("--data", data).message
     (data / "x.inter").write_text("".join(inter.splitlines(keepends=True)[:2]))
     assert "none of 1 users has 3 or more" in demo("--data", data).message
     (data / "x.inter").write_text(inter)
@@ -130,5 +130,5 @@ def test_a_missing_extra_is_named(demo: Callable[..., Any], monkeypatch: pytest.
     def missing(*_: object, **__: object) -> None:
         raise MissingExtraError("pandas is missing: pip install 'cramer-peft[demo]'.")
 
-    monkeypatch.setattr("cramer_peft.recsys.data.atomic.require", missing)
+    monkeypatch.setattr("cramer_peft.recsys.data.table.require", missing)
     assert "pip install 'cramer-peft[demo]'" in demo().message

@@ -114,7 +114,7 @@ def test_train_says_what_to_do(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"columns": {"attribute_column": "colour"}}, "fields there: item_id, title, genres"),
+        ({"columns": {"attribute_column": "colour"}}, "columns there: 'item_id', 'title', 'genres'"),
         ({"columns": {"title_column": "genre"}}, "Name another one with title_column"),
         ({"training": {"negatives": 8}}, "a backbone with an attribute negatives, such as SASRec"),
         ({"target_modules": ["no.such.module"]}, "no.such.module"),
@@ -149,7 +149,7 @@ def test_broken_folders(stated: Path, tmp_path: Path, run: Run) -> None:
     assert "neither a data set's name" in run("train", "--data", tmp_path / "nowhere", "--output", output).message
     (empty / "x.item").write_text((stated / "x.item").read_text())
     (empty / "x.inter").write_text("user_id:token\titem_id:token\nu\ti1\n")
-    assert "fields missing: timestamp" in run("train", "--data", empty, "--output", output).message
+    assert "columns missing: timestamp" in run("train", "--data", empty, "--output", output).message
 
 
 def test_a_least_rating_holds_from_training_to_evaluation(folder: Path, tmp_path: Path, run: Run) -> None:
