@@ -39,7 +39,7 @@ def demo(
         int | None, typer.Option(min=1, help="Steps of each generator's training. By default 60, in full 1,500.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Most epochs of the backbone's training. By default 3, in full 30.")
+        int | None, typer.Option(min=1, help="Most epochs of the backbone's training. By default 8, in full 30.")
     ] = None,
     full: Annotated[
         bool,

@@ -52,7 +52,7 @@ from cramer_peft.storage import new_version, write_json
 FROZEN, PAPER, OURS, FUSION = "frozen", "paper's form", "ours", "text fusion"
 RESULTS_FILE = "results.json"
 _MEASURED_USERS = 300  # of the quick demo
-_QUICK = GeneratorOptions(steps=60, batch_size=32, positions=4)  # learns most of what there is, in seconds
+_QUICK = GeneratorOptions(steps=100, batch_size=32, positions=4)  # learns most of what there is, in seconds
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DemoOptions:
     backbone: Path | None = None
     seed: int = 0
     encoder: str | None = None
-    backbone_options: BackboneOptions = field(default_factory=lambda: BackboneOptions(epochs=3))
+    backbone_options: BackboneOptions = field(default_factory=lambda: BackboneOptions(epochs=8))
     generator: GeneratorOptions = _QUICK
     paper_generator: GeneratorOptions = field(default_factory=GeneratorOptions.paper)
     progress: bool = True
