@@ -249,7 +249,7 @@ def test_what_the_demo_can_know_first(options: DemoOptions, tmp_path: Path) -> N
 
 def test_the_quick_demo_measures_some_users_and_ours_alone(options: DemoOptions, tmp_path: Path) -> None:
     usual = DemoOptions(tmp_path)
-    assert (usual.full, usual.backbone_options.epochs, usual.generator.steps) == (False, 3, 60)
+    assert (usual.full, usual.backbone_options.epochs, usual.generator.steps) == (False, 8, 100)
     in_full = usual.in_full()
     assert (in_full.full, in_full.backbone_options, in_full.generator) == (True, BackboneOptions(), GeneratorOptions())
     text: list[str] = []
