@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -44,6 +44,7 @@ class _Wanted(Protocol):
 
 
 _Part = TypeVar("_Part", bound=_Wanted)
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -172,17 +173,7 @@ class CatalogueEncoder:
 
     def _named(self, words: Sequence[str]) -> list[tuple[int, int, str]]:
         """Find attributes named word for word, the longest names first: start, stop, name."""
-        found: list[tuple[int, int, str]] = []
-        place = 0
-        while place < len(words):
-            for length in self._lengths.get(words[place], ()):
-                name = self._attributes.get(tuple(words[place : place + length]))
-                if name is not None:
-                    found.append((place, place + length, name))
-                    place += length - 1
-                    break
-            place += 1
-        return found
+        return list(named_by_first(words, self._lengths, lambda own, _: self._attributes.get(own)))
 
     def _nearness(self, text: str) -> float:
         """Return the similarity of a phrase to the nearest attribute, from 0 to 1."""
@@ -283,6 +274,29 @@ def lengths_by_first(names: Iterable[tuple[str, ...]]) -> dict[str, list[int]]:
         if 1 <= len(words) <= LONGEST:
             found.setdefault(words[0], set()).add(len(words))
     return {word: sorted(lengths, reverse=True) for word, lengths in found.items()}
+
+
+def named_by_first(
+    words: Sequence[str], lengths: Mapping[str, Sequence[int]], look: Callable[[tuple[str, ...], int], _Name | None]
+) -> Iterator[tuple[int, int, _Name]]:
+    """Yield the start, the stop and the value of each name among words, the longest first; no two share a word.
+
+    Args:
+        words: The words.
+        lengths: First word → the numbers of words of the names that begin with it, as :func:`lengths_by_first`.
+        look: Returns the value of some words that begin at a place; None: they are no name there.
+    """
+    place = 0
+    while place < len(words):
+        step = 1
+        for length in lengths.get(words[place], ()):
+            own = tuple(words[place : place + length])
+            found = look(own, place) if len(own) == length else None
+            if found is not None:
+                yield place, place + length, found
+                step = length
+                break
+        place += step
 
 
 def without_contradictions(parts: Sequence[_Part], name: Callable[[_Part], str]) -> list[_Part]:

@@ -51,8 +51,9 @@ class KnownWordings:
         """Remember what was understood of new wordings, and return it as :meth:`look` does."""
         new = {wording: None if _depends(wording, own) else own for wording, own in heard.items()}
         with self._lock:
-            fits = len(self._known) + len(new) <= _MOST
-            self._known = {**(self._known if fits else {}), **new} if new else self._known
+            if len(self._known) + len(new) > _MOST:
+                self._known = {}  # another one, because somebody may look into the old one
+            self._known.update(new)
         return new
 
 

@@ -20,7 +20,7 @@ from cramer_peft.recsys.requests.attribute_requests import phrase
 from cramer_peft.recsys.requests.wordings import frame_words
 
 _SPLIT = re.compile(r"[|,;]")
-LONGEST_TERM = 4  # words
+_LONGEST_TERM = 4  # words
 _MOST = 50_000  # terms, the most frequent ones
 _TOO_MANY = 0.5  # a word of so many of the items tells them apart from no others
 _FEWEST = 2  # items that share a word of a title or a description
@@ -100,7 +100,7 @@ def read_terms(catalogue: Catalogue, described: int) -> Terms:
         own: dict[tuple[str, ...], float] = {}
         for text, weight, source in _terms_of(catalogue, item, lists):
             is_value = source is not None
-            key = stems(WORD.findall(text))[:LONGEST_TERM]
+            key = stems(WORD.findall(text))[:_LONGEST_TERM]
             if not key:
                 continue
             own[key] = own.get(key, 0.0) + weight if is_value else max(own.get(key, 0.0), weight)
@@ -159,7 +159,7 @@ def _values(text: str) -> Iterator[str]:
     """Yield the phrases of a value or a request: short ones as they are, of others the words that say something."""
     for part in _SPLIT.split(one_form(text).lower()):
         words = WORD.findall(part)
-        spans = [(0, len(words))] if 0 < len(words) <= LONGEST_TERM else list(runs_of_content(words))
+        spans = [(0, len(words))] if 0 < len(words) <= _LONGEST_TERM else list(runs_of_content(words))
         for start, stop in spans:
             yield " ".join(words[start:stop])
             if stop - start > 1:

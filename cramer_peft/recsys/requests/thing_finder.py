@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from cramer_peft.recsys.requests.catalogue_encoder import lengths_by_first
+from cramer_peft.recsys.requests.catalogue_encoder import lengths_by_first, named_by_first
 from cramer_peft.recsys.requests.fact import Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.request_parts import OPEN, Named, Thing
@@ -55,20 +55,14 @@ class ThingFinder:
 
     def _named_terms(self, words: Sequence[str]) -> list[tuple[Span, str, int]]:
         """Find terms of the items, the longest first."""
+
+        def term(own: tuple[str, ...], place: int) -> int | None:
+            number = self._terms.numbers.get(own)
+            counts = number is not None and (len(own) > 1 or self._counts_alone(words[place], number))
+            return number if counts else None
+
         keys = [stem(word) if word[0].isalnum() else "" for word in words]
-        found: list[tuple[Span, str, int]] = []
-        place = 0
-        while place < len(words):
-            step = 1
-            for length in self._term_lengths.get(keys[place], ()):
-                own = tuple(keys[place : place + length])
-                number = self._terms.numbers.get(own) if len(own) == length else None
-                if number is not None and (length > 1 or self._counts_alone(words[place], number)):
-                    found.append(((place, place + length), OPEN, number))
-                    step = length
-                    break
-            place += step
-        return found
+        return [((start, stop), OPEN, number) for start, stop, number in named_by_first(keys, self._term_lengths, term)]
 
     @cached_property
     def _attribute_terms(self) -> dict[int, str]:

@@ -19,6 +19,8 @@ from cramer_peft.recsys.requests.catalogue_encoder import (
     CatalogueEncoder,
     RequestPhrase,
     item_embeddings,
+    lengths_by_first,
+    named_by_first,
     text_encoder,
     without_cache,
 )
@@ -347,3 +349,11 @@ def test_many_items_are_indexed_quickly(reader: RequestReader) -> None:
     start = time.perf_counter()
     CatalogueEncoder(catalogue, torch.randn(items, WIDTH), reader)
     assert time.perf_counter() - start < 20  # 1 to 2 alone; one call a word or an item took a minute
+
+
+def test_a_name_ends_with_the_text() -> None:
+    names = {("war",): "war", ("war", "of", "roses"): "roses"}
+    look = lambda own, _: names.get(own)  # noqa: E731
+    words = ["the", "war", "of", "roses", "or", "war"]
+    found = list(named_by_first(words, lengths_by_first(names), look))
+    assert found == [(1, 4, "roses"), (5, 6, "war")]  # and not words that are not there
