@@ -169,9 +169,11 @@ class RequestRecommender:
 
     def model_card(self, name: str = "user/name", **hub: Any) -> str:
         """Return a card, as Markdown, that says what is heard and was measured; arguments as for :meth:`load`."""
+        return self._card(files_with_results(self.folder, self.masks), name, **hub)
+
+    def _card(self, results: Sequence[Path], name: str, **hub: Any) -> str:
         own = [] if hasattr(self.masks.model, "save_pretrained") else ["backbone=backbone"]
         place = [repr(name), *own, *(f"{key}={value!r}" for key, value in hub.items() if value)]
-        results = files_with_results(self.folder, self.masks)
         return recommender_card(self.masks, self.catalogue, self.hear, results, place)
 
     def push_to_hub(
@@ -189,15 +191,16 @@ class RequestRecommender:
         you say otherwise: the catalogue may hold what people asked for in training.
         """
         with tempfile.TemporaryDirectory() as name:
-            folder, backbone = Path(name), copy.deepcopy(self.masks).unload()
-            if hasattr(backbone, "save_pretrained"):  # one of your own has none
-                save_backbone(cast(Any, backbone), folder, self.catalogue)
+            folder, results = Path(name), files_with_results(self.folder, self.masks)
+            if self.catalogue.described_items is None and hasattr(self.masks.model, "save_pretrained"):
+                # one of your own has none; with added items the rest is saved by ``save``
+                save_backbone(cast(Any, copy.deepcopy(self.masks).unload()), folder, self.catalogue)
             self.save(folder)
-            card = self.folder / CARD_FILE if self.folder is not None else folder / CARD_FILE
-            for path in (card, *files_with_results(self.folder, self.masks)):
+            card = [] if self.folder is None else [self.folder / CARD_FILE]
+            for path in (*card, *results):
                 if path.is_file():
                     shutil.copyfile(path, folder / path.name)
-            write_model_card(folder, self.model_card(repo_id, revision=revision, subfolder=subfolder))
+            write_model_card(folder, self._card(results, repo_id, revision=revision, subfolder=subfolder))
             return push_folder(folder, repo_id, FILES, revision, subfolder, private, token)
 
     def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
@@ -335,25 +338,8 @@ class RequestRecommender:
 
     def hear(self, request: str, before: Sequence[str] = ()) -> Heard | None:
         """Return what is understood of a request; None if the encoder does not tell."""
-        return self.listen(request, (), before)[0]
-
-    def listen(
-        self, request: Any, history: Sequence[int] = (), before: Sequence[str] = ()
-    ) -> tuple[Heard | None, str | Tensor | None]:
-        """Return what is understood of a request, None if the encoder does not tell, and the request for the masks.
-
-        Args:
-            request: As for :meth:`recommend`, as are the others.
-            history: Item numbers, for what a person usually takes.
-            before: Earlier requests.
-        """
-        found = self.listener.hear(request, history, before)
-        if found is None:
-            return None, request
-        heard, vector = found
-        if not before and not heard.needs_history:
-            return heard, request
-        return heard, vector[None] if heard.parts else None  # a vector of zeros would be a request
+        found = self.listener.hear(request, (), before)
+        return None if found is None else found[0]
 
     def _shares(self, before: Tensor, after: Tensor) -> dict[str, tuple[float, float]]:
         flags = self.catalogue.item_attributes
@@ -394,7 +380,8 @@ def evaluate_recommender(
     if protocol is not None:
         check_protocol(protocol)
     recommender = RequestRecommender.load(folder)
-    root = recommender_folder(folder)
+    root = recommender.folder
+    assert root is not None  # it was loaded
     trained = read_training(root)
     used = trained.get("protocol")
     if protocol is not None and used is not None and protocol != used:

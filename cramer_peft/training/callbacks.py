@@ -36,7 +36,8 @@ def set_temperature(masks: RequestMaskModel, done: float) -> float | None:
     start, end = config.temperature_start, config.temperature_end
     assert start is not None
     assert end is not None
-    form.temperature = SCHEDULES[config.temperature_schedule or "cosine"](start, end, done)
+    assert config.temperature_schedule is not None
+    form.temperature = SCHEDULES[config.temperature_schedule](start, end, done)
     return form.temperature
 
 

@@ -18,7 +18,7 @@ class ItemLookup:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._item_ids = catalogue.item_ids
-        self._by_id = {item_id: index for index, item_id in enumerate(catalogue.item_ids)}
+        self._by_id = catalogue.positions
         self._by_title: dict[str, list[int]] = defaultdict(list)
         for index, title in enumerate(catalogue.titles):
             self._by_title[_plain(title)].append(index)

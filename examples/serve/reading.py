@@ -47,7 +47,7 @@ class Reader:
         texts = [ask.request for ask in asks.values() if ask.request is not None and not ask.before]
         if len(texts) > 1:
             self._masks.encode(texts)  # together, which is faster, and kept by the encoder
-        heard = {key: self._recommender.listen(ask.request, (), ask.before) for key, ask in asks.items()}
+        heard = {key: self._recommender.listener.vector(ask.request, (), ask.before) for key, ask in asks.items()}
         return dict(zip(heard, self._masked(list(heard.values())), strict=True))
 
     def _of_history(self, known: Known | None, ask: Ask) -> Known:
@@ -56,9 +56,9 @@ class Reader:
             return Known(None)
         if known.heard is None or not known.heard.needs_history:
             return known
-        return self._masked([self._recommender.listen(ask.request, ask.history, ask.before)])[0]
+        return self._masked([self._recommender.listener.vector(ask.request, ask.history, ask.before)])[0]
 
-    def _masked(self, read: Sequence[tuple[Heard | None, str | Tensor | None]]) -> list[Known]:
-        requests = [asked[0] if isinstance(asked, Tensor) else asked for _, asked in read if asked is not None]
-        rows = iter(rows_of(self._masks.mask_state(requests)) if requests else ())
-        return [Known(None if asked is None else next(rows), heard) for heard, asked in read]
+    def _masked(self, read: Sequence[tuple[Heard | None, Tensor | None]]) -> list[Known]:
+        vectors = [vector for _, vector in read if vector is not None]
+        rows = iter(rows_of(self._masks.mask_state(vectors)) if vectors else ())
+        return [Known(None if vector is None else next(rows), heard) for heard, vector in read]

@@ -39,6 +39,7 @@ from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, Reque
 from cramer_peft.recsys.requests.attribute_requests import RequestGenerator, phrase
 from cramer_peft.recsys.requests.catalogue_encoder import text_encoder
 from cramer_peft.recsys.requests.heard import heard_line
+from cramer_peft.recsys.requests.hearing import Parts
 from cramer_peft.recsys.requests.request_encoders import describe_encoder, request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 from cramer_peft.recsys.training.backbone_training import BackboneOptions, train_backbone
@@ -184,10 +185,11 @@ class _Run:
         self.data = load_own_data(options.data or "movielens-100k", columns=columns)
         self.say(self.data.describe())
         start = time.perf_counter()
+        self._parts: Parts | None = None  # of the encoder, once they are made
         self.model = self._backbone()
         self.backbone_seconds = time.perf_counter() - start
         self.users = EvaluationUsers.of(self.data.catalogue, self.data.split, "test", self.model.max_length)
-        self.measured = self.users if options.full else _some(self.users, _MEASURED_USERS, options.seed)
+        self.measured = self.users if options.full else self._drawn()
         self._tracks = self._requests(self.measured, TEST_TEMPLATES)
         self._encoder: RequestEncoder | None = None
 
@@ -199,7 +201,9 @@ class _Run:
         else:
             paper = [(RequestMaskConfig.paper(), options.paper_generator)] if options.full else []
             for config, generator in [*paper, (RequestMaskConfig(), options.generator)]:  # fail before the training
-                check_masks("sasrec", self.data, config, options.encoder, options.backbone_options, generator)
+                self._parts = check_masks(
+                    "sasrec", self.data, config, options.encoder, options.backbone_options, generator
+                )
             self.say("training the backbone, SASRec")
             model = train_backbone(
                 "sasrec", catalogue, self.data.split, options.backbone_options, options.seed, options.progress
@@ -207,6 +211,9 @@ class _Run:
         save_backbone(model, self.folder, catalogue)
         found: SASRec = model
         return found
+
+    def _drawn(self) -> EvaluationUsers:
+        return self.users.some(drawn_rows(len(self.users), _MEASURED_USERS, self.options.seed))
 
     def _requests(self, users: EvaluationUsers, templates: dict[str, tuple[str, ...]]) -> dict[str, Track]:
         requests = RequestGenerator(users.catalogue.attributes, templates)
@@ -219,7 +226,7 @@ class _Run:
         start, options, data = time.perf_counter(), self.options, self.data
         torch.manual_seed(options.seed)
         if self._encoder is None:  # one for all methods, to keep its cache
-            self._encoder = request_encoder(options.encoder, data.catalogue, self.model)
+            self._encoder = request_encoder(options.encoder, data.catalogue, self.model, parts=self._parts)
             self.say(describe_encoder(self._encoder))
         masks = mask_backbone(self.model, data.catalogue, config, self._encoder)
         self.say(f"training the generator of {name} ({masks.get_nb_trainable_parameters()[0]:,} parameters)")
@@ -238,13 +245,6 @@ class _Run:
         """Add a method's row to the table."""
         self.say(f"measuring {name}")
         self.rows[name] = {**mean_metrics(scorer, frozen, self.measured, self._tracks), "seconds": seconds}
-
-
-def _some(users: EvaluationUsers, most: int, seed: int) -> EvaluationUsers:
-    """Return at most so many of the users, drawn by the seed."""
-    rows = drawn_rows(len(users), most, seed)
-    histories = tuple(users.histories[row] for row in rows.tolist())
-    return EvaluationUsers(users.catalogue, histories, users.targets[rows], users.max_length)
 
 
 def scores_digest(model: nn.Module, users: EvaluationUsers) -> str:

@@ -34,6 +34,7 @@ def evaluate(
     from cramer_peft.recsys.data.own_data import Protocol
     from cramer_peft.recsys.data.splits import Stage
     from cramer_peft.recsys.data.tables import data_name
+    from cramer_peft.recsys.folder import EVALUATION_FILE
     from cramer_peft.recsys.recommender import evaluate_recommender, tracks_as_dict
     from cramer_peft.recsys.training.trial import check_output
     from cramer_peft.recsys.versions import versions
@@ -44,7 +45,7 @@ def evaluate(
     if stage not in ("test", "validation"):
         raise DataError(f"stage: found {stage!r}, expected 'test' or 'validation'.")
     chosen, columns = cast(Stage, stage), None if config is None else read_settings(config).columns
-    target = output or adapter / "evaluation.json"
+    target = output or adapter / EVALUATION_FILE
     check_output(target.parent, files=[target.name])  # fail before the evaluation
     say = given.step_printer(console)
     source = cast(Any, data)

@@ -9,7 +9,7 @@ import torch
 from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.attribute_requests import phrase
-from cramer_peft.recsys.requests.number_columns import years_of
+from cramer_peft.recsys.requests.number_columns import shown_year, years_of
 
 _NUMBER = 3
 _ENOUGH = 10  # items of a decade
@@ -27,9 +27,9 @@ def everyday_requests(recommender: RequestRecommender) -> list[str]:
 
 def shown_title(catalogue: Catalogue, item: int) -> str:
     """Return an item's title with its year, if it is known and no part of the title, and its attributes."""
-    years = years_of(catalogue)
-    year = "" if years is None or torch.isnan(years[item]) else f"{years[item]:.0f}"
-    facts = [year] if year and year not in catalogue.titles[item] else []
+    years, title = years_of(catalogue), catalogue.titles[item]
+    year = "" if years is None else shown_year(title, float(years[item]))
+    facts = [year] if year else []
     return f"{catalogue.titles[item]} ({', '.join([*facts, *catalogue.attribute_names(item)])})"
 
 

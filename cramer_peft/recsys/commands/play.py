@@ -6,13 +6,17 @@ import socket
 import threading
 import webbrowser
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from cramer_peft.errors import ConfigError, require
 from cramer_peft.recsys.commands import options as given
+
+if TYPE_CHECKING:
+    from cramer_peft.recsys.play.people import Person
+    from cramer_peft.recsys.recommender import RequestRecommender
 
 _HOST = "127.0.0.1"  # this machine alone
 
@@ -27,10 +31,7 @@ def play(
     require("starlette", extra="play")
     uvicorn = require("uvicorn", extra="play")
     from cramer_peft.recsys.commands.everyday import everyday_requests
-    from cramer_peft.recsys.folder import read_training, trained_columns
-    from cramer_peft.recsys.hub import recommender_folder
     from cramer_peft.recsys.play.app import make_app
-    from cramer_peft.recsys.play.people import people_of
     from cramer_peft.recsys.recommender import RequestRecommender
 
     given.no_file_bars()
@@ -41,9 +42,7 @@ def play(
         raise ConfigError(f"{reason} Give another one by --port, or 0 for a free one.") from error
     with listener:
         recommender = RequestRecommender.load(folder)
-        root = recommender_folder(folder)
-        columns = trained_columns(None, read_training(root), root)
-        people = people_of(data, recommender.catalogue, columns) if data else ()
+        people = _people(data, recommender) if data else []
         examples = everyday_requests(recommender)
         app = make_app(recommender, folder.absolute().name, people, examples)
         address = f"http://{_HOST}:{listener.getsockname()[1]}/"
@@ -52,3 +51,13 @@ def play(
             threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
         config = uvicorn.Config(app, http="h11", ws="none", log_level="error", access_log=False, limit_concurrency=64)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _people(data: str, recommender: RequestRecommender) -> list[Person]:
+    """Return users of a data set, read as in the training."""
+    from cramer_peft.recsys.folder import read_training, trained_columns
+    from cramer_peft.recsys.play.people import people_of
+
+    root = recommender.folder
+    assert root is not None  # it was loaded
+    return people_of(data, recommender.catalogue, trained_columns(None, read_training(root), root))

@@ -120,7 +120,7 @@ class Catalogue:
         Raises:
             DataError: If an item is in both, or an attribute is in theirs alone.
         """
-        twice = [item_id for item_id in items.item_ids if item_id in self._positions]
+        twice = [item_id for item_id in items.item_ids if item_id in self.positions]
         if twice:
             raise DataError(f"item_ids: {listed(twice)} are in the catalogue. Add each item once.")
         columns = {name: place for place, name in enumerate(self.attributes)}
@@ -156,7 +156,8 @@ class Catalogue:
         return len(self.item_ids)
 
     @cached_property
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
+        """The number of each item, by its id."""
         return {item_id: index for index, item_id in enumerate(self.item_ids)}
 
     @cached_property
@@ -176,7 +177,7 @@ class Catalogue:
         """Return the index of the item with this id; raise a DataError with the nearest ids if there is none."""
         check_text("item_id", item_id)
         try:
-            return self._positions[item_id]
+            return self.positions[item_id]
         except KeyError:
             raise DataError(
                 f"No item has the item_id {item_id!r}. Nearest: {nearest(item_id, self.item_ids)}."

@@ -80,9 +80,10 @@ class Table:
     def ids(self, name: str) -> pd.Series:
         """Return a column of ids, none blank: those of an atomic file as they are written, "17.0" of others as "17"."""
         column = self[name]
+        plain = column.map(str.strip)
         if name not in self.kinds:
-            column = self._whole(column.map(str.strip))
-        blank = column[column.map(str.strip) == ""]
+            column = self._whole(plain)
+        blank = column[plain == ""]
         message = "column {name!r} is blank ({rows} such {word}s), expected an id. Remove these {word}s, or fill them."
         self.refuse(blank, message, name=name)
         return column

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # parts of an ISO 8601 date: day and time to the second, fraction of a second, zone
 _DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)((?<=:\d\d:\d\d)\.\d+)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _EXPECTED = (
-    "expected a finite number, or in all {0}s a date such as 2024-01-31T12:00:00Z. Correct these {0}s, or remove them"
+    "expected a finite number, or in all {word}s a date such as 2024-01-31T12:00:00Z. Correct these {word}s, or remove "
+    "them."
 )
 
 
@@ -43,8 +44,7 @@ def parse_times(table: Table, name: str) -> pd.Series:
     bad = column[~floats.between(float("-inf"), float("inf"), inclusive="neither")]  # NaN is not between either
     if len(bad):
         found = f"{bad.iloc[0].strip() or 'nan (blank)':.60}"
-        expected = _EXPECTED.format(table.word)
-        raise DataError(f"{_place(table, bad)}: {name} is {found} ({len(bad)} such {table.word}s), {expected}.")
+        table.refuse(bad, "{name} is {found} ({rows} such {word}s), " + _EXPECTED, name=name, found=found)
     if numbers.dtype == "int64":
         return numbers
     different = pd.DataFrame({"text": text, "float": floats}).drop_duplicates()
@@ -54,19 +54,16 @@ def parse_times(table: Table, name: str) -> pd.Series:
     return _whole(table, text.map(Decimal))
 
 
-def _place(table: Table, bad: pd.Series) -> str:
-    return table.at(int(bad.index[0]))
-
-
 def _check_zones(table: Table, column: pd.Series, dates: pd.Series) -> None:
     """Raise a DataError if only some dates name their zone: nobody can tell the order of the others."""
     zones = dates[dates.notna()].map(lambda found: found[3] or "")
     if (zones == "").any() and (zones != "").any():
         bad = column[zones.index[zones == ""]]
-        raise DataError(
-            f"{_place(table, bad)}: {column.name} is {bad.iloc[0]}, a date without a zone, but other {table.word}s "
-            "name theirs. Add the zone, such as Z, or leave out all."
+        message = (
+            "{name} is {first}, a date without a zone, but other {word}s name theirs. Add the zone, such as Z, or "
+            "leave out all."
         )
+        table.refuse(bad, message, name=str(column.name))
 
 
 def _seconds(date: re.Match[str] | None) -> str:

@@ -102,9 +102,9 @@ def evaluate_stage(
 
     The result is track → result, for the standard tracks and those of stated requests in which somebody counts.
     """
-    known, target = data.split.history(stage), data.split.target(stage)
-    rows = drawn_rows(len(known), users, seed)
-    chosen = EvaluationUsers(data.catalogue, tuple(known[row] for row in rows.tolist()), target[rows], max_length)
+    everybody = EvaluationUsers.of(data.catalogue, data.split, stage, max_length)
+    rows = drawn_rows(len(everybody), users, seed)
+    chosen = everybody.some(rows)
     tracks = standard_tracks(chosen, templates, seed)
     stated = data.own_requests(stage)
     if stated is not None:

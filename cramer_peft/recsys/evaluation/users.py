@@ -36,6 +36,11 @@ class EvaluationUsers:
         """Return all users of a stage."""
         return EvaluationUsers(catalogue, split.history(stage), split.target(stage), max_length)
 
+    def some(self, rows: Tensor) -> EvaluationUsers:
+        """Return some of the users, by their places, (n,) int64."""
+        histories = tuple(self.histories[row] for row in rows.tolist())
+        return EvaluationUsers(self.catalogue, histories, self.targets[rows], self.max_length)
+
     @cached_property
     def item_ids(self) -> Tensor:
         """Padded histories, (users, max_length)."""

@@ -13,7 +13,7 @@ from cramer_peft.recsys.play.people import Person, visits_of
 from cramer_peft.recsys.play.reasons import reasons_for
 from cramer_peft.recsys.reading import printable
 from cramer_peft.recsys.recommender import Answer, RequestRecommender
-from cramer_peft.recsys.requests.number_columns import years_of
+from cramer_peft.recsys.requests.number_columns import columns_of_numbers, shown_year, years_of
 
 MAX_REQUESTS = 4
 _LENGTH, _SUGGESTIONS, _MAX_TITLE, _MAX_TEXT = 10, 8, 200, 1000
@@ -29,15 +29,20 @@ class Player:
     def __init__(self, recommender: RequestRecommender) -> None:
         self._recommender, self.catalogue = recommender, recommender.catalogue
         self._years = years_of(self.catalogue)
-        order = visits_of(self.catalogue).argsort(descending=True, stable=True).tolist()
+        self._columns, self._visits = columns_of_numbers(self.catalogue), visits_of(self.catalogue)
+        order = self._visits.argsort(descending=True, stable=True).tolist()
         self._titles = [(title_form(self.catalogue.titles[item]), item) for item in order]
 
     def item(self, item: int) -> dict[str, Any]:
         """Return what the page shows of an item."""
         title, year = self.catalogue.titles[item], math.nan if self._years is None else float(self._years[item])
-        shown = "" if math.isnan(year) or f"{year:.0f}" in title else f"{year:.0f}"
         names = list(self.catalogue.attribute_names(item))
-        return {"id": self.catalogue.item_ids[item], "title": title, "year": shown, "attributes": names}
+        return {
+            "id": self.catalogue.item_ids[item],
+            "title": title,
+            "year": shown_year(title, year),
+            "attributes": names,
+        }
 
     def person(self, person: Person) -> dict[str, Any]:
         """Return what the page shows of a person."""
@@ -84,4 +89,7 @@ class Player:
         return {"request": text, "heard": answer.heard and asdict(answer.heard), "items": items, "went": went}
 
     def _reasoned(self, item: int, answer: Answer) -> dict[str, Any]:
-        return {**self.item(item), "reasons": reasons_for(self.catalogue, item, answer.heard)}
+        return {
+            **self.item(item),
+            "reasons": reasons_for(self.catalogue, item, answer.heard, self._columns, self._visits),
+        }

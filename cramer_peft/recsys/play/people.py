@@ -57,7 +57,7 @@ def people_of(data: str | os.PathLike[str], catalogue: Catalogue, columns: Colum
     """
     reading = read_dataset(data, columns or Columns(), min_interactions=1)
     items, interactions = reading.items.catalogue, reading.interactions
-    places = {item_id: place for place, item_id in enumerate(catalogue.item_ids)}
+    places = catalogue.positions
     known = [places.get(item_id, -1) for item_id in items.item_ids]
     people: list[Person] = []
     for user, sequence in zip(interactions.user_ids, interactions.sequences, strict=True):

@@ -189,7 +189,7 @@ class HearingEncoder(CatalogueEncoder):
         spans = [(place, place + 1) for place, word in enumerate(words) if word in _REFERRING]
         if not spans:
             return None
-        wanted, unwanted = marks_of(self.reader.read([text], lambda _: spans)[0], spans[-1:])[0]
+        wanted, unwanted = marks_of(self.reader.read_words([words], [spans])[0], spans[-1:])[0]
         return wanted >= unwanted
 
     def _usual(self, part: RequestPart, history: Sequence[int]) -> RequestPart:

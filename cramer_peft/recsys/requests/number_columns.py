@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -81,3 +82,9 @@ def _column(name: str, values: Tensor, described: int) -> Column:
     values = values.detach().to("cpu", torch.float64)
     read = "year" if role == "year" else " ".join(re.findall(r"\w+", plain.replace("_", " ")))
     return Column(read or name, role, unit, words, torch.where(values.isfinite(), values, torch.nan), described)
+
+
+def shown_year(title: str, year: float) -> str:
+    """Return an item's year as it is shown beside its title; "" if it is unknown or stands in the title."""
+    text = "" if math.isnan(year) else f"{year:.0f}"
+    return "" if text in title else text

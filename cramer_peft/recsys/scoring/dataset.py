@@ -10,7 +10,7 @@ from typing import Any
 
 from cramer_peft.errors import ConfigError, require
 from cramer_peft.recsys.reading import as_path
-from cramer_peft.recsys.scoring.parts import Output, Part, address, parts_to_do, plan_parts, read_part
+from cramer_peft.recsys.scoring.parts import Output, Part, address, open_rows, parts_to_do, plan_parts, read_part
 from cramer_peft.recsys.scoring.scorer import ListOptions, ListScorer
 
 _SECONDS = 5.0  # between two lines of progress, at least
@@ -34,11 +34,11 @@ class PartScorer:
         self, recommender: str, rows: str, output: str, options: ListOptions, gpu: bool, threads: int | None = None
     ) -> None:
         self._scorer = ListScorer(recommender, options, gpu, threads)
-        self._rows, self._output, self._options = rows, Output(output), options
+        self._files, self._output = open_rows(rows).filesystem, Output(output)
 
     def score(self, part: Part) -> dict[str, int]:
         """Score a part, write it, and return its numbers of rows."""
-        scored = self._scorer(read_part(self._rows, part, self._options))
+        scored = self._scorer(read_part(self._files, part, self._scorer.options))
         self._output.write_part(part, scored)
         return {"rows": part.rows, "bad": len(scored.bad)}
 

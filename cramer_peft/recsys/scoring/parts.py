@@ -15,6 +15,7 @@ from cramer_peft.errors import ConfigError, DataError, require
 from cramer_peft.recsys.backbones.kinds import BACKBONE_FOLDER
 from cramer_peft.recsys.data.catalogue import CATALOGUE_FILE
 from cramer_peft.recsys.folder import ADAPTER_FOLDER
+from cramer_peft.recsys.hub import recommender_folder
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.scoring.scorer import ListOptions, Scored
 from cramer_peft.storage import parse_json
@@ -120,10 +121,10 @@ def plan_parts(rows: str, options: ListOptions, part_rows: int) -> list[Part]:
     return parts
 
 
-def read_part(rows: str, part: Part, options: ListOptions) -> Any:
-    """Return the rows of a part as a table; only the row groups that hold them are read."""
+def read_part(files: Any, part: Part, options: ListOptions) -> Any:
+    """Return the rows of a part as a table, from pyarrow's file system; only the row groups that hold them are read."""
     arrow, parquet = require("pyarrow", extra="ray"), require("pyarrow.parquet", extra="ray")
-    file = parquet.ParquetFile(open_rows(rows).filesystem.open_input_file(part.file))
+    file = parquet.ParquetFile(files.open_input_file(part.file))
     groups, start, before = [], 0, 0
     for group in range(file.num_row_groups):
         stop = start + file.metadata.row_group(group).num_rows
@@ -153,7 +154,8 @@ def parts_to_do(output: Output, parts: list[Part], recommender: Path, options: L
     Raises:
         DataError: If the folder holds something else, or parts of other rows, options or another recommender.
     """
-    sets = {name: sorted(getattr(options, name) or ()) for name in ("candidates", "exclude")}
+    named = {name: getattr(options, name) for name in ("candidates", "exclude")}
+    sets = {name: None if ids is None else sorted(map(str, ids)) for name, ids in named.items()}
     plan = {**asdict(options), **sets, "parts": [asdict(part) for part in parts], "recommender": _digest(recommender)}
     there = output.names() - {_TEMPORARY}
     if not there:
@@ -172,7 +174,7 @@ def parts_to_do(output: Output, parts: list[Part], recommender: Path, options: L
 
 def _digest(recommender: Path) -> str:
     """Return a hash of the files that a recommender is loaded from."""
-    root = recommender if (recommender / CATALOGUE_FILE).is_file() else recommender.parent
+    root = recommender_folder(recommender)
     folders = (root / name for name in (BACKBONE_FOLDER, ADAPTER_FOLDER))
     paths = [root / CATALOGUE_FILE, *(path for folder in folders for path in sorted(folder.rglob("*")))]
     found = hashlib.sha256()

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from cramer_peft.errors import ConfigError, CramerError, DataError, require
+from cramer_peft.recsys.data.histories import seen_mask
 from cramer_peft.recsys.devices import fastest_device
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.heard import Heard, heard_line
-from cramer_peft.recsys.rows import Rows, best_lists
+from cramer_peft.recsys.rows import best_lists
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,12 @@ class ListScorer:
         if gpu:
             self._recommender.masks.to(fastest_device())
         ids = self._recommender.catalogue.item_ids
-        self._numbers, self._ids = {item_id: number for number, item_id in enumerate(ids)}, self._arrow.array(ids)
-        named = {name: getattr(self.options, name) for name in ("candidates", "exclude")}
-        sets = {name: [] if ids is None else [self._indices(name, ids)] for name, ids in named.items()}
-        self._sets = {name: [torch.tensor(own, dtype=torch.long) for own in given] for name, given in sets.items()}
-        allowed = set(*sets["candidates"]) if sets["candidates"] else set(range(len(ids)))
-        self._allowed = allowed.difference(*sets["exclude"])
+        self._numbers, self._ids = self._recommender.catalogue.positions, self._arrow.array(ids)
+        candidates, exclude = self.options.candidates, self.options.exclude
+        self._closed = torch.full((len(ids),), candidates is not None)  # items that no list may hold
+        for name, named, closed in (("candidates", candidates, False), ("exclude", exclude, True)):
+            self._closed[self._indices(name, () if named is None else named)] = closed
+        self._allowed = set((~self._closed).nonzero().flatten().tolist())
 
     def __call__(self, table: Any) -> Scored:
         """Return the lists of a ``pyarrow.Table``, in its order, and the rows that have none, with the reason.
@@ -190,9 +191,8 @@ class ListScorer:
                 return [([], [])]
             half = len(known) // 2  # look for the row
             return [*self._lists(known[:half], reasons), *self._lists(known[half:], reasons)]
-        rows = Rows(histories, [], candidates=self._sets["candidates"], exclude=self._sets["exclude"])
-        found = best_lists(scores, rows.barred(len(self._numbers), self.options.k), self.options.k)
-        return list(zip(*found, strict=True))
+        barred = seen_mask(histories, len(self._numbers)) | self._closed
+        return list(zip(*best_lists(scores, barred, self.options.k), strict=True))
 
     def _indices(self, name: str, ids: Any) -> list[int]:
         if isinstance(ids, str | bytes) or not isinstance(ids, Collection):

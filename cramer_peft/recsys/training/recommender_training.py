@@ -37,7 +37,7 @@ from cramer_peft.recsys.training.backbone_training import BackboneOptions, backb
 from cramer_peft.recsys.training.generator_training import check_options, generator_options, train_generator
 from cramer_peft.recsys.training.reports import ReportTo, report_arguments
 from cramer_peft.recsys.training.request_batches import GeneratorOptions
-from cramer_peft.recsys.training.trial import check_data, check_masks, check_output, check_seed
+from cramer_peft.recsys.training.trial import check_masks, check_output, check_seed
 from cramer_peft.recsys.versions import versions
 from cramer_peft.storage import new_version, write_json
 from cramer_peft.training import Checkpoints, Processes
@@ -132,7 +132,6 @@ def train_recommender(options: TrainOptions, say: Callable[[str], None] = print)
     needs = None if options.requests is None else ATTRIBUTES in options.requests
     data = load_own_data(options.data, options.protocol, options.columns, needs)
     say(data.describe())
-    check_data(data)
     stated = data.describe_requests()
     if stated is not None:
         say(stated)

@@ -27,15 +27,15 @@ def report_arguments(report_to: ReportTo, name: str = "") -> dict[str, Any]:
         MissingExtraError: If its package is not installed.
     """
     names = [report_to] if isinstance(report_to, str) else list(report_to or ())
-    for tool in names:
-        if tool not in INTEGRATION_TO_CALLBACK and names not in (["all"], ["none"]):
+    if names in ([], ["none"]):
+        return {"report_to": "none", "logging_strategy": "no"}
+    for tool in () if names == ["all"] else names:
+        if tool not in INTEGRATION_TO_CALLBACK:
             raise ConfigError(
                 f"report_to: found {tool!r}, expected 'none', 'all' or {', '.join(INTEGRATION_TO_CALLBACK)}."
             )
-        if tool in INTEGRATION_TO_CALLBACK and tool not in get_available_reporting_integrations():
+        if tool not in get_available_reporting_integrations():
             raise MissingExtraError(f"report_to: {tool!r} needs a package that is not installed: pip install {tool}")
-    if names in ([], ["none"]):
-        return {"report_to": "none", "logging_strategy": "no"}
     return {"report_to": names, "run_name": name, "logging_strategy": "steps", "logging_steps": _EVERY}
 
 

@@ -42,11 +42,6 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"seed: found {seed!r}, expected a whole number from 0 to {_SEEDS - 1}.")
 
 
-def check_data(data: OwnData) -> None:
-    """Raise a DataError if the requests that a data set states cannot be read."""
-    data.own_requests("validation")
-
-
 def check_masks(
     name: str,
     data: OwnData,

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.play.people import visits_of
 from cramer_peft.recsys.play.reasons import reasons_for
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
+from cramer_peft.recsys.requests.number_columns import columns_of_numbers
+
+
+def told(films: Catalogue, item: int, heard: Heard | None) -> list[dict[str, str]]:
+    return reasons_for(films, item, heard, columns_of_numbers(films), visits_of(films))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ def test_a_fact_for_each_kind(
     films: Catalogue, item: int, kind: str, meaning: str, wanted: bool, expected: tuple[str, str] | None
 ) -> None:
     heard = Heard((HeardPart("toy story", kind, wanted, meaning),))
-    found = [(reason["text"], reason["side"]) for reason in reasons_for(films, item, heard)]
+    found = [(reason["text"], reason["side"]) for reason in told(films, item, heard)]
     assert found == ([] if expected is None else [expected])
 
 
@@ -40,9 +46,9 @@ def test_a_fact_is_told_once(films: Catalogue) -> None:
         HeardPart("gems", "popularity", True, "little known"),
         HeardPart("hits", "popularity", False, "well known"),
     )
-    assert len(reasons_for(films, 3, Heard(known))) == 1
-    assert reasons_for(films, 3, None) == []
+    assert len(told(films, 3, Heard(known))) == 1
+    assert told(films, 3, None) == []
 
 
 def test_a_name_that_is_not_a_title(films: Catalogue) -> None:
-    assert reasons_for(films, 3, Heard((HeardPart("tale", "title", True, "Tale 3 and 30 more"),))) == []
+    assert told(films, 3, Heard((HeardPart("tale", "title", True, "Tale 3 and 30 more"),))) == []

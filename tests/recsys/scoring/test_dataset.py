@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cramer_peft.recsys import ListOptions, ListScorer, score_dataset
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.scoring import dataset as module
 from cramer_peft.recsys.scoring.dataset import PartScorer
-from cramer_peft.recsys.scoring.parts import Output, Part, plan_parts, read_part
+from cramer_peft.recsys.scoring.parts import Output, Part, open_rows, plan_parts, read_part
 
 Read = Callable[[Path], dict[str, list[Any]]]
 OPTIONS = ListOptions(k=5, strength=4.0, batch_size=8)
@@ -82,7 +83,12 @@ def test_what_is_written_is_not_scored_again(
 
 def test_parts_of_another_scoring_are_refused(bundle: Path, rows: Path, tmp_path: Path) -> None:
     score_dataset(bundle, rows, tmp_path / "out", OPTIONS, part_rows=50, say=quiet)
-    for options, part_rows, message in ((ListOptions(k=6), 50, "batch_size|k"), (OPTIONS, 40, "parts")):
+    nobody = replace(OPTIONS, candidates=())  # not the same as no candidates named
+    for options, part_rows, message in (
+        (ListOptions(k=6), 50, "batch_size|k"),
+        (OPTIONS, 40, "parts"),
+        (nobody, 50, "candidates"),
+    ):
         with pytest.raises(DataError, match=f"parts of another scoring: not the same .*({message})"):
             score_dataset(bundle, rows, tmp_path / "out", options, part_rows=part_rows, say=quiet)
     (bundle / "evaluation.json").write_text("{}")  # an evaluation in between changes no list
@@ -131,7 +137,8 @@ def test_what_cannot_be_scored(bundle: Path, rows: Path, tmp_path: Path) -> None
 @given(part_rows=st.integers(1, 70))
 def test_parts_are_the_rows_in_order(rows: Path, part_rows: int) -> None:
     parts = plan_parts(str(rows), OPTIONS, part_rows)
-    tables = [read_part(str(rows), part, OPTIONS) for part in parts]
+    files = open_rows(str(rows)).filesystem
+    tables = [read_part(files, part, OPTIONS) for part in parts]
     assert all(0 < len(table) <= part_rows for table in tables)
     assert [len(table) for table in tables] == [part.rows for part in parts]
     assert len({part.name for part in parts}) == len(parts)
