@@ -101,7 +101,7 @@ def recommender_card(
     """
     names = [name.lower() for name in catalogue.attributes[:2]] or ["more variety"]
     requests = [f"something with {names[0]}", f"nothing with {names[-1]}", f"something like {catalogue.titles[0]}"]
-    encoder = masks.peft_config[masks.active_adapters[0]].encoder
+    encoder = masks.adapter().config.encoder
     heard = [(text, hear(text)) for text in requests] if encoder else []
     rows = [
         ("Request encoder", _code(encoder) if encoder else "none: requests are ready vectors"),

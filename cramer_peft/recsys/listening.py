@@ -11,7 +11,7 @@ from torch import Tensor
 from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import check_texts
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.requests.catalogue_encoder import without_cache
+from cramer_peft.recsys.requests.catalogue_encoder import active_encoder
 from cramer_peft.recsys.requests.heard import Heard
 from cramer_peft.recsys.requests.hearing import HearingEncoder
 
@@ -44,8 +44,7 @@ class Listener:
             DataError: If there are earlier requests, and no request or an encoder that reads one alone.
             RequestError: If a text is no valid Unicode.
         """
-        named = self._masks.peft_config[self._masks.active_adapters[0]].encoder
-        encoder = None if named is None else without_cache(self._masks.encoder())
+        encoder = active_encoder(self._masks)
         blank = request is None or (isinstance(request, str) and not request.strip())
         if before and not isinstance(encoder, HearingEncoder):
             raise DataError(

@@ -10,7 +10,7 @@ from torch.nn import functional
 from cramer_peft import RequestEncoder, RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import config_for
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, without_cache
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, active_encoder, item_embeddings
 
 
 def mask_backbone(
@@ -44,7 +44,7 @@ def mask_backbone(
 
 def item_layers(masks: RequestMaskModel) -> list[str]:
     """Return what the active adapter masks that has one mask for each item: layers that score items, gated outputs."""
-    layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+    layout = masks.adapter().config.masked_modules or {}
     return [name for name, widths in layout.items() if (widths if ":" in name else _scores_items(masks, name, widths))]
 
 
@@ -67,10 +67,10 @@ def describe_items(masks: RequestMaskModel, catalogue: Catalogue, check: bool = 
 
     ``check`` is False for items that were added since the adapter was trained.
     """
-    config = masks.peft_config[masks.active_adapters[0]]
+    config = masks.adapter().config
     if not config.row_features:
         return
-    encoder = without_cache(masks.encoder()) if config.encoder is not None else None
+    encoder = active_encoder(masks)
     if not isinstance(encoder, CatalogueEncoder):
         encoder = CatalogueEncoder(catalogue, item_embeddings(masks.model))
     scoring = item_layers(masks)

@@ -12,7 +12,7 @@ from cramer_peft import RequestMaskModel
 from cramer_peft.errors import DataError, UnsupportedError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.masks import describe_items, item_layers
-from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, item_embeddings, without_cache
+from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, active_encoder, item_embeddings
 from cramer_peft.recsys.requests.request_encoders import extended_encoder
 
 _PENALTIES = 10.0 ** torch.arange(-6, 4, 0.5, dtype=torch.float64)  # of the mean variance of a feature
@@ -91,9 +91,9 @@ def with_new_items(masks: RequestMaskModel, grown: Catalogue, vectors: Tensor) -
     check_extensible(masks)
     copied = copy.deepcopy(masks)
     copied.model.append_items(vectors)  # type: ignore[operator]
-    encoder = copied.encoder() if copied.peft_config[copied.active_adapters[0]].encoder is not None else None
-    if isinstance(without_cache(encoder), CatalogueEncoder):
-        copied.set_encoder(extended_encoder(without_cache(encoder), grown, copied.model))
+    encoder = active_encoder(copied)
+    if isinstance(encoder, CatalogueEncoder):
+        copied.set_encoder(extended_encoder(encoder, grown, copied.model))
     describe_items(copied, grown, check=False)
     return copied
 

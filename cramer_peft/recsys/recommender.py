@@ -115,7 +115,7 @@ class RequestRecommender:
 
     @property
     def _config(self) -> RequestMaskConfig:
-        return self.masks.peft_config[self.masks.active_adapters[0]]
+        return self.masks.adapter().config
 
     def _extends(self, root: Path) -> bool:
         """Return True if the recommender in a folder knows the first of these items and no others."""
@@ -160,7 +160,7 @@ class RequestRecommender:
         backbone = load_backbone(root / BACKBONE_FOLDER, catalogue) if backbone is None else backbone
         masks = load_request_masks(backbone, root / ADAPTER_FOLDER)
         check_digest(root / ADAPTER_FOLDER, catalogue)
-        named = masks.peft_config[masks.active_adapters[0]].encoder
+        named = masks.adapter().config.encoder
         encoder = stored_encoder(named, catalogue, backbone, root / ADAPTER_FOLDER)
         if encoder is not None:
             masks.set_encoder(encoder)

@@ -32,7 +32,7 @@ def set_temperature(masks: RequestMaskModel, done: float) -> float | None:
     form = masks.generator.form
     if not isinstance(form, TopKForm):
         return None
-    config = masks.peft_config[masks.active_adapters[0]]
+    config = masks.adapter().config
     start, end = config.temperature_start, config.temperature_end
     assert start is not None
     assert end is not None

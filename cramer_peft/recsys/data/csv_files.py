@@ -7,13 +7,12 @@ import csv
 import gzip
 import io
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.separators import in_words
-from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.table import Table, refuse_twice
 from cramer_peft.recsys.reading import read_file
 
 MAX_CSV_BYTES = 4 * 2**30
@@ -127,9 +126,7 @@ def _problem(path: Path, error: csv.Error) -> str:
 
 def _names(path: Path, row: list[str]) -> list[str]:
     names = [name.strip() or f"column {number}" for number, name in enumerate(row, start=1)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}, line 1: the columns {listed(twice)} are there more than once. Rename all but one.")
+    refuse_twice(f"{path}, line 1", names)
     return names
 
 

@@ -163,14 +163,15 @@ def read_pair(interactions: Table, items: Table | None, columns: Columns, min_in
     kept = {field: found[field] for field in needed}  # a later evaluation needs no other column to be there
     columns, stored = replace(columns, **found), replace(columns, **kept)
     user, item, time = (str(found[field]) for field in ("user_column", "item_column", "time_column"))
-    source = _items_of(interactions, columns, item) if items is None else items
+    interactions.check_kind(item, "token")
+    item_ids = interactions.ids(item)
+    source = _items_of(interactions, columns, item, item_ids) if items is None else items
     read = read_items(source, columns, item)
     stored = replace(stored, title_column=read.title_column, attribute_column=read.attribute_column)
     interactions.check_kind(user, "token")
-    interactions.check_kind(item, "token")
     interactions.check_kind(time, "float", "token", "str")
     pd = require("pandas", extra="demo")
-    frame = pd.DataFrame({"user_id": interactions.ids(user), "item_id": interactions.ids(item)})
+    frame = pd.DataFrame({"user_id": interactions.ids(user), "item_id": item_ids})
     frame["timestamp"] = parse_times(interactions, time)
     liked = frame if columns.min_rating is None else frame[_liked(interactions, columns)]
     known, lost = _with_items(interactions, liked, item, source, read.catalogue)
@@ -181,9 +182,8 @@ def read_pair(interactions: Table, items: Table | None, columns: Columns, min_in
     return Reading(read, sequences, stored, tuple(lines), interactions, columns.request_column, first)
 
 
-def _items_of(table: Table, columns: Columns, item: str) -> Table:
+def _items_of(table: Table, columns: Columns, item: str, ids: pd.Series) -> Table:
     """Return the items that interactions tell of: their first rows, and the columns that are the same in all rows."""
-    ids = table.ids(item)
     why = " There is no table of items (--items), so their columns are those of the interactions."
     named = found_columns(table, columns, ("attribute_column",), ("title_column",), why).values()
     used = {columns.user_column, columns.time_column, columns.rating_column, columns.request_column}

@@ -170,8 +170,8 @@ def _with_columns(catalogue: Catalogue, table: Table, names: Sequence[str]) -> t
         years = [float(found[1]) if (found := _YEAR.search(title)) else math.nan for title in catalogue.titles]
         if 0 < len(years) <= 2 * sum(not math.isnan(year) for year in years):
             dates = {"": years}
-        for values in [*dates.values()][:1]:
-            numbers["year"] = torch.tensor(values, dtype=torch.float64)
+        if dates:
+            numbers["year"] = torch.tensor(next(iter(dates.values())), dtype=torch.float64)
     read = {*texts, *numbers, *dates} if "year" in numbers else {*texts, *numbers}
     return replace(catalogue, texts=texts, numbers=numbers), tuple(name for name in names if name not in read)
 

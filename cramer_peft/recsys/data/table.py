@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -120,3 +121,10 @@ def listed(values: Sequence[str], limit: int = 5) -> str:
     """Return the first few values, quoted, for a message."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(repr(value) for value in values[:limit]) + more
+
+
+def refuse_twice(place: str, names: Sequence[str]) -> None:
+    """Raise a DataError if two columns have one name."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{place}: the columns {listed(twice)} are there more than once. Rename all but one.")

@@ -16,7 +16,7 @@ from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.atomic import read_atomic
 from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.data.csv_files import read_csv
-from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.table import Table, listed, refuse_twice
 from cramer_peft.recsys.reading import as_path
 
 _EXPECTED = (
@@ -94,7 +94,7 @@ def read_table(given: Any, name: str, columns: Columns) -> Table:
         DataError: If it is no table, has no rows, or two columns have one name.
         MissingExtraError: If it is a Parquet file and pyarrow is not installed.
     """
-    table = _from_file(as_path(given), columns) if _is_path(given) else _from_frame(given, name, name)
+    table = _from_file(as_path(given), columns) if _is_path(given) else _from_frame(given, name)
     if not len(table):
         raise DataError(
             f"{table.source}: no rows; columns there: {listed(table.names, 50)}. Expected at least one row."
@@ -120,12 +120,12 @@ def _from_file(path: Path, columns: Columns) -> Table:
         )
     parquet = require("pyarrow.parquet", extra="tables")
     try:
-        return _from_frame(parquet.read_table(path), str(path), path.name)
+        return _from_frame(parquet.read_table(path), str(path))
     except (OSError, ValueError) as error:  # pyarrow's own are both
         raise DataError(f"{path}: not a Parquet file that can be read ({error}). Write it again.") from error
 
 
-def _from_frame(given: Any, source: str, name: str) -> Table:
+def _from_frame(given: Any, source: str) -> Table:
     """Return a table of a data frame; its columns are read when they are asked for."""
     pd = require("pandas", extra="demo")
     labels: Sequence[object] | None = None
@@ -145,14 +145,12 @@ def _from_frame(given: Any, source: str, name: str) -> Table:
         plain = given.with_format(None)  # a Dataset may give tensors
         found, read = list(plain.column_names), lambda column: list(plain[column])
     elif hasattr(given, "to_pandas"):
-        return _from_frame(given.to_pandas(), source, name)
+        return _from_frame(given.to_pandas(), source)
     else:
         splits = f" of {listed(list(map(str, given)))}" if isinstance(given, Mapping) else ""
-        raise DataError(f"{name}: found {type(given).__name__}{splits}, {_EXPECTED}.")
+        raise DataError(f"{source}: found {type(given).__name__}{splits}, {_EXPECTED}.")
     names = [str(column) for column in found]
-    twice = sorted({column for column in names if names.count(column) > 1})
-    if twice:
-        raise DataError(f"{source}: the columns {listed(twice)} are there more than once. Rename all but one.")
+    refuse_twice(source, names)
     known = dict(zip(names, found, strict=True))
     rows = range(len(given)) if labels is None else labels
     return Table(source, tuple(names), lambda column: list(map(cell_text, read(known[column]))), rows, "row")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cramer_peft import RequestMaskModel
 from cramer_peft.encoders import (
     LONGEST,
     WORD,
@@ -324,6 +325,11 @@ def without_cache(encoder: Any) -> Any:
     while isinstance(encoder, CachedEncoder):
         encoder = encoder.encoder
     return encoder
+
+
+def active_encoder(masks: RequestMaskModel) -> Any:
+    """Return the encoder of the active adapter, behind its caches; None if it has none."""
+    return None if masks.adapter().config.encoder is None else without_cache(masks.encoder())
 
 
 def item_embeddings(backbone: Any) -> Tensor | None:

@@ -91,7 +91,7 @@ class GeneratorTrainer(ResumableTrainer):
             )
             loss = loss + self._options.edit_weight * edit * loss_of_edits
         if self._options.sparsity_weight:
-            drop_ratio = masks.peft_config[masks.active_adapters[0]].drop_ratio
+            drop_ratio = masks.adapter().config.drop_ratio
             assert drop_ratio is not None  # the form topk, the only one with this loss, sets it
             loss = loss + self._options.sparsity_weight * sparse * SparsityLoss(drop_ratio)(state)
         return (loss, {"scores": scores}) if return_outputs else loss
@@ -100,7 +100,7 @@ class GeneratorTrainer(ResumableTrainer):
         self, model: torch.nn.Module, masks: RequestMaskModel, inputs: dict[str, Tensor], state: MaskState
     ) -> tuple[Tensor, Tensor | None]:
         """Return the scores under the requests, (rows, positions, items), and without if the loss needs them."""
-        layout = masks.peft_config[masks.active_adapters[0]].masked_modules or {}
+        layout = masks.adapter().config.masked_modules or {}
         # Of several processes the wrapper must be called.
         alone = list(layout) == [":forward"] and self.processes.count == 1
         frozen = None
@@ -174,7 +174,7 @@ def train_generator(
         DataError: If the catalogue is not that of the backbone or of the split, or a source has no request.
     """
     options = options or GeneratorOptions()
-    check_options(options, masks.peft_config[masks.active_adapters[0]], catalogue)
+    check_options(options, masks.adapter().config, catalogue)
     check_count(masks.model, catalogue, split.train)
     sampled = generator_negatives(masks, negatives)
     source = request_source(masks, catalogue, options, requests, stated)
@@ -222,7 +222,7 @@ def generator_negatives(masks: RequestMaskModel, negatives: int | None) -> int |
 
 def _adapter(masks: RequestMaskModel) -> dict[str, Any]:
     """Return what must be the same in an adapter when its training is resumed."""
-    config = masks.peft_config[masks.active_adapters[0]]
+    config = masks.adapter().config
     return {name: getattr(config, name) for name in ("gate", "base_fingerprint", "encoder", "encoder_fingerprint")}
 
 
