@@ -64,6 +64,11 @@ class Method:
     max_users: int | None = None
     backbones: frozenset[str] | None = None
 
+    def most_users(self, limit: int | None) -> int | None:
+        """Return how many users it is measured on at most, under a limit of all methods; None: all."""
+        limits = [one for one in (limit, self.max_users) if one is not None]
+        return min(limits, default=None)
+
 
 def _reranker(_: RequestMaskConfig | None, settings: CellSettings) -> RequestRanker:
     if settings.language_model is None:

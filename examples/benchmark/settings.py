@@ -19,7 +19,7 @@ class BenchmarkSettings:
         protocols: leave-one-out, temporal.
         backbones: sasrec, bert4rec, gru4rec, replay-sasrec.
         methods: Methods.
-        variants: Ablations and hold-outs of ours.
+        variants: Ablations and hold-outs of ours; hold-outs of every method (stated); changes to CRAMER (paper).
         seeds: Seeds.
         steps: Steps of each generator's training.
         epochs: Most epochs of each backbone's training.
@@ -71,7 +71,7 @@ class BenchmarkSettings:
             sources=tuple(DataSource(name, *columns) for name in self.data),
             protocols=self.protocols,
             backbones=self.backbones,
-            methods=self.methods or (("ours",) if self.variants else ()),
+            methods=self.methods,
             variants=self.variants,
             seeds=self.seeds,
             steps=self.steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from benchmark.own_requests.request_study import measured_requests
 from benchmark.plan.costs import estimate_cell, estimate_requests
 from benchmark.real_language.language_study import estimate_language, load_dialogues, measure_language
 from benchmark.run.backbones import stored_backbone
+from benchmark.stopwatch import Stopwatch
 from benchmark.transfer.transfer_study import estimate_transfer, measure_transfer_cell
 from cramer_peft.recsys.requests.request_encoders import request_encoder
 
@@ -62,7 +62,7 @@ def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str, out
     """
     if isinstance(cell.study, OwnRequests):
         return measured_requests(cell, data, backbone, digest, output)
-    start, cpu = time.perf_counter(), time.process_time()
+    watch = Stopwatch()
     settings = cell.settings
     method = method_named(cell.method)
     name, options = encoder_of(settings.encoder)
@@ -71,7 +71,7 @@ def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str, out
     ranker = None if method.make is None else method.make(mask_config(cell.method, settings), settings)
     if ranker is not None and not isinstance(ranker, FusionRanker):  # fusion's weight is chosen on dialogues instead
         ranker.fit(task)
-    trained, trained_cpu = time.perf_counter(), time.process_time()
+    watch.trained()
     if isinstance(cell.study, RealLanguage):
         figures, values = measure_language(cell, cell.study, data, task, ranker)
     else:
@@ -79,11 +79,5 @@ def measured_study(cell: Cell, data: LoadedData, backbone: Any, digest: str, out
         _, target = cell.with_backbones
         own = stored_backbone(target, load_data(target.source, target.protocol), output)
         figures, values = measure_transfer_cell(cell, cell.study, data, own, ranker)
-    seconds = {
-        "train": trained - start,
-        "evaluate": time.perf_counter() - trained,
-        "train_cpu": trained_cpu - cpu,
-        "evaluate_cpu": time.process_time() - trained_cpu,
-    }
-    head = {"trainable": 0 if ranker is None else ranker.trainable, "seconds": seconds}
+    head = {"trainable": 0 if ranker is None else ranker.trainable, "seconds": watch.seconds()}
     return CellResult(cell.identity, digest, figures={**head, **figures}, values=values)

@@ -64,7 +64,6 @@ def test_an_option_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert plan == PlanOptions(
         "quick",
         (DataSource("films", "name"),),
-        methods=("ours",),  # the variants are its own
         variants=("gate scale",),
         seeds=(7,),
         steps=4,

@@ -35,3 +35,9 @@ def test_every_method_is_known_by_its_ranker(name: str) -> None:
         return
     ranker = method.make(methods.mask_config(name, settings), settings)
     assert ranker.trainable == 0
+
+
+def test_the_smaller_limit_of_users_counts() -> None:
+    few, all_users = Method(None, max_users=5), Method(None)
+    assert [few.most_users(limit) for limit in (None, 3, 9)] == [5, 3, 5]
+    assert [all_users.most_users(limit) for limit in (None, 3)] == [None, 3]

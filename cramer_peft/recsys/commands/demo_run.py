@@ -238,7 +238,8 @@ class _Run:
         start, catalogue = time.perf_counter(), self.data.catalogue
         fusion = TextFusion(masks, text_encoder(masks.encoder()), catalogue)
         users = EvaluationUsers.of(catalogue, self.data.split, "validation", self.model.max_length)
-        fusion.tune(users, self._requests(users, TRAIN_TEMPLATES)[TRUTHFUL].requests)
+        truthful = self._requests(users, TRAIN_TEMPLATES)[TRUTHFUL].requests
+        fusion.tune(users, [request.text for request in truthful])
         return fusion, time.perf_counter() - start
 
     def measure(self, name: str, scorer: Scorer | None, frozen: Scorer, seconds: float) -> None:

@@ -82,13 +82,7 @@ class OwnData:
 
     def said(self) -> list[tuple[Tensor, str, int]]:
         """Return (history before, text, item) of each training visit that states a request, but for first visits."""
-        rows = zip(self.split.train, self.training_requests() if self.stated else (), strict=False)
-        return [
-            (items[:place], text, int(items[place]))
-            for items, texts in rows
-            for place, text in enumerate(texts)
-            if text is not None and place
-        ]
+        return said_before(self.split, self.training_requests()) if self.stated else []
 
     def describe_requests(self) -> str | None:
         """Return a line with how many requests the training states, by what share of users, and one of them."""
@@ -127,7 +121,8 @@ def load_own_data(
     own = OwnData(
         data_name(data), catalogue, interactions, split, protocol, reading.columns, reading.lines, reading.requests()
     )
-    own = _with_said(own)
+    if own.states_requests:
+        own = replace(own, catalogue=with_said(catalogue, split, own.training_requests()))
     if not catalogue.attributes and (attributes or (attributes is None and not own.said())):
         raise DataError(
             f"{own.name}: no attribute is on {own.columns.min_attribute_items} or more items, but requests ask for "
@@ -139,17 +134,35 @@ def load_own_data(
     return own
 
 
-def _with_said(data: OwnData) -> OwnData:
-    """Return the data with a column of what was said in training before each item was met."""
-    texts: list[list[str]] = [[] for _ in range(len(data.catalogue))]
-    for items, said in zip(data.split.train, data.training_requests() if data.states_requests else (), strict=False):
-        for item, text in zip(items.tolist(), said, strict=True):
+def said_before(
+    split: Split, spoken: Sequence[Sequence[str | None]], length: int | None = None
+) -> list[tuple[Tensor, str, int]]:
+    """Return (history before, text, item) of each training visit with a text, but for first visits.
+
+    Args:
+        split: Histories.
+        spoken: The text of each item of each history of ``split.train``, or None.
+        length: Most items of a history before; None: all.
+    """
+    return [
+        (items[0 if length is None else max(0, place - length) : place], text, int(items[place]))
+        for items, texts in zip(split.train, spoken, strict=True)
+        for place, text in enumerate(texts)
+        if text is not None and place
+    ]
+
+
+def with_said(catalogue: Catalogue, split: Split, spoken: Sequence[Sequence[str | None]]) -> Catalogue:
+    """Return a catalogue with a column of what was said in training before each item was met; the same if nothing was.
+
+    Arguments as for :func:`said_before`.
+    """
+    said: list[list[str]] = [[] for _ in range(len(catalogue))]
+    for items, texts in zip(split.train, spoken, strict=True):
+        for item, text in zip(items.tolist(), texts, strict=True):
             if text is not None:
-                texts[item].append(text.replace("|", " "))
-    if not any(texts):
-        return data
-    columns = {**data.catalogue.texts, SAID: tuple(map("|".join, texts))}
-    return replace(data, catalogue=replace(data.catalogue, texts=columns))
+                said[item].append(text.replace("|", " "))
+    return replace(catalogue, texts={**catalogue.texts, SAID: tuple(map("|".join, said))}) if any(said) else catalogue
 
 
 def check_protocol(protocol: str) -> None:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.histories import seen_mask
 from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers
-from cramer_peft.recsys.requests.attribute_requests import AttributeRequest, item_text
+from cramer_peft.recsys.requests.attribute_requests import item_text
 
 WEIGHTS = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 
@@ -52,16 +53,22 @@ class TextFusion:
     def _fused(scores: Tensor, asked: Tensor, similarity: Tensor, weight: float) -> Tensor:
         return scores.index_add(0, asked, weight * similarity) if len(asked) else scores
 
-    def tune(self, users: EvaluationUsers, requests: Sequence[AttributeRequest]) -> None:
-        """Set the weight to that of ``WEIGHTS`` with the best NDCG@10 under truthful requests of validation users."""
-        ranks: dict[float, list[Tensor]] = {weight: [] for weight in WEIGHTS}
-        with torch.no_grad():
-            size = rows_together(len(users.catalogue), BATCH)
-            for start in range(0, len(users), size):  # scores of all users at once may not fit into memory
-                rows = slice(start, start + size)
-                seen = users.seen_by(rows)
-                parts = self._parts(users.item_ids[rows], [request.text for request in requests[rows]])
-                for weight in WEIGHTS:
-                    scores = self._fused(*parts, weight).cpu()
-                    ranks[weight].append(unseen_ranks(scores, seen, users.targets[rows]))
-        self.weight = max(WEIGHTS, key=lambda weight: float(ndcg(torch.cat(ranks[weight])).mean()))
+    @torch.no_grad()
+    def tune(self, users: EvaluationUsers, texts: Sequence[str | None], weights: Sequence[float] | None = None) -> None:
+        """Set the weight with the best NDCG@10 of the validation users who have a text; the first if nobody has one.
+
+        Args:
+            users: Validation users.
+            texts: The request of each user, or None.
+            weights: The candidates; None: ``WEIGHTS``.
+        """
+        ranks: dict[float, list[Tensor]] = {weight: [] for weight in (WEIGHTS if weights is None else weights)}
+        asking = [row for row, text in enumerate(texts) if text is not None]
+        size = rows_together(len(users.catalogue), BATCH)
+        for start in range(0, len(asking), size):  # scores of all users at once may not fit into memory
+            rows = asking[start : start + size]
+            seen = seen_mask([users.histories[row] for row in rows], len(users.catalogue))
+            parts = self._parts(users.item_ids[rows], [texts[row] for row in rows])
+            for weight, found in ranks.items():
+                found.append(unseen_ranks(self._fused(*parts, weight).cpu(), seen, users.targets[rows]))
+        self.weight = max(ranks, key=lambda weight: float(ndcg(torch.cat(ranks[weight])).mean()) if asking else 0.0)

@@ -182,9 +182,14 @@ def own_track(texts: Sequence[str | None], name: str = OWN) -> Track:
 
 def shuffled_track(texts: Sequence[str | None], seed: int) -> Track:
     """Give each user who states a request that of another; those whose own says the same do not count."""
+    return own_track(shuffled_texts(texts, seed), SHUFFLED)
+
+
+def shuffled_texts(texts: Sequence[str | None], seed: int) -> list[str | None]:
+    """Return for each user who states a request that of another; None for those whose own says the same."""
     rows = [row for row, text in enumerate(texts) if text is not None]
     random.Random(f"{seed}:{SHUFFLED}").shuffle(rows)
     given: list[str | None] = [None] * len(texts)
     for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
         given[row] = None if texts[row] == texts[other] else texts[other]
-    return own_track(given, SHUFFLED)
+    return given

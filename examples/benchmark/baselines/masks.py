@@ -58,7 +58,7 @@ class MaskRanker(BaselineRanker):
 
     def options(self, options: GeneratorOptions) -> GeneratorOptions:
         """Return a task's options with the paper's losses, or with the task's own."""
-        return _with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
+        return with_paper_loss(options) if self._paper_loss else replace(options, sparsity_weight=0.0)
 
     def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
         assert self.masks is not None
@@ -71,7 +71,8 @@ class MaskRanker(BaselineRanker):
         return lambda item_ids: masks(item_ids, request=mean.expand(len(item_ids), -1))
 
 
-def _with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
+def with_paper_loss(options: GeneratorOptions) -> GeneratorOptions:
+    """Return options with the paper's losses and requests; their budget stays, and their sparsity weight, if any."""
     paper = GeneratorOptions.paper()
     return replace(
         paper,

@@ -10,8 +10,6 @@ from torch.nn.functional import normalize
 
 from benchmark.baselines.ranker import BaselineRanker, RankerTask
 from cramer_peft.recsys.backbones import SASRec
-from cramer_peft.recsys.data.histories import seen_mask
-from cramer_peft.recsys.evaluation.metrics import ndcg, unseen_ranks
 from cramer_peft.recsys.evaluation.text_fusion import WEIGHTS, TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, mixed_tracks
 from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers
@@ -31,7 +29,7 @@ class FusionRanker(BaselineRanker):
 
     def __init__(self) -> None:
         super().__init__("text fusion")
-        self.fusion: TunedFusion | None = None
+        self.fusion: MeanFusion | None = None
 
     @property
     def gamma(self) -> float | None:
@@ -39,13 +37,14 @@ class FusionRanker(BaselineRanker):
         return None if self.fusion is None else self.fusion.weight / (1 + self.fusion.weight)
 
     def _fit(self, task: RankerTask, frozen: SASRec) -> None:
-        fusion = TunedFusion(frozen, text_encoder(task.encoder), task.catalogue)
+        fusion = MeanFusion(frozen, text_encoder(task.encoder), task.catalogue)
         users = EvaluationUsers.of(task.catalogue, task.split, "validation", frozen.max_length)
         if task.asked is None:
             requests = RequestGenerator(task.catalogue.attributes, TRAIN_TEMPLATES)
-            fusion.tune(users, mixed_tracks(users, requests, task.seed)[TRUTHFUL].requests)
+            truthful = mixed_tracks(users, requests, task.seed)[TRUTHFUL].requests
+            fusion.tune(users, [request.text for request in truthful])
         else:
-            fusion.tune_on(users, task.asked)
+            fusion.tune(users, task.asked, (0.0, *WEIGHTS))
         self.fusion = fusion
 
     def _request_scores(self, histories: Tensor, texts: Sequence[str], frozen: Tensor) -> Tensor:
@@ -57,22 +56,8 @@ class FusionRanker(BaselineRanker):
         return self.fusion.mean_scorer(texts)
 
 
-class TunedFusion(TextFusion):
-    """A fusion whose weight is tuned on given texts, 0 among the candidates, and its scores under a mean request."""
-
-    @torch.no_grad()
-    def tune_on(self, users: EvaluationUsers, texts: Sequence[str | None]) -> None:
-        """Set the weight with the best NDCG@10 of the users who have a text; 0 if nobody has one."""
-        asking = [row for row, text in enumerate(texts) if text is not None]
-        gains = dict.fromkeys((0.0, *WEIGHTS), 0.0)
-        for start in range(0, len(asking), BATCH):
-            rows = asking[start : start + BATCH]
-            seen = seen_mask([users.histories[row] for row in rows], len(users.catalogue))
-            parts = self._parts(users.item_ids[rows], [texts[row] for row in rows])
-            for weight in gains:
-                ranks = unseen_ranks(self._fused(*parts, weight).cpu(), seen, users.targets[rows])
-                gains[weight] += float(ndcg(ranks).sum())
-        self.weight = max(gains, key=gains.__getitem__)
+class MeanFusion(TextFusion):
+    """A fusion that has scores under a mean request, too."""
 
     def mean_scorer(self, texts: Sequence[str]) -> Callable[[Tensor], Tensor]:
         """Return a scorer with each item's mean similarity to the texts."""

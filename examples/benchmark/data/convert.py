@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from benchmark.titles import split_year
 from cramer_peft.errors import DataError
 from cramer_peft.storage import write_bytes
 
 CATEGORIES = tuple(f"{level}_level_category_name_en" for level in ("first", "second", "third", "fourth"))
 _NOTHING = {"", "empty", "nan", "unknown", "none"}
 _MENTION = re.compile(r"@(\d+)")
-_YEAR = re.compile(r"\((\d{4})\)\s*$")
 _UTTERANCES = 4  # of the seeker before a film is recommended
 _LONGEST_FIELD = 2**28  # characters of a field of KuaiSAR's items
 
@@ -137,8 +137,9 @@ def convert_redial(source: Iterable[Path], target: Path, least: int = 1) -> Path
             titles = {movie: str(name) for movie, name in dict(row["movieMentions"] or {}).items() if name}
             for one in _dialogue(row, titles):
                 found.append(one)
-                year = _YEAR.search(titles[one.item])
-                items[one.item] = {"title": titles[one.item], "release_year": year[1] if year else "", "genres": ""}
+                title = titles[one.item]
+                year = split_year(title)[1]
+                items[one.item] = {"title": title, "release_year": "" if year is None else str(year), "genres": ""}
     return write_atomic(target, core(found, least), items)
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from benchmark.measures.control import attribute_shares, distinctness, spill_over
 from benchmark.measures.falsifiers import Check, check_ceiling, check_shuffled, check_triple, shuffled
+from benchmark.measures.sampled import drawn_negatives, sampled_ranks
 from benchmark.measures.summary import summarise, sweep_interval
 from benchmark.measures.tracks import REPLICA, BenchmarkTracks, replica_track
 from cramer_peft.recsys.data.own_data import check_room
 from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.evaluation.evaluator import Block, Evaluator
-from cramer_peft.recsys.evaluation.metrics import RANK_METRICS, expected_share, target_ranks, top_items
+from cramer_peft.recsys.evaluation.metrics import RANK_METRICS, expected_share, top_items
 from cramer_peft.recsys.evaluation.tracks import (
     AGAINST,
     BLANK_TEXT,
@@ -34,7 +35,6 @@ from cramer_peft.recsys.requests.attribute_requests import AttributeRequest
 from cramer_peft.recsys.requests.matching import satisfies
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES, TRAIN_TEMPLATES
 
-NEGATIVES = 100
 _SAMPLED = "replica, 100 negatives"
 StrengthScorer = Callable[[Tensor, Sequence[str | None], float], Tensor]
 
@@ -184,15 +184,8 @@ class _Measuring(Evaluator):
 
     def _sampled(self, block: Block, counts: Tensor, scores: Tensor) -> None:
         """Rank as the paper does: the target against 100 random items that the user has not met."""
-        generator = torch.Generator().manual_seed(self.setting.seed * 1_000_003 + int(block.rows[0]))
-        candidates = torch.rand(scores.shape, generator=generator)
-        candidates = candidates.masked_fill(block.seen, -1).scatter_(1, block.targets[:, None], -1)
-        negatives = candidates.topk(min(NEGATIVES, scores.shape[1] - 1), dim=1)
-        ranks = []
-        for given in (scores, block.frozen):
-            drawn = given.gather(1, negatives.indices).masked_fill(negatives.values < 0, -torch.inf)
-            listed = torch.cat([given.gather(1, block.targets[:, None]), drawn], dim=1)
-            ranks.append(target_ranks(listed, torch.zeros(len(listed), dtype=torch.long)))
+        negatives = drawn_negatives(block.seen, block.targets, self.setting.seed * 1_000_003 + int(block.rows[0]))
+        ranks = [sampled_ranks(given, block.targets, negatives) for given in (scores, block.frozen)]
         for metric, value in RANK_METRICS.items():
             self.put(f"{_SAMPLED}/{metric}", block.rows, value(ranks[0], self.k), counts)
         self.put(f"{_SAMPLED}/frozen_ndcg", block.rows, RANK_METRICS["ndcg"](ranks[1], self.k), counts)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmark.measures.sampled import drawn_negatives, sampled_ranks
 from cramer_peft.recsys.data.histories import pad_histories, seen_mask
 from cramer_peft.recsys.devices import brought_to
 from cramer_peft.recsys.evaluation.batches import rows_together
-from cramer_peft.recsys.evaluation.metrics import RANK_METRICS, expected_share, target_ranks, unseen_ranks
+from cramer_peft.recsys.evaluation.metrics import RANK_METRICS, expected_share, unseen_ranks
 from cramer_peft.recsys.evaluation.users import BATCH, Scorer, without_nan
 
-OWN, SHUFFLED, MEAN, NONE = "own requests", "shuffled requests", "mean request", "no request"
+MEAN, NONE = "mean request", "no request"  # beside the tracks OWN and SHUFFLED
 SAMPLED = ", 100 negatives"
-NEGATIVES = 100
 LENGTHS = (10, 20)  # of the lists
 
 
@@ -79,12 +79,12 @@ def request_values(
         histories = [users.histories[row] for row in rows.tolist()]
         item_ids = brought_to(backbone, pad_histories(histories, length))
         seen, targets = seen_mask(histories, items), users.targets[rows]
-        negatives = _negatives(seen, targets, seed * 1_000_003 + int(rows[0]))
+        negatives = drawn_negatives(seen, targets, seed * 1_000_003 + int(rows[0]))
         scored = _scored(users, rows, item_ids, backbone, scorer)
         for track, (counts, scores) in scored.items():
             ranks = {
                 track: unseen_ranks(scores, seen, targets),
-                track + SAMPLED: _sampled_ranks(scores, targets, negatives),
+                track + SAMPLED: sampled_ranks(scores, targets, negatives),
             }
             for name, found in ranks.items():
                 put(f"{name}/rank", rows[counts], found[counts])
@@ -116,18 +116,3 @@ def _scored(
     if scorer.mean is not None:
         scored[MEAN] = everybody, without_nan(scorer.mean(item_ids).float().cpu())
     return scored
-
-
-def _negatives(seen: Tensor, targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return 100 random unseen items for each row, (rows, 100) int64, and which of them count, bool."""
-    drawn = torch.rand(seen.shape, generator=torch.Generator().manual_seed(seed))
-    drawn = drawn.masked_fill(seen, -1).scatter_(1, targets[:, None], -1)
-    found = drawn.topk(min(NEGATIVES, seen.shape[1] - 1), dim=1)
-    return found.indices, found.values >= 0
-
-
-def _sampled_ranks(scores: Tensor, targets: Tensor, negatives: tuple[Tensor, Tensor]) -> Tensor:
-    indices, there = negatives
-    others = scores.gather(1, indices).masked_fill(~there, -torch.inf)
-    listed = torch.cat([scores.gather(1, targets[:, None]), others], dim=1)
-    return target_ranks(listed, torch.zeros(len(listed), dtype=torch.long))

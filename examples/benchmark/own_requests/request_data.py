@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from benchmark.data import LoadedData, load_stated
 from benchmark.measures.tracks import HELD_OUT, hold_out, taught_split
 from cramer_peft.errors import ConfigError, DataError
 from cramer_peft.recsys.data.catalogue import SAID, Catalogue
+from cramer_peft.recsys.data.own_data import said_before, with_said
 from cramer_peft.recsys.data.splits import Split
 from cramer_peft.recsys.requests.attribute_requests import item_text
 
@@ -91,8 +92,10 @@ def request_data(cell: Cell, data: LoadedData, length: int) -> RequestData:
             f"{'' if cell.variant is None else f' by the hold-out {cell.variant!r}'}. Use another stage or data."
         )
     if study.source == "stated":
-        catalogue = with_said(catalogue, taught, spoken)
-    return RequestData(catalogue, split, taught, visits(taught, spoken, length), asked, texts, counts)
+        others = {name: column for name, column in catalogue.texts.items() if name != SAID}  # it may be of all users
+        catalogue = with_said(replace(catalogue, texts=others), taught, spoken)
+    said = tuple(said_before(taught, spoken, length))
+    return RequestData(catalogue, split, taught, said, asked, texts, counts)
 
 
 def stated_visits(cell: Cell, taught: Split) -> tuple[Visit, ...]:
@@ -105,34 +108,7 @@ def stated_visits(cell: Cell, taught: Split) -> tuple[Visit, ...]:
     if cell.settings.hold_out == "users":
         raise ConfigError("requests: found stated with users held out, which the matrix 'stated' measures. Use that.")
     own = load_stated(cell.source, cell.protocol)
-    return visits(taught, own.training_requests(), max(map(len, taught.train)))
-
-
-def visits(split: Split, spoken: Sequence[Texts], length: int) -> tuple[Visit, ...]:
-    """Return a visit for each training item with a text, but for the first of each history.
-
-    Args:
-        split: Histories.
-        spoken: The text of each item of each history, or None.
-        length: Most items of a history before.
-    """
-    return tuple(
-        (items[max(0, place - length) : place], text, int(items[place]))
-        for items, texts in zip(split.train, spoken, strict=True)
-        for place, text in enumerate(texts)
-        if text is not None and place
-    )
-
-
-def with_said(catalogue: Catalogue, split: Split, spoken: Sequence[Texts]) -> Catalogue:
-    """Return a catalogue whose items are described by what was said in these visits, and by nothing else said."""
-    said: list[list[str]] = [[] for _ in range(len(catalogue))]
-    for items, texts in zip(split.train, spoken, strict=True):
-        for item, text in zip(items.tolist(), texts, strict=True):
-            if text is not None:
-                said[item].append(text.replace("|", " "))
-    others = {name: column for name, column in catalogue.texts.items() if name != SAID}
-    return replace(catalogue, texts={**others, SAID: tuple(map("|".join, said))} if any(said) else others)
+    return tuple(said_before(taught, own.training_requests()))
 
 
 def history_text(catalogue: Catalogue, history: Tensor) -> str:

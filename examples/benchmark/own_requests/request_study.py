@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,12 @@ from benchmark.measures.falsifiers import check_triple
 from benchmark.measures.summary import summarise
 from benchmark.methods import encoder_of, mask_config, method_named
 from benchmark.own_requests.closed_gates import closed_gates
-from benchmark.own_requests.measure_requests import (
-    LENGTHS,
-    MEAN,
-    OWN,
-    SAMPLED,
-    SHUFFLED,
-    AskedUsers,
-    RequestScorer,
-    request_values,
-)
+from benchmark.own_requests.measure_requests import LENGTHS, MEAN, SAMPLED, AskedUsers, RequestScorer, request_values
 from benchmark.own_requests.request_data import RequestData, request_data
 from benchmark.own_requests.stored_vectors import stored_vectors
+from benchmark.stopwatch import Stopwatch
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED, shuffled_texts
 from cramer_peft.recsys.evaluation.users import drawn_rows
 from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, request_encoder
 from cramer_peft.recsys.requests.sources import HISTORY, STATED
@@ -60,31 +52,25 @@ def measured_requests(cell: Cell, data: LoadedData, backbone: Any, digest: str, 
     Raises:
         CramerError: If the study's data cannot be used, or the method cannot be trained on it.
     """
-    start, cpu = time.perf_counter(), time.process_time()
+    watch = Stopwatch()
     study, settings, method = cell.study, cell.settings, method_named(cell.method)
     assert isinstance(study, OwnRequests)
     found = request_data(cell, data, int(backbone.max_length))
     ranker = None if method.make is None else method.make(mask_config(cell.method, settings), settings)
     if ranker is not None:
         ranker.fit(_task(cell, found, backbone, output))
-    trained, trained_cpu = time.perf_counter(), time.process_time()
+    watch.trained()
     scorer = None
-    if isinstance(ranker, BaselineRanker):
+    if ranker is not None:
+        assert isinstance(ranker, BaselineRanker)  # others are refused by the plan
         scorer = RequestScorer(ranker.scores, ranker.mean_scorer(_mean_texts(found, cell.seed)))
-    limits = [limit for limit in (settings.max_users, method.max_users) if limit is not None]
-    users = _users(found, study, cell.seed, min(limits) if limits else None)
+    users = _users(found, study, cell.seed, method.most_users(settings.max_users))
     values = request_values(users, backbone, scorer, cell.seed)
-    seconds = {
-        "train": trained - start,
-        "evaluate": time.perf_counter() - trained,
-        "train_cpu": trained_cpu - cpu,
-        "evaluate_cpu": time.process_time() - trained_cpu,
-    }
     figures: dict[str, Any] = {
         "users": len(users.rows),
         "training_requests": len(found.said),
         "trainable": 0 if ranker is None else ranker.trainable,
-        "seconds": seconds,
+        "seconds": watch.seconds(),
         "tracks": summarise(values, cell.seed),
         "checks": _checks(values),
     }
@@ -142,18 +128,8 @@ def _users(found: RequestData, study: OwnRequests, seed: int, most: int | None) 
             )
         flags = found.catalogue.item_attributes[:, names[study.probe.casefold()]]
         probes = {name: text.format(study.probe.lower()) for name, text in PROBES.items()}
-    tracks = {OWN: own, SHUFFLED: _shuffled(own, seed)}
+    tracks = {OWN: own, SHUFFLED: shuffled_texts(own, seed)}
     return AskedUsers(found.split.history(study.stage), found.split.target(study.stage), rows, tracks, probes, flags)
-
-
-def _shuffled(texts: list[str | None], seed: int) -> list[str | None]:
-    """Give each user who states a request that of another; those whose own says the same get none."""
-    rows = [row for row, text in enumerate(texts) if text is not None]
-    random.Random(f"{seed}:{SHUFFLED}").shuffle(rows)
-    given: list[str | None] = [None] * len(texts)
-    for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
-        given[row] = None if texts[row] == texts[other] else texts[other]
-    return given
 
 
 def _checks(values: dict[str, Tensor]) -> list[dict[str, Any]]:

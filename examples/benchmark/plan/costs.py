@@ -63,7 +63,7 @@ def estimate_cell(cell: Cell, size: DataSize, costs: Costs = COSTS) -> float:
     if not_on(cell.method, cell.variant, cell.backbone) is not None:
         return 0.0
     method = method_named(cell.method)
-    users = min([size.users, *(limit for limit in (cell.settings.max_users, method.max_users) if limit)])
+    users = min(size.users, method.most_users(cell.settings.max_users) or size.users)
     answers = costs.tracks if method.tracks is None else len(method.tracks)
     factors = FACTORS.get(cell.backbone, Factors())
     training = method.learns * cell.settings.generator.steps * (costs.step + costs.step_item * size.items)
@@ -80,7 +80,7 @@ def estimate_requests(cell: Cell, data: LoadedData, costs: Costs = COSTS) -> flo
         costs: The table of costs.
     """
     method, size = method_named(cell.method), data.size
-    users = min([size.users, *(limit for limit in (cell.settings.max_users, method.max_users) if limit)])
+    users = min(size.users, method.most_users(cell.settings.max_users) or size.users)
     answers = method.scores * users * 4 * (costs.answer + costs.answer_item * size.items)
     tuned = cell.settings.config.get("encoder_tuning", "none") != "none"
     texts = cell.settings.generator.steps * cell.settings.generator.batch_size if tuned else 0

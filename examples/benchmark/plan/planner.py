@@ -17,7 +17,7 @@ from benchmark.cells import (
     Study,
     Transfer,
 )
-from benchmark.methods import OURS, mask_config, method_named
+from benchmark.methods import CRAMER, OURS, mask_config, method_named
 from benchmark.plan.matrices import MATRICES, Matrix
 from benchmark.plan.request_cells import request_cells
 from benchmark.variants import ABLATIONS, HOLD_OUTS, varied_settings
@@ -48,7 +48,8 @@ class PlanOptions:
         protocols: Splits.
         backbones: Names of backbones.
         methods: Methods; if given, only the variants that are named are run.
-        variants: Keys of ``ABLATIONS`` and ``HOLD_OUTS``.
+        variants: Keys of ``ABLATIONS`` and ``HOLD_OUTS``, of ours; for stated requests of ``STATED_HOLD_OUTS``, of
+            every method; for the paper of ``PAPER_VARIANTS``, of CRAMER. Without methods, only what they change is run.
         seeds: Seeds.
         steps: Steps of each generator's training.
         epochs: Most epochs of each backbone's training.
@@ -88,11 +89,11 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
     matrix = MATRICES[options.matrix]
     sources = _sources(options, matrix)
     study = _study(options, matrix)
-    methods = options.methods or matrix.methods
+    methods = options.methods or _default_methods(options, matrix)
     for method in methods:
         method_named(method)
-    every = matrix.variants and not options.methods and not isinstance(study, OwnRequests)
-    variants = options.variants or ((*ABLATIONS, *HOLD_OUTS) if every else ())
+    every = matrix.variants and not options.methods and not options.variants
+    variants = None if every else options.variants
     cells: list[Cell] = []
     for source in sources:
         for protocol in _protocols(options.protocols) or matrix.protocols:
@@ -100,15 +101,14 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
                 settings = _settings(options, matrix, backbone)
                 if isinstance(study, OwnRequests):
                     some = Cell(source, protocol, backbone, methods[0], 0, None, settings, study)
-                    asked = options.variants or (None if matrix.variants and not options.methods else ())
-                    cells += request_cells(some, methods, asked, options.seeds or matrix.seeds)
+                    cells += request_cells(some, methods, variants, options.seeds or matrix.seeds)
                     continue
                 if isinstance(study, Transfer):
                     settings = replace(settings, encoder=settings.encoder or TEXT_ENCODER)
                 for number, seed in enumerate(options.seeds or matrix.seeds):
                     own = [
                         (OURS, variant, varied_settings(variant, settings, backbone))
-                        for variant in variants
+                        for variant in ((*ABLATIONS, *HOLD_OUTS) if variants is None else variants)
                         if number == 0
                     ]
                     cells += [
@@ -119,6 +119,13 @@ def plan_cells(options: PlanOptions) -> list[Cell]:
         _check_study(cell)
         mask_config(cell.method, cell.settings)  # raises for an impossible configuration
     return cells
+
+
+def _default_methods(options: PlanOptions, matrix: Matrix) -> tuple[str, ...]:
+    """Return a matrix's methods; if variants are named, those alone that its variants change."""
+    if not options.variants or matrix.study == "stated":  # there, every method is varied
+        return matrix.methods
+    return (CRAMER,) if matrix.study == "history" else (OURS,)
 
 
 def _sources(options: PlanOptions, matrix: Matrix) -> tuple[DataSource, ...]:
@@ -199,9 +206,7 @@ def _study(options: PlanOptions, matrix: Matrix) -> Study | None:
 
 
 def _check_study(cell: Cell) -> None:
-    if cell.study is None:
-        return
-    if isinstance(cell.study, OwnRequests):
+    if cell.study is None or isinstance(cell.study, OwnRequests):
         return
     if cell.settings.hold_out is not None:
         raise ConfigError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from benchmark.baselines.masks import with_paper_loss
 from benchmark.cells import Cell, CellSettings, OwnRequests
 from benchmark.methods import CRAMER, OURS, OURS_SHUFFLED
 from benchmark.plan.paper_variants import PAPER_VARIANTS, STATED_HOLD_OUTS, paper_settings
 from cramer_peft.errors import ConfigError
-from cramer_peft.recsys.training.request_batches import GeneratorOptions
 
 PAPER_ENCODER = "all-minilm-l6-v2"
 _REFUSED = ("oracle filter", "parsed filter", OURS_SHUFFLED)
@@ -28,7 +28,7 @@ def request_cells(
         seeds: Seeds.
 
     Raises:
-        ConfigError: If a method cannot be measured so, or a variant is unknown.
+        ConfigError: If a method cannot be measured so, or a variant is unknown or changes none of the methods.
     """
     study = cell.study
     assert isinstance(study, OwnRequests)
@@ -37,6 +37,13 @@ def request_cells(
         raise ConfigError(
             f"method: {refused[0]!r} is for made-up requests only; shuffled requests are measured of every method. "
             "Leave it out."
+        )
+    varied = _varied_methods(methods, study)
+    if variants and not varied:
+        changed = f"the method {CRAMER!r}" if study.source == "history" else "methods other than 'frozen'"
+        raise ConfigError(
+            f"variant: found {', '.join(map(repr, variants))} for {', '.join(map(repr, methods))}, but variants here "
+            f"change {changed} alone. Add one to methods, or leave the variants out."
         )
     cells = [
         replace(cell, method=method, seed=seed, settings=_settings(method, cell.settings, study))
@@ -47,7 +54,7 @@ def request_cells(
         replace(found, variant=variant, settings=_varied(variant, found.settings, study))
         for variant in (_all_variants(study) if variants is None else variants)
         for found in cells
-        if found.seed == seeds[0] and found.method in _varied_methods(methods, study)
+        if found.seed == seeds[0] and found.method in varied
     ]
 
 
@@ -57,7 +64,7 @@ def _all_variants(study: OwnRequests) -> tuple[str, ...]:
 
 def _varied_methods(methods: Sequence[str], study: OwnRequests) -> tuple[str, ...]:
     if study.source == "history":
-        return (CRAMER,)
+        return tuple(method for method in methods if method == CRAMER)
     return tuple(method for method in methods if method != "frozen")
 
 
@@ -74,10 +81,5 @@ def _settings(method: str, settings: CellSettings, study: OwnRequests) -> CellSe
     """Return a method's settings: with the paper's requests, all but ours learn the next item of one row each."""
     if study.source == "stated" or method == OURS:
         return settings
-    given = settings.generator
-    paper = GeneratorOptions.paper(
-        steps=given.steps, learning_rate=given.learning_rate, batch_size=given.batch_size, positions=1
-    )
-    if given.sparsity_weight:
-        paper = replace(paper, sparsity_weight=given.sparsity_weight)
+    paper = with_paper_loss(replace(settings.generator, positions=1))
     return replace(settings, generator=paper, encoder=settings.encoder or PAPER_ENCODER)

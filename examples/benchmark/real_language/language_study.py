@@ -68,7 +68,7 @@ def estimate_language(cell: Cell, data: LoadedData, study: RealLanguage, costs: 
 def _answers(cell: Cell, rows: int) -> float:
     """Count a cell's answers: each candidate in each wording for three tenths of the rows, and the final ones."""
     method = method_named(cell.method)
-    rows = min([rows, *_limits(cell)])
+    rows = min(rows, method.most_users(cell.settings.max_users) or rows)
     candidates = {"text fusion": len(FUSION_WEIGHTS), "frozen": 0}.get(
         cell.method, len(STRENGTHS) if method.config is not None else 1
     )
@@ -138,15 +138,10 @@ def _dialogue_parts(cell: Cell, study: RealLanguage, data: LoadedData, max_lengt
     requests, _ = load_dialogues(study.dialogues)
     matched = match_requests(requests, data.catalogue, _years(cell, data.catalogue))
     parts = split_dialogues(matched, len(data.catalogue), max_length, seed=_SPLIT_SEED)
-    limits = _limits(cell)
-    if not limits:
+    most = method_named(cell.method).most_users(cell.settings.max_users)
+    if most is None:
         return parts
-    return replace(parts, validation=_some(parts.validation, min(limits)), test=_some(parts.test, min(limits)))
-
-
-def _limits(cell: Cell) -> list[int]:
-    """Return the limits on the number of rows."""
-    return [limit for limit in (cell.settings.max_users, method_named(cell.method).max_users) if limit is not None]
+    return replace(parts, validation=_some(parts.validation, most), test=_some(parts.test, most))
 
 
 def _some(part: RedialPart, most: int) -> RedialPart:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.own_requests.measure_requests import MEAN, NONE, OWN, SHUFFLED
+from benchmark.own_requests.measure_requests import MEAN, NONE
 from benchmark.own_requests.request_study import PROBES
 from benchmark.report.plots import BLUE, DPI, GREEN, GREY, ORANGE, canvas, set_title, slug
 from benchmark.report.request_tables import varied_groups
 from cramer_peft.errors import require
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED
 
 _TRACKS = {OWN: (BLUE, "o"), SHUFFLED: (ORANGE, "s"), MEAN: (GREEN, "D"), NONE: (GREY, "|")}
 _METRIC = "ndcg@10"

@@ -12,11 +12,12 @@ from benchmark.cell_files import CellResult
 from benchmark.measures.significance import adjusted, paired_p
 from benchmark.measures.summary import summarise
 from benchmark.methods import CRAMER, OURS
-from benchmark.own_requests.measure_requests import LENGTHS, MEAN, NONE, OWN, SAMPLED, SHUFFLED
+from benchmark.own_requests.measure_requests import LENGTHS, MEAN, NONE, SAMPLED
 from benchmark.own_requests.request_study import PROBES
 from benchmark.plan.paper_variants import DEFAULTS, PAPER_VARIANTS
-from benchmark.report.tables import cell_text, markdown
+from benchmark.report.tables import cell_text, markdown, seeds_text
 from cramer_peft.recsys.evaluation.bootstrap import difference_interval
+from cramer_peft.recsys.evaluation.tracks import OWN, SHUFFLED
 
 Values = Mapping[str, Tensor]
 _FIRST = "ndcg@10"
@@ -37,15 +38,14 @@ def request_table(
     """Return columns and rows of NDCG@10 by whose request is given, and all figures by method, track and metric.
 
     Args:
-        values: Method → the values per user, averaged over seeds.
+        values: Method → the values per user, averaged over seeds, as :func:`asked_alone` gives them.
         methods: Method → its results.
     """
-    figures = {name: summarise(asked_alone(own)) for name, own in values.items()}
+    figures = {name: summarise(own) for name, own in values.items()}
     rows = []
     for name, tracks in figures.items():
-        seeds = " ".join(str(seed) for seed in sorted(int(result.cell["seed"]) for result in methods[name]))
         found = [cell_text(tracks.get(track, {}).get(metric)) for track, metric in _COLUMNS.values()]
-        rows.append((name, *found, seeds))
+        rows.append((name, *found, seeds_text(methods[name])))
     return ("NDCG@10", *_COLUMNS, "seeds"), rows, figures
 
 
@@ -124,11 +124,11 @@ def varied_groups(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _order(value: str) -> tuple[float, str]:
+def _order(value: str) -> float:
     try:
-        return float(value), ""
+        return float(value)
     except ValueError:
-        return 0.0, ""  # words stay as they come
+        return 0.0  # words stay as they come
 
 
 def _varied(figures: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from benchmark.real_language.measure_dialogues import NO_REQUEST, SHUFFLED, dial
 from benchmark.report.aims import Aim
 from benchmark.report.groups import Place
 from benchmark.report.request_tables import asked_alone, further_tables, request_table, tested_differences
-from benchmark.report.tables import cell_text, markdown
+from benchmark.report.tables import cell_text, markdown, seeds_text
 from benchmark.transfer.measure_transfer import frozen_values, paired_difference, values_of
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.evaluation.bootstrap import Interval
@@ -110,10 +110,6 @@ def _pooled(methods: Mapping[str, Sequence[CellResult]]) -> dict[str, dict[str, 
     return {name: pooled([result.values for result in results]) for name, results in methods.items()}
 
 
-def _seeds(results: Sequence[CellResult]) -> str:
-    return " ".join(str(seed) for seed in sorted(int(result.cell["seed"]) for result in results))
-
-
 # ---------------------------------------------------------------- real language
 
 
@@ -162,7 +158,8 @@ def _language_rows(
         intervals = (dialogue_interval(own[f"{track}/{metric}"], dialogues) for metric in _METRICS)
         found = [cell_text(entry(interval), 4) for interval in intervals]
         chosen = results[0].figures["chosen"] if track == REQUEST else {}
-        return name, *found, _seeds(results), ", ".join(filter(None, (chosen.get("candidate"), chosen.get("wording"))))
+        choice = ", ".join(filter(None, (chosen.get("candidate"), chosen.get("wording"))))
+        return name, *found, seeds_text(results), choice
 
     rows, ndcg = [], {}
     for name, own in values.items():
@@ -217,7 +214,7 @@ def _zero_shot_aims(place: Place, lead: Interval, gain: Mapping[str, float] | No
 def _transfer_note(results: Sequence[CellResult]) -> str:
     first = results[0].figures
     return (
-        f"{first['users']:,} users; seeds {_seeds(results)}. {len(first['shared'])} attributes are known to the "
+        f"{first['users']:,} users; seeds {seeds_text(results)}. {len(first['shared'])} attributes are known to the "
         f"source, {len(first['new'])} are new."
     )
 

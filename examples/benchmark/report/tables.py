@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from benchmark.cell_files import CellResult
+
 Entry = Mapping[str, float]
 
 
@@ -19,3 +21,8 @@ def cell_text(found: Entry | None, digits: int = 3) -> str:
         return ""
     value, low, high = (f"{found[end]:.{digits}f}" for end in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def seeds_text(results: Iterable[CellResult]) -> str:
+    """Return the seeds of some results, rising, with a space between two."""
+    return " ".join(str(seed) for seed in sorted(int(result.cell["seed"]) for result in results))

@@ -16,8 +16,9 @@ from cramer_peft.recsys.versions import versions
 from cramer_peft.storage import write_bytes, write_json
 
 _INTRODUCTION = (
-    "Requests are simulated, sentences made from item attributes, but where real language is named. Intervals: 95%, a "
-    "bootstrap over users or dialogues; values of several seeds are averaged per row first."
+    "Requests are simulated, sentences made from item attributes, but where real language is named and in studies of "
+    "own requests: stated ones, or the texts of the items before. Intervals: 95%, a bootstrap over users or dialogues; "
+    "values of several seeds are averaged per row first."
 )
 
 

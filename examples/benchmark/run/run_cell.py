@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from benchmark.measures.tracks import HELD_OUT, hold_out, taught_split
 from benchmark.methods import Method, encoder_of, mask_config, mask_config_on, method_named, not_on
 from benchmark.own_requests.request_data import stated_visits
 from benchmark.run.backbones import stored_backbone
+from benchmark.stopwatch import Stopwatch
 from benchmark.studies import digest_of_study, measured_study
 from cramer_peft.errors import MissingExtraError, MissingModelError
 from cramer_peft.recsys.devices import fastest_device
@@ -65,11 +65,11 @@ def run_cell(cell: Cell, output: Path) -> CellResult:
 def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellResult:
     method = method_named(cell.method)
     task, setting = task_and_setting(cell, data, backbone, method)
-    start, cpu = time.perf_counter(), time.process_time()
+    watch = Stopwatch()
     ranker = None if method.make is None else method.make(mask_config(cell.method, cell.settings), cell.settings)
     if ranker is not None:
         ranker.fit(task)
-    trained, trained_cpu = time.perf_counter(), time.process_time()
+    watch.trained()
     tracks = make_tracks(setting)
     if isinstance(ranker, OracleFilter):
         ranker.know(*(track.requests for name, track in tracks.items() if not name.endswith("shuffled")))
@@ -84,12 +84,7 @@ def _measured(cell: Cell, data: LoadedData, backbone: Any, digest: str) -> CellR
     figures = {
         "trainable": 0 if ranker is None else ranker.trainable,
         "trained_on": _device_name(),
-        "seconds": {
-            "train": trained - start,
-            "evaluate": time.perf_counter() - trained,
-            "train_cpu": trained_cpu - cpu,  # of this process: other work on the machine does not lengthen it
-            "evaluate_cpu": time.process_time() - trained_cpu,
-        },
+        "seconds": watch.seconds(),
         **measured.figures,
     }
     return CellResult(cell.identity, digest, figures=figures, values=measured.values)
@@ -117,7 +112,6 @@ def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method
         kept, unseen_attributes = hold_out(catalogue.attributes, HELD_OUT, cell.seed)
         options = replace(options, attributes=kept)
     taught, unseen_users = taught_split(split, settings.hold_out == "users", cell.seed)
-    limits = [limit for limit in (settings.max_users, method.max_users) if limit is not None]
     name, encoder_options = encoder_of(settings.encoder)
     encoder = request_encoder(name, catalogue, backbone, encoder_options)
     said = stated_visits(cell, taught) if STATED in (settings.requests or {}) else ()
@@ -131,7 +125,7 @@ def task_and_setting(cell: Cell, data: LoadedData, backbone: Any, method: Method
         settings.k,
         unseen_attributes,
         unseen_users,
-        min(limits) if limits else None,
+        method.most_users(settings.max_users),
         method.tracks,
     )
     return task, setting

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from benchmark.measures.measure import Setting, measure
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.splits import Split, Stage
 from cramer_peft.recsys.evaluation.bootstrap import Interval, mean_interval
 from cramer_peft.recsys.evaluation.tracks import BlindTracks, Track, standard_tracks
 from cramer_peft.recsys.evaluation.users import Scorer
@@ -27,11 +26,6 @@ def shared_attributes(source: Catalogue, target: Catalogue) -> tuple[tuple[str, 
     known = {phrase(name) for name in source.attributes}
     shared = tuple(name for name in target.attributes if phrase(name) in known)
     return shared, tuple(name for name in target.attributes if phrase(name) not in known)
-
-
-def stage_targets(split: Split, stage: Stage) -> Tensor:
-    """Return the next items of a stage, (users,) int64."""
-    return split.test_target if stage == "test" else split.validation_target
 
 
 def transfer_tracks(setting: Setting, source: Catalogue, templates: Mapping[str, Sequence[str]]) -> dict[str, Track]:

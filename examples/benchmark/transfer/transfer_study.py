@@ -15,12 +15,7 @@ from benchmark.measures.summary import summarise
 from benchmark.methods import mask_config, method_named
 from benchmark.plan.costs import COSTS, Costs
 from benchmark.transfer.generators import TransferOptions, transfer_rankers
-from benchmark.transfer.measure_transfer import (
-    measure_transfer,
-    shared_attributes,
-    stage_targets,
-    transfer_tracks,
-)
+from benchmark.transfer.measure_transfer import measure_transfer, shared_attributes, transfer_tracks
 from cramer_peft.errors import ConfigError
 from cramer_peft.recsys.requests.request_encoders import request_encoder
 from cramer_peft.recsys.requests.wordings import TEST_TEMPLATES
@@ -69,7 +64,7 @@ def measure_transfer_cell(
     setting = Setting(
         target.catalogue,
         target.split.history(study.stage),
-        stage_targets(target.split, study.stage),
+        target.split.target(study.stage),
         int(backbone.max_length),
         cell.seed,
         cell.settings.k,

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from benchmark.cells import CellSettings, DataSource
-from benchmark.methods import METHODS, ONLY_OWN_REQUESTS
+from benchmark.methods import CRAMER, METHODS, ONLY_OWN_REQUESTS
+from benchmark.plan.matrices import MATRICES
 from benchmark.plan.planner import PlanOptions, plan_cells
+from benchmark.settings import BenchmarkSettings
 from benchmark.variants import ABLATIONS, HOLD_OUTS
 
 from cramer_peft.errors import ConfigError
@@ -43,6 +45,31 @@ def test_each_backbone_keeps_its_own_training() -> None:
 
 
 @pytest.mark.parametrize(
+    ("matrix", "variant", "methods"),
+    [
+        ("backbones", "no hidden layer", ("ours",)),
+        ("paper", "drop ratio 0.05", (CRAMER,)),
+        ("stated", "unseen texts", MATRICES["stated"].methods),
+    ],
+)
+def test_variants_alone_are_run_of_the_methods_that_they_change(
+    matrix: str, variant: str, methods: tuple[str, ...]
+) -> None:
+    options = BenchmarkSettings(matrix, ("films",), backbones=("sasrec",), variants=(variant,), seeds=(0,))
+    cells = [(cell.method, cell.variant) for cell in plan_cells(options.plan_options())]
+    varied = [(method, variant) for method in methods if method != "frozen"]
+    assert cells == [*((method, None) for method in methods), *varied]
+
+
+def test_variants_of_ours_are_run_beside_other_methods() -> None:
+    options = PlanOptions("quick", methods=("frozen",), variants=("no hidden layer",))
+    assert [(cell.method, cell.variant) for cell in plan_cells(options)] == [
+        ("frozen", None),
+        ("ours", "no hidden layer"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (PlanOptions("whole"), "matrix: found 'whole'"),
@@ -50,6 +77,14 @@ def test_each_backbone_keeps_its_own_training() -> None:
         (PlanOptions(methods=("magic",)), "method: found 'magic'"),
         (PlanOptions(protocols=("random",)), "protocol: found 'random'"),
         (PlanOptions(variants=("rank 99",)), "variant: found 'rank 99'"),
+        (
+            PlanOptions("paper", methods=("ours", "lora"), variants=("drop ratio 0.05",)),
+            "found 'drop ratio 0.05' for 'ours', 'lora', .* change the method 'CRAMER' alone",
+        ),
+        (
+            PlanOptions("stated", (DataSource("a"),), methods=("frozen",), variants=("unseen users",)),
+            "found 'unseen users' for 'frozen', .* change methods other than 'frozen' alone",
+        ),
         (PlanOptions(settings=CellSettings(config={"rnk": 2})), "rnk"),
         (PlanOptions(sources=(DataSource("a"), DataSource("a"))), "repeat a name"),
     ],

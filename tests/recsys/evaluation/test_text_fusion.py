@@ -79,7 +79,7 @@ def test_similarity_finds_what_is_asked(
     top = score_users(TextFusion(sasrec, OneHot(), users.catalogue, weight=1e3), wanted).argmax(1)
     for user, request in enumerate(wanted):
         assert request.wanted[0] in users.catalogue.attribute_names(int(top[user]))
-    fusion.tune(users, tracks["truthful"].requests)
+    fusion.tune(users, [request.text for request in tracks["truthful"].requests])
     assert next_item_ndcg(fusion) > plain
 
 
@@ -98,7 +98,7 @@ def test_tuning_picks_the_best_weight(
         fusion.weight = weight
         qualities[weight] = next_item_ndcg(fusion)
     assert len(set(qualities.values())) > 1
-    fusion.tune(users, tracks["truthful"].requests)
+    fusion.tune(users, [request.text for request in tracks["truthful"].requests])
     assert qualities[fusion.weight] == max(qualities.values())
 
 
@@ -110,6 +110,18 @@ def test_tuning_does_not_depend_on_its_batches(
         monkeypatch.setattr(module, "BATCH", batch)
         monkeypatch.setattr("cramer_peft.recsys.evaluation.batches.CELLS", cells)
         fusion = TextFusion(sasrec, OneHot(), users.catalogue)
-        fusion.tune(users, tracks["truthful"].requests)
+        fusion.tune(users, [request.text for request in tracks["truthful"].requests])
         found.add(fusion.weight)
     assert len(found) == 1
+
+
+def test_tuning_counts_the_users_who_ask(users: EvaluationUsers, tracks: dict[str, Track], sasrec: SASRec) -> None:
+    texts = [request.text for request in tracks["truthful"].requests]
+    fusion = TextFusion(sasrec, OneHot(), users.catalogue)
+    fusion.tune(users, [None] * len(users), (0.0, 5.0))
+    assert fusion.weight == 0
+    fusion.tune(users, [texts[0], *[None] * (len(users) - 1)], (0.0, 1e3))
+    few = EvaluationUsers(users.catalogue, users.histories[:1], users.targets[:1], users.max_length)
+    alone = TextFusion(sasrec, OneHot(), users.catalogue)
+    alone.tune(few, texts[:1], (0.0, 1e3))
+    assert fusion.weight == alone.weight
