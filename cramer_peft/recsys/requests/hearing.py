@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from cramer_peft.recsys.requests.request_parts import (
 )
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words, frame_words
 
 HEARING = "catalogue-3"  # its name in files
 _COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
@@ -50,9 +50,20 @@ _FOREIGN = 3  # so many words that no item and no usual request has, one after t
 # Of a term's meaning, what its text vector says beside the items that have it. Few items have a tag that would fit, but
 # what people asked for they asked for in these words.
 _OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
-_LETTERS = 2.3  # of a known word, for each token that it is split into: "vampires" has 8 in 3, "blorp" 5 in 3
+_LEAST_RARITY = 0.05
+_LETTERS = 2.0  # of a known word, for each token that it is split into: "spooky" has 6 in 3, "zxqv" 4 in 4
 _OPEN_CERTAINTY = 0.7
 _THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
+# What is asked for stands right behind these words.
+_BEFORE_IT = _THINGS | {"more", "less", "too", "very", "really", "about"}
+_ARTICLES = frozenset({"a", "an", "the", "any"})
+_LEADS = _ARTICLES | {"some", "want", "need", "like", "love", "prefer", "watch", "for", "of", "with"}
+_NOT = frozenset({"no", "not", "without", "non"})
+_JOINTS = frozenset({"and", "or", "nor", ","})
+_POLITE = frozenset({"please", "pls", "plz", "thanks", ".", "!", "?"})
+_TOLD = 0.85  # a wording asks for what stands in it
+_USUAL_WORD = 3  # wordings that share a usual word
+_PRAISE = 10  # so many wordings that ask nothing have "good"
 _CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
@@ -243,7 +254,16 @@ class HearingEncoder(CatalogueEncoder):
 
     def _attribute(self, text: str, name: str, side: bool | None) -> RequestPart:
         meaning = self._remembered(f"a {name}", lambda: self._of_attribute(name))
-        return RequestPart(text, "attribute", name, meaning, side)
+        return RequestPart(text, "attribute", name, meaning, side, rarity=self._rarity_of(self._having(name)))
+
+    def _having(self, name: str) -> Tensor:
+        """Return which items have an attribute by one of its names, (items,) bool."""
+        columns = [place for place, own in enumerate(self._catalogue.attributes) if phrase(own) == name]
+        return self._catalogue.item_attributes[:, columns].any(1)
+
+    def _rarity_of(self, members: Tensor) -> float:
+        """Return the share of the items that are not meant: beside a rare thing, what most items are weighs little."""
+        return max(_LEAST_RARITY, 1 - float(members[: self._described].float().mean()))
 
     def _read(self, named: Mapping[tuple[str, ...], Sequence[Named]]) -> dict[tuple[str, ...], Hearing]:
         """Do as :meth:`_heard`, for words and the attributes that they name."""
@@ -253,7 +273,7 @@ class HearingEncoder(CatalogueEncoder):
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
         closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
-        texts = {words: _as_read(words, spans[words]) for words in named}
+        texts = {words: _as_read(words, things[words]) for words in named}
         plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
         hidden = self.reader.read_words([texts[words] for words in has_open], [spans[words] for words in has_open])
         frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
@@ -278,14 +298,15 @@ class HearingEncoder(CatalogueEncoder):
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
             return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
         unread: list[str] = []
+        described = self._described_in(words, spans, [frame for frame, _ in marks])
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
             contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
-                alone = len(words) == span[1] - span[0]
+                alone = all(word in _POLITE for word in (*words[: span[0]], *words[span[1] :]))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
-                clear = alone or certain[place] or (told and sum(frame) >= _SURELY)
+                clear = alone or certain[place] or described[place] or (told and sum(frame) >= _SURELY)
                 if not (clear or self._is_meant(text, what, frame, own, asked)):
                     unread += [text] if what is None and not _announces(span, spans) else []
                     continue
@@ -297,10 +318,40 @@ class HearingEncoder(CatalogueEncoder):
                 missed.append(text)
             else:
                 found.append(part)
-        if not found and not missed:
+        if not found and not missed and all(against < _SURELY for (_, against), _ in marks):
             whole = self._whole(words)
             found += [] if whole is None else [whole]
         return without_contradictions(found, lambda part: part.name), tuple(missed + unread if found else missed)
+
+    def _described_in(
+        self, words: Sequence[str], spans: Sequence[Thing], frames: Sequence[tuple[float, float]]
+    ) -> list[bool]:
+        """Return which spans tell how an item should be by their place: "something cosy", "a wistful, quiet movie".
+
+        The reader does not mark all such words by themselves.
+        """
+        described: list[bool] = []
+        for place, ((start, stop), kind, _) in enumerate(spans):
+            own = words[start:stop]
+            before = next((word for word in reversed(words[:start]) if word not in _ARTICLES), "")
+            last = spans[place - 1][0][1] if place else 0
+            joined = 0 < last < start and described[-1] and all(word in _JOINTS for word in words[last:start])
+            unusual = not any(word in _usual_words() for word in own)
+            head = place  # the last of the things without a word between them
+            while head + 1 < len(spans) and spans[head][0][1] == spans[head + 1][0][0]:
+                head += 1
+            beside_attribute = head > place and spans[head][1] == "attribute"
+            placed = joined or (before in _NOT and unusual) or (before in _BEFORE_IT and not beside_attribute)
+            if head > place and _opens(words, start):
+                placed = placed or unusual or self._is_nothing(words, spans[head])
+            told = sum(frames[head]) >= _TOLD and not all(word in _praise() for word in own)
+            described.append(kind == OPEN and told and placed)
+        return described
+
+    def _is_nothing(self, words: Sequence[str], thing: Thing) -> bool:
+        """Return True for a name of items, such as "movie", which asks for nothing."""
+        span, kind, _ = thing
+        return kind == OPEN and not self._says_something(" ".join(words[slice(*span)]))
 
     @staticmethod
     def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float, contrasted: bool) -> bool:
@@ -338,7 +389,7 @@ class HearingEncoder(CatalogueEncoder):
     def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> RequestPart | None:
         if isinstance(what, Fact):
             meaning = self._of_fact(what)
-            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty)
+            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty, self._rarity_of(what.members))
         if kind == "attribute":
             is_open = open_place(what) is not None
             return RequestPart(text, kind, what, _NOTHING, side) if is_open else self._attribute(text, what, side)
@@ -358,7 +409,7 @@ class HearingEncoder(CatalogueEncoder):
     def _is_known(self, text: str) -> bool:
         """Return True if the words are some that the static vectors know, and not letters put together."""
         return all(
-            len(word) >= _LETTERS * self._vectors.tokens_of(word)
+            "'" not in word and len(word) >= _LETTERS * self._vectors.tokens_of(word)
             for word in WORD.findall(text)
             if word not in frame_words()
         )
@@ -402,9 +453,7 @@ class HearingEncoder(CatalogueEncoder):
         return self._remembered(f"f {fact.meaning}", lambda: self.meanings.of_sets(fact.members[None])[0])
 
     def _of_attribute(self, name: str) -> Tensor:
-        columns = [place for place, own in enumerate(self._catalogue.attributes) if phrase(own) == name]
-        members = self._catalogue.item_attributes[:, columns].any(1).float()
-        return self.meanings.of_sets(members[None])[0]
+        return self.meanings.of_sets(self._having(name)[None])[0]
 
     def _text_vector(self, text: str) -> Tensor:
         """Return the vector of a text, (1, width), kept: phrases return, and a sentence encoder is slow."""
@@ -428,15 +477,46 @@ class HearingEncoder(CatalogueEncoder):
         return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
 
 
-def _as_read(words: tuple[str, ...], spans: Sequence[Span]) -> tuple[str, ...]:
-    """Return words for the reader, who takes "from" for "away from", also in "films from outer space"."""
-    ends = {stop for _, stop in spans}
-    return tuple(
-        "with" if word == "from" and place and (place in ends or words[place - 1] in _THINGS) else word
-        for place, word in enumerate(words)
-    )
+def _as_read(words: tuple[str, ...], things: Sequence[Thing]) -> tuple[str, ...]:
+    """Return words for the reader, who knows some from other uses: "from" as "away from", "light" as "go light on".
+
+    A word before an attribute that no wording has, as in "an edgy comedy", becomes one that the reader knows.
+    """
+    starts, ends = {span[0] for span, *_ in things}, {span[1] for span, *_ in things}
+    attributes = {span[0] for span, kind, _ in things if kind == "attribute"}
+    read = list(words)
+    for (start, stop), kind, _ in things:
+        usual = any(word in _usual_words() for word in words[start:stop])
+        if kind == OPEN and stop in attributes and _opens(words, start) and not usual:
+            read[start:stop] = ["good"] * (stop - start)
+    for place, word in enumerate(words):
+        after = words[place + 1] if place + 1 < len(words) else ""
+        if word == "from" and place and (place in ends or words[place - 1] in _THINGS):
+            read[place] = "with"
+        elif word == "light" and place + 1 in starts:
+            read[place] = "good"
+        elif word == "similar" and after == "to":
+            read[place : place + 2] = ["such", "as"]
+    return tuple(read)
+
+
+def _opens(words: Sequence[str], place: int) -> bool:
+    """Return True if words for a thing may begin at a place, so that the first of them describe it."""
+    return place == 0 or words[place - 1] in _LEADS
 
 
 def _announces(span: Span, spans: Sequence[Thing]) -> bool:
     """Return True for words right before a title, such as "similar" in "similar to Heat"."""
     return any(kind == "title" and 0 <= start - span[1] < _CUE for (start, _), kind, _ in spans)
+
+
+@lru_cache(maxsize=1)
+def _usual_words() -> frozenset[str]:
+    """Return the words that several wordings have."""
+    return common_words(TRAIN_TEMPLATES, words_of, _USUAL_WORD)
+
+
+@lru_cache(maxsize=1)
+def _praise() -> frozenset[str]:
+    """Return the words, such as "good" and "new", of many wordings that ask nothing."""
+    return common_words({"none": TRAIN_TEMPLATES["none"]}, words_of, _PRAISE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 from cramer_peft.recsys.requests.catalogue_encoder import lengths_by_first, named_by_first
 from cramer_peft.recsys.requests.fact import Span, is_free
@@ -39,6 +40,7 @@ class ThingFinder:
             taken = [span for span, *_ in found]
             found += [one for one in others if is_free(one[0], taken)]
         used = {place for span, *_ in found for place in range(*span)}
+        used |= {place for place, pair in enumerate(pairwise(words)) if pair == ("similar", "to")}
         for start, stop in runs_of_content(words):
             left = start
             for place in range(start, stop + 1):
