@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +22,8 @@ class Fact:
         members: How much each item is meant, (items,) float32 in 0 … 1. Zeros for a habit.
         wanted: True or False if the phrase says so itself, None if the words around it decide.
         certainty: How sure it is that the words mean this, in 0 … 1.
+        among: For words that compare, such as "cheap": given items, (items,) bool, their meaning and members among
+            these; None where there are too few.
     """
 
     start: int
@@ -31,6 +33,7 @@ class Fact:
     members: Tensor
     wanted: bool | None = None
     certainty: float = 1.0
+    among: Callable[[Tensor], tuple[str, Tensor] | None] | None = None
 
     @property
     def span(self) -> Span:

@@ -36,7 +36,7 @@ from cramer_peft.recsys.requests.request_parts import (
 )
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words, frame_words
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words, count_words, frame_words
 
 HEARING = "catalogue-3"  # its name in files
 _COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
@@ -55,7 +55,7 @@ _LETTERS = 2.0  # of a known word, for each token that it is split into: "spooky
 _OPEN_CERTAINTY = 0.7
 _THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
 # What is asked for stands right behind these words.
-_BEFORE_IT = _THINGS | {"more", "less", "too", "very", "really", "about"}
+_BEFORE_IT = _THINGS | {"more", "less", "about"}
 _ARTICLES = frozenset({"a", "an", "the", "any"})
 _LEADS = _ARTICLES | {"some", "want", "need", "like", "love", "prefer", "watch", "for", "of", "with"}
 _NOT = frozenset({"no", "not", "without", "non"})
@@ -63,7 +63,8 @@ _JOINTS = frozenset({"and", "or", "nor", ","})
 _POLITE = frozenset({"please", "pls", "plz", "thanks", ".", "!", "?"})
 _TOLD = 0.85  # a wording asks for what stands in it
 _USUAL_WORD = 3  # wordings that share a usual word
-_PRAISE = 10  # so many wordings that ask nothing have "good"
+_PRAISE = 11  # so many wordings that ask nothing have "good", "nice" or "new"
+_EMPTY_SHARE = 0.15  # of a word's wordings, those that ask nothing, from which on it is no thing that no item has
 _CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
@@ -182,7 +183,7 @@ class HearingEncoder(CatalogueEncoder):
             side = None if found else self._referring(text)
             if side is not None:
                 found = [replace(part, wanted=side) for part in earlier if part.wanted]
-            found = continued(found, earlier)
+            found = self._compared(continued(found, earlier))
         found = [self._usual(part, history) if part.kind == "habit" else part for part in found]
         parts = [HeardPart(part.text, part.kind, bool(part.wanted), part.name, part.certainty) for part in found]
         return Heard(tuple(parts), missed), self._vectors_of_parts([found])[0]
@@ -234,10 +235,28 @@ class HearingEncoder(CatalogueEncoder):
         filled = [known[wording] for wording, _ in wordings]
         apart = {words: own for words, own, heard in zip(split, named, filled, strict=True) if heard is None}
         read = self._read(apart)
-        return [
+        heard_all = [
             read[words] if heard is None else self._with_attributes(heard, words, own)
             for words, own, heard in zip(split, named, filled, strict=True)
         ]
+        return [(self._compared(found), missed) for found, missed in heard_all]
+
+    def _compared(self, found: list[RequestPart]) -> list[RequestPart]:
+        """Return parts of which those that compare, such as "cheap", do so among the items of the wanted attributes."""
+        names = [part.name for part in found if part.kind == "attribute" and part.wanted]
+        if not names or not any(part.fact is not None and part.fact.among for part in found):
+            return found
+        having = torch.stack([self._having(name) for name in names])
+        items = having.all(0) if bool(having.all(0).any()) else having.any(0)
+        return [self._among(part, items, " or ".join(names)) for part in found]
+
+    def _among(self, part: RequestPart, items: Tensor, named: str) -> RequestPart:
+        own = part.fact.among(items) if part.fact is not None and part.fact.among is not None else None
+        if own is None:
+            return part
+        name, members = f"{own[0]} among {named}", own[1]
+        meaning = self._remembered(f"f {name}", lambda: self.meanings.of_sets(members[None])[0])
+        return replace(part, name=name, meaning=meaning, rarity=self._rarity_of(members))
 
     def _with_attributes(self, heard: Hearing, words: Sequence[str], named: Sequence[Named]) -> Hearing:
         """Return what was understood of a wording, with the attributes of a request that has it."""
@@ -304,6 +323,7 @@ class HearingEncoder(CatalogueEncoder):
             contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
                 alone = all(word in _POLITE for word in (*words[: span[0]], *words[span[1] :]))
+                alone = alone and (len(words) == span[1] - span[0] or not _is_empty(words[slice(*span)], what))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
                 clear = alone or certain[place] or described[place] or (told and sum(frame) >= _SURELY)
@@ -331,8 +351,9 @@ class HearingEncoder(CatalogueEncoder):
         The reader does not mark all such words by themselves.
         """
         described: list[bool] = []
-        for place, ((start, stop), kind, _) in enumerate(spans):
-            own = words[start:stop]
+        for place, ((start, stop), kind, what) in enumerate(spans):
+            named = stop - start > 1 and what is None and self._is_nothing(words, ((stop - 1, stop), kind, None))
+            own = words[start : stop - 1 if named else stop]
             before = next((word for word in reversed(words[:start]) if word not in _ARTICLES), "")
             last = spans[place - 1][0][1] if place else 0
             joined = 0 < last < start and described[-1] and all(word in _JOINTS for word in words[last:start])
@@ -341,11 +362,13 @@ class HearingEncoder(CatalogueEncoder):
             while head + 1 < len(spans) and spans[head][0][1] == spans[head + 1][0][0]:
                 head += 1
             beside_attribute = head > place and spans[head][1] == "attribute"
-            placed = joined or (before in _NOT and unusual) or (before in _BEFORE_IT and not beside_attribute)
-            if head > place and _opens(words, start):
-                placed = placed or unusual or self._is_nothing(words, spans[head])
-            told = sum(frames[head]) >= _TOLD and not all(word in _praise() for word in own)
-            described.append(kind == OPEN and told and placed)
+            placed = joined or (before in _NOT and unusual) or (_leads_to(words, start) and not beside_attribute)
+            if (named or head > place) and _opens(words, start):
+                placed = placed or named or unusual or self._is_nothing(words, spans[head])
+            told = sum(frames[head]) >= (
+                _SURELY if named else _TOLD
+            )  # a mean over the words, of which the last is told
+            described.append(kind == OPEN and told and placed and not _is_empty(own, what))
         return described
 
     def _is_nothing(self, words: Sequence[str], thing: Thing) -> bool:
@@ -389,7 +412,8 @@ class HearingEncoder(CatalogueEncoder):
     def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> RequestPart | None:
         if isinstance(what, Fact):
             meaning = self._of_fact(what)
-            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty, self._rarity_of(what.members))
+            rarity = self._rarity_of(what.members)
+            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty, rarity, what)
         if kind == "attribute":
             is_open = open_place(what) is not None
             return RequestPart(text, kind, what, _NOTHING, side) if is_open else self._attribute(text, what, side)
@@ -516,7 +540,22 @@ def _usual_words() -> frozenset[str]:
     return common_words(TRAIN_TEMPLATES, words_of, _USUAL_WORD)
 
 
+def _leads_to(words: Sequence[str], place: int) -> bool:
+    """Return True if what stands right before a place announces what is asked for: "something", "not too"."""
+    before = [word for word in words[:place] if word not in _ARTICLES][-2:]
+    return bool(before) and (before[-1] in _BEFORE_IT or (before[-1] == "too" and before[0] in _NOT | {"nothing"}))
+
+
+def _is_empty(own: Sequence[str], term: int | None) -> bool:
+    """Return True for words such as "good", and for words that no item has of wordings that ask nothing."""
+    praise, empty = _empty_words()
+    return all(word in praise or (term is None and word in empty) for word in own)
+
+
 @lru_cache(maxsize=1)
-def _praise() -> frozenset[str]:
-    """Return the words, such as "good" and "new", of many wordings that ask nothing."""
-    return common_words({"none": TRAIN_TEMPLATES["none"]}, words_of, _PRAISE)
+def _empty_words() -> tuple[frozenset[str], frozenset[str]]:
+    asking = {family: texts for family, texts in TRAIN_TEMPLATES.items() if family != "none"}
+    counts = count_words({"none": TRAIN_TEMPLATES["none"]}, words_of)
+    others = count_words(asking, words_of)
+    praise = frozenset(word for word, count in counts.items() if count >= _PRAISE)
+    return praise, frozenset(w for w, count in counts.items() if count >= _EMPTY_SHARE * (count + others[w]))

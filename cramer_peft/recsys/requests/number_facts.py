@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -16,6 +18,7 @@ from cramer_peft.recsys.requests.title_cues import ends_there
 
 INFINITE = float("inf")
 _EXTREME, _NEAR_EXTREME = 0.2, 0.4  # share of the items that "cheap" means in full, and at all
+_FEWEST_COMPARED = 5  # items of an attribute among which some are cheap
 _YEARS = (1000, 2999)
 
 # The table of words for size and time: what they measure, and which end of it is meant.
@@ -131,7 +134,8 @@ class NumberFinder:
             if (role, end) not in self._extremes:
                 self._extremes[role, end] = _extreme(column, end)
             meaning, members = self._extremes[role, end]
-            yield Fact(place, place + 1, "number", meaning, members.clone())
+            among = partial(_extreme_among, column, end)
+            yield Fact(place, place + 1, "number", meaning, members.clone(), among=among)
 
     def _first(self, role: str) -> Column | None:
         return next((column for column in self._columns if column.role == role), None)
@@ -310,6 +314,12 @@ def _extreme(column: Column, end: int) -> tuple[str, Tensor]:
     limit, fade = column.extreme(end, _EXTREME), column.extreme(end, _NEAR_EXTREME)
     low, high = (limit, INFINITE) if end > 0 else (-INFINITE, limit)
     return _meaning(column, low, high), _graded(column.values, limit, fade)
+
+
+def _extreme_among(column: Column, end: int, items: Tensor) -> tuple[str, Tensor] | None:
+    """Do as :func:`_extreme` among some items, (items,) bool: a cheap tent is cheap for a tent."""
+    own = replace(column, values=torch.where(items, column.values, torch.nan))
+    return _extreme(own, end) if len(own.known) >= _FEWEST_COMPARED and own.is_useful else None
 
 
 def _graded(values: Tensor, limit: float, fade: float) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cramer_peft.encoders import Reading
-from cramer_peft.recsys.requests.fact import Span
+from cramer_peft.recsys.requests.fact import Fact, Span
 
 OPEN = "words"  # the kind of words that are neither an attribute nor a fact
 SURE = 0.5  # a word that no item has is asked for if the reader is as sure of it
@@ -29,6 +29,7 @@ class RequestPart:
     wanted: bool | None = None
     certainty: float = 1.0
     rarity: float = 1.0  # its weight beside others: a rare word tells more
+    fact: Fact | None = None
 
 
 Hearing = tuple[list[RequestPart], tuple[str, ...]]  # what was found in a request, and the words that mean nothing

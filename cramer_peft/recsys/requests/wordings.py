@@ -41,5 +41,9 @@ def common_words(
     templates: Mapping[str, Sequence[str]], words: Callable[[str], Iterable[str]], least: float
 ) -> frozenset[str]:
     """Return the words that at least so many wordings have, whatever their family; ``words`` splits a wording."""
-    counts = Counter(word for family in templates.values() for text in family for word in set(words(text)))
-    return frozenset(word for word, count in counts.items() if count >= least)
+    return frozenset(word for word, count in count_words(templates, words).items() if count >= least)
+
+
+def count_words(templates: Mapping[str, Sequence[str]], words: Callable[[str], Iterable[str]]) -> Counter[str]:
+    """Return of how many wordings each word is a part."""
+    return Counter(word for family in templates.values() for text in family for word in set(words(text)))

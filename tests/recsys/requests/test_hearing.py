@@ -484,3 +484,72 @@ def test_a_word_and_an_attribute_may_be_a_kind_of_their_own(
     found = heard(encoder, "a romantic comedy")
     assert found == [("words", "romantic comedy", True), ("attribute", "comedy", True)]
     assert ("words", "romantic comedy", False) in heard(encoder, "no romantic comedy")
+
+
+@pytest.mark.parametrize("wording", ["something {}", "show me something more {}", "not too {}", "less {}", "{} please"])
+@pytest.mark.parametrize("word", ["spooky", "wistful", "slapstick", "lavish"])
+def test_a_word_is_heard_by_its_place(hearing: HearingEncoder, wording: str, word: str) -> None:
+    ((_, meaning, wanted),) = heard(hearing, wording.format(word))
+    assert meaning.startswith(word)
+    assert wanted is not wording.startswith(("not", "less"))
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        "something good",
+        "nothing specific",
+        "something worthwhile",
+        "that was very helpful",
+        "a nice one",
+        "it is too loud",
+    ],
+)
+def test_praise_and_talk_ask_for_nothing(hearing: HearingEncoder, request_text: str) -> None:
+    assert heard(hearing, request_text) == []
+
+
+@pytest.mark.parametrize("request_text", ["no zombies", "no zombies please", "not zombies", "no, zombies not"])
+def test_a_plain_refusal_is_no_wish(hearing: HearingEncoder, request_text: str) -> None:
+    assert heard(hearing, request_text) == [("words", "zombies", False)]
+
+
+@pytest.mark.parametrize(
+    "request_text", ["light comedy", "a light comedy", "something similar to comedy", "edgy comedy"]
+)
+def test_a_description_leaves_the_attribute_wanted(hearing: HearingEncoder, request_text: str) -> None:
+    assert ("attribute", "comedy", True) in heard(hearing, request_text)
+    assert heard(hearing, "go light on the comedy") == [("attribute", "comedy", False)]
+
+
+def test_words_beside_a_name_of_items_are_what_is_asked(hearing: HearingEncoder) -> None:
+    ((_, meaning, wanted),) = heard(hearing, "a wistful movie")
+    assert meaning.startswith("wistful")
+    assert wanted
+    assert heard(hearing, "a good movie") == []
+
+
+def test_a_number_that_most_items_have_does_not_drown_an_attribute(hearing: HearingEncoder, films: Catalogue) -> None:
+    price = films.numbers["price"]
+    limit = float(price[~price.isnan()].quantile(0.8))
+    members = kind(films, "Comedy")
+    found = scores(hearing, hearing.encode([f"comedy under {limit:.0f}"])[0])
+    both = members & (price < limit)
+    assert found[both].mean() > found[members & ~both].mean() > found[~members & (price < limit)].mean() - 0.2
+    first = found.topk(int(both.sum())).indices
+    assert float(both[first].float().mean()) >= 0.8
+
+
+def test_cheap_is_meant_among_what_is_asked_for(hearing: HearingEncoder, films: Catalogue) -> None:
+    price, members = films.numbers["price"], kind(films, "Comedy")
+    dear = replace(films, numbers={**films.numbers, "price": torch.where(members, price + 1000, price)})
+    encoder = HearingEncoder(dear, None, hearing.reader)
+    (number, attribute) = encoder.hear("a cheap comedy").parts
+    assert attribute.meaning == "comedy"
+    assert number.meaning.startswith("price at most 10")
+    assert number.meaning.endswith(" among comedy")
+    assert "among" not in encoder.hear("something cheap").parts[0].meaning
+    found = scores(encoder, encoder.encode(["a cheap comedy"])[0])
+    cheapest = dear.numbers["price"][members].sort().values[: int(members.sum()) // 5 + 1]
+    assert dear.numbers["price"][found.topk(3).indices].max() <= cheapest[-1]
+    assert torch.equal(encoder.encode(["a cheap comedy"])[0], encoder.encode(["comedy", "a cheap comedy"])[1])
