@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ from cramer_peft.recsys.requests.request_parts import (
 )
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, common_words, count_words, frame_words
+from cramer_peft.recsys.requests.wish_forms import wishes_by_form
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, empty_words, frame_words, usual_words
 
 HEARING = "catalogue-3"  # its name in files
 _COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
@@ -62,9 +63,6 @@ _NOT = frozenset({"no", "not", "without", "non"})
 _JOINTS = frozenset({"and", "or", "nor", ","})
 _POLITE = frozenset({"please", "pls", "plz", "thanks", ".", "!", "?"})
 _TOLD = 0.85  # a wording asks for what stands in it
-_USUAL_WORD = 3  # wordings that share a usual word
-_PRAISE = 11  # so many wordings that ask nothing have "good", "nice" or "new"
-_EMPTY_SHARE = 0.15  # of a word's wordings, those that ask nothing, from which on it is no thing that no item has
 _CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
@@ -317,6 +315,7 @@ class HearingEncoder(CatalogueEncoder):
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
             return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
         unread: list[str] = []
+        formed = wishes_by_form(words)
         described = self._described_in(words, spans, [frame for frame, _ in marks])
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
@@ -326,13 +325,16 @@ class HearingEncoder(CatalogueEncoder):
                 alone = alone and (len(words) == span[1] - span[0] or not _is_empty(words[slice(*span)], what))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
-                clear = alone or certain[place] or described[place] or (told and sum(frame) >= _SURELY)
+                clear = (
+                    alone or certain[place] or described[place] or span in formed or (told and sum(frame) >= _SURELY)
+                )
                 if not (clear or self._is_meant(text, what, frame, own, asked)):
                     unread += [text] if what is None and not _announces(span, spans) else []
                     continue
-            elif sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
+            elif span not in formed and sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
                 continue  # the word stands there for something else
             side = self._is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted)
+            side = formed.get(span, side)
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
@@ -357,7 +359,7 @@ class HearingEncoder(CatalogueEncoder):
             before = next((word for word in reversed(words[:start]) if word not in _ARTICLES), "")
             last = spans[place - 1][0][1] if place else 0
             joined = 0 < last < start and described[-1] and all(word in _JOINTS for word in words[last:start])
-            unusual = not any(word in _usual_words() for word in own)
+            unusual = not any(word in usual_words() for word in own)
             head = place  # the last of the things without a word between them
             while head + 1 < len(spans) and spans[head][0][1] == spans[head + 1][0][0]:
                 head += 1
@@ -510,7 +512,7 @@ def _as_read(words: tuple[str, ...], things: Sequence[Thing]) -> tuple[str, ...]
     attributes = {span[0] for span, kind, _ in things if kind == "attribute"}
     read = list(words)
     for (start, stop), kind, _ in things:
-        usual = any(word in _usual_words() for word in words[start:stop])
+        usual = any(word in usual_words() for word in words[start:stop])
         if kind == OPEN and stop in attributes and _opens(words, start) and not usual:
             read[start:stop] = ["good"] * (stop - start)
     for place, word in enumerate(words):
@@ -534,12 +536,6 @@ def _announces(span: Span, spans: Sequence[Thing]) -> bool:
     return any(kind == "title" and 0 <= start - span[1] < _CUE for (start, _), kind, _ in spans)
 
 
-@lru_cache(maxsize=1)
-def _usual_words() -> frozenset[str]:
-    """Return the words that several wordings have."""
-    return common_words(TRAIN_TEMPLATES, words_of, _USUAL_WORD)
-
-
 def _leads_to(words: Sequence[str], place: int) -> bool:
     """Return True if what stands right before a place announces what is asked for: "something", "not too"."""
     before = [word for word in words[:place] if word not in _ARTICLES][-2:]
@@ -548,14 +544,5 @@ def _leads_to(words: Sequence[str], place: int) -> bool:
 
 def _is_empty(own: Sequence[str], term: int | None) -> bool:
     """Return True for words such as "good", and for words that no item has of wordings that ask nothing."""
-    praise, empty = _empty_words()
+    praise, empty = empty_words()
     return all(word in praise or (term is None and word in empty) for word in own)
-
-
-@lru_cache(maxsize=1)
-def _empty_words() -> tuple[frozenset[str], frozenset[str]]:
-    asking = {family: texts for family, texts in TRAIN_TEMPLATES.items() if family != "none"}
-    counts = count_words({"none": TRAIN_TEMPLATES["none"]}, words_of)
-    others = count_words(asking, words_of)
-    praise = frozenset(word for word, count in counts.items() if count >= _PRAISE)
-    return praise, frozenset(w for w, count in counts.items() if count >= _EMPTY_SHARE * (count + others[w]))

@@ -64,21 +64,22 @@ class PopularityFinder:
         return [
             Fact(start, stop, "popularity", meaning, members, False if _is_denied(words, start) else None)
             for pattern, meaning, members in ((_LITTLE, "little known", little), (_WELL, "well known", well))
-            for start, stop, _ in _spans(pattern, words)
+            for start, stop, _ in spans_of(pattern, words)
         ]
 
 
 def find_habits(words: Sequence[str], items: int) -> list[Fact]:
     """Return the words for what a person usually chooses, each as a fact of the kind "habit"."""
-    spans = [(start, stop, not said["other"]) for start, stop, said in _spans(_HABITS, words)]
-    spans += [(start, stop, False) for start, stop, _ in _spans(_CHANGE, words)]
+    spans = [(start, stop, not said["other"]) for start, stop, said in spans_of(_HABITS, words)]
+    spans += [(start, stop, False) for start, stop, _ in spans_of(_CHANGE, words)]
     return [
         Fact(start, stop, "habit", "what you usually choose", torch.zeros(items), wanted)
         for start, stop, wanted in spans
     ]
 
 
-def _spans(pattern: re.Pattern[str], words: Sequence[str]) -> Iterator[tuple[int, int, re.Match[str]]]:
+def spans_of(pattern: re.Pattern[str], words: Sequence[str]) -> Iterator[tuple[int, int, re.Match[str]]]:
+    """Yield the start and stop of the words of each place that a pattern fits, and the match."""
     text = " ".join(words).replace("’", "'")
     for found in pattern.finditer(text):
         start = text.count(" ", 0, found.start())
@@ -107,9 +108,10 @@ def _renown(visits: Tensor) -> tuple[Tensor, Tensor] | None:
     return little.float(), (1 - little).float()
 
 
-def _spoken(pattern: str) -> re.Pattern[str]:
+def spoken(pattern: str) -> re.Pattern[str]:
+    """Return a pattern that fits whole words."""
     return re.compile(rf"(?<!\S)(?:{pattern})(?!\S)")
 
 
-_LITTLE, _WELL = _spoken(_LITTLE_KNOWN), _spoken(_WELL_KNOWN)
-_HABITS, _CHANGE = _spoken(rf"(?:(?P<other>{_OTHER}) )?(?:{_HABIT})"), _spoken(_COMFORT)
+_LITTLE, _WELL = spoken(_LITTLE_KNOWN), spoken(_WELL_KNOWN)
+_HABITS, _CHANGE = spoken(rf"(?:(?P<other>{_OTHER}) )?(?:{_HABIT})"), spoken(_COMFORT)

@@ -11,6 +11,7 @@ from cramer_peft.recsys.requests.fact import Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.request_parts import OPEN, Named, Thing
 from cramer_peft.recsys.requests.terms import Terms, runs_of_content, stem, stems
+from cramer_peft.recsys.requests.wish_forms import wishes_by_form
 from cramer_peft.recsys.requests.wordings import frame_words
 
 
@@ -39,6 +40,9 @@ class ThingFinder:
         for others in (attributes, terms):
             taken = [span for span, *_ in found]
             found += [one for one in others if is_free(one[0], taken)]
+        taken = [span for span, *_ in found]
+        formed = [span for span in wishes_by_form(words) if is_free(span, taken)]
+        found += [(span, OPEN, self._terms.numbers.get(stems(words[slice(*span)]))) for span in formed]
         used = {place for span, *_ in found for place in range(*span)}
         used |= {place for place, pair in enumerate(pairwise(words)) if pair == ("similar", "to")}
         for start, stop in runs_of_content(words):

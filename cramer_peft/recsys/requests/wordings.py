@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 
-from cramer_peft.encoders import WORD
+from cramer_peft.encoders import WORD, words_of
 from cramer_peft.recsys.requests.attribute_requests import FAMILIES
 
 _FRAME = 10  # wordings that share a word of none of the things asked for
+_USUAL = 3  # wordings that share a usual word
+_PRAISE = 11  # wordings that ask nothing and have a word such as "good", "nice" or "new"
+_EMPTY_SHARE = 0.2  # of a word's wordings, those that ask nothing, from which on it asks nothing by itself
 
 
 def _read_templates(name: str) -> dict[str, tuple[str, ...]]:
@@ -47,3 +50,19 @@ def common_words(
 def count_words(templates: Mapping[str, Sequence[str]], words: Callable[[str], Iterable[str]]) -> Counter[str]:
     """Return of how many wordings each word is a part."""
     return Counter(word for family in templates.values() for text in family for word in set(words(text)))
+
+
+@lru_cache(maxsize=2)
+def usual_words(least: int = _USUAL) -> frozenset[str]:
+    """Return the words that at least so many wordings have."""
+    return common_words(TRAIN_TEMPLATES, words_of, least)
+
+
+@lru_cache(maxsize=1)
+def empty_words() -> tuple[frozenset[str], frozenset[str]]:
+    """Return words such as "good" that many wordings have which ask nothing, and those that mostly such ones have."""
+    counts, others = Counter[str](), Counter[str]()
+    for family, texts in TRAIN_TEMPLATES.items():
+        (counts if family == "none" else others).update(count_words({family: texts}, words_of))
+    praise = frozenset(word for word, count in counts.items() if count >= _PRAISE)
+    return praise, frozenset(word for word, count in counts.items() if count >= _EMPTY_SHARE * (count + others[word]))
