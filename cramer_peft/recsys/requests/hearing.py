@@ -288,7 +288,10 @@ class HearingEncoder(CatalogueEncoder):
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
         things = {words: self._finder.find(words, own) for words, own in named.items()}
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
-        closed = {words: [span for span, kind, _ in own if kind != OPEN] for words, own in things.items()}
+        closed = {
+            words: [span for span, kind, _ in own if kind != OPEN or span in wishes_by_form(words)]
+            for words, own in things.items()
+        }
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
         texts = {words: _as_read(words, things[words]) for words in named}
         plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
@@ -321,8 +324,9 @@ class HearingEncoder(CatalogueEncoder):
             text = " ".join(words[slice(*span)])
             contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
-                alone = all(word in _POLITE for word in (*words[: span[0]], *words[span[1] :]))
-                alone = alone and (len(words) == span[1] - span[0] or not _is_empty(words[slice(*span)], what))
+                beside = [*words[: span[0]], *words[span[1] :]]
+                alone = all(word in _POLITE for word in beside)
+                alone = alone and not (beside and _is_empty(words[slice(*span)], what))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
                 clear = (
@@ -367,9 +371,10 @@ class HearingEncoder(CatalogueEncoder):
             placed = joined or (before in _NOT and unusual) or (_leads_to(words, start) and not beside_attribute)
             if (named or head > place) and _opens(words, start):
                 placed = placed or named or unusual or self._is_nothing(words, spans[head])
-            told = sum(frames[head]) >= (
-                _SURELY if named else _TOLD
-            )  # a mean over the words, of which the last is told
+            if kind == OPEN and what is not None and stop - start > 1:
+                placed = placed or bool(self.terms.values[what])
+            least = _SURELY if named else _TOLD  # a mean over the words, of which the last is told
+            told = sum(frames[head]) >= least
             described.append(kind == OPEN and told and placed and not _is_empty(own, what))
         return described
 
@@ -435,7 +440,7 @@ class HearingEncoder(CatalogueEncoder):
     def _is_known(self, text: str) -> bool:
         """Return True if the words are some that the static vectors know, and not letters put together."""
         return all(
-            "'" not in word and len(word) >= _LETTERS * self._vectors.tokens_of(word)
+            "'" not in word and len(word) >= _LETTERS * min(map(self._vectors.tokens_of, (word, word.capitalize())))
             for word in WORD.findall(text)
             if word not in frame_words()
         )

@@ -13,6 +13,7 @@ _END = r"(?= [^\w\s]|$| (?:tonight|today|again|please|out loud|a lot|so hard|and
 _DOES = re.compile(
     rf"(?<!\S)(?:makes?|making) (?:me|us|you) (?:feel )?(?P<what>\w+){_END}|"
     rf"(?:^|(?<=[,.;] ))(?:please )?(?P<verb>\w+) (?:me|us)(?: up)?{_END}|"
+    r"(?<!\S)the (?P<more>\w+er) the better(?!\S)|"
     rf"(?<!\S)(?:want|need|like|love|mood) to (?:be )?(?P<to>\w+){_END}|(?<!\S)a good (?P<noun>cry|laugh|scare){_END}"
 )
 _WHO = r"(?:(?:my|our|the|some|small|young|little|whole) )*(?P<who>kids|children|family|toddlers|teenagers)"

@@ -553,3 +553,8 @@ def test_cheap_is_meant_among_what_is_asked_for(hearing: HearingEncoder, films: 
     cheapest = dear.numbers["price"][members].sort().values[: int(members.sum()) // 5 + 1]
     assert dear.numbers["price"][found.topk(3).indices].max() <= cheapest[-1]
     assert torch.equal(encoder.encode(["a cheap comedy"])[0], encoder.encode(["comedy", "a cheap comedy"])[1])
+
+
+def test_names_of_several_words_are_heard_beside_an_attribute(hearing: HearingEncoder) -> None:
+    assert ("words", "haunted house", True) in heard(hearing, "a movie with a haunted house, not a comedy")
+    assert heard(hearing, "comedy, the sillier the better")[0] == ("attribute", "comedy", True)
