@@ -17,7 +17,7 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.columns import Columns, found_columns
 from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.items import Items, read_items
-from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.table import Table, counted, listed, together
 from cramer_peft.recsys.data.times import parse_times, shown_time
 from cramer_peft.recsys.reading import as_path
 
@@ -29,7 +29,7 @@ _UNKNOWN = 0.1  # most lines, as a share, that may name an item without a row
 _AT_ONCE = 100  # visits of one user at one time from which on they look wrong
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
     """The items that each user interacted with, oldest first."""
 
@@ -53,6 +53,9 @@ class Interactions:
     def __len__(self) -> int:
         """Return the number of users."""
         return len(self.user_ids)
+
+    def __repr__(self) -> str:
+        return f"Interactions({counted(len(self), 'user')}, {counted(sum(map(len, self.sequences)), 'visit')})"
 
     @property
     def tied_users(self) -> int:
@@ -163,21 +166,30 @@ def read_pair(interactions: Table, items: Table | None, columns: Columns, min_in
     kept = {field: found[field] for field in needed}  # a later evaluation needs no other column to be there
     columns, stored = replace(columns, **found), replace(columns, **kept)
     user, item, time = (str(found[field]) for field in ("user_column", "item_column", "time_column"))
-    interactions.check_kind(item, "token")
-    item_ids = interactions.ids(item)
+    for name, kinds in ((item, ("token",)), (user, ("token",)), (time, ("float", "token", "str"))):
+        interactions.check_kind(name, *kinds)
+    item_ids, user_ids, times, *own = together(
+        lambda: interactions.ids(item),
+        lambda: interactions.ids(user),
+        lambda: parse_times(interactions, time),
+        *([] if items is None else [lambda: read_items(items, columns, item)]),
+    )
     source = _items_of(interactions, columns, item, item_ids) if items is None else items
-    read = read_items(source, columns, item)
-    stored = replace(stored, title_column=read.title_column, attribute_column=read.attribute_column)
-    interactions.check_kind(user, "token")
-    interactions.check_kind(time, "float", "token", "str")
+    read: Items = own[0] if own else read_items(source, columns, item)
+    stored = replace(
+        stored,
+        title_column=read.title_column,
+        attribute_column=read.attribute_column,
+        attribute_separator=read.separator,
+    )
     pd = require("pandas", extra="demo")
-    frame = pd.DataFrame({"user_id": interactions.ids(user), "item_id": item_ids})
-    frame["timestamp"] = parse_times(interactions, time)
+    frame = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": times})
     liked = frame if columns.min_rating is None else frame[_liked(interactions, columns)]
     known, lost = _with_items(interactions, liked, item, source, read.catalogue)
     sequences, first = _sequences(interactions, known, columns, min_interactions)
     sequences = replace(sequences, dropped_ratings=len(frame) - len(liked), dropped_visits=len(liked) - len(known))
-    lines = [_columns_line(interactions, columns, frame["timestamp"]), _items_line(source, read), *lost]
+    first_line = _columns_line(interactions, columns, frame["timestamp"], items is not None)
+    lines = [first_line, _items_line(source, read), *lost]
     lines += [*read.describe(), *_doubts(known)]
     return Reading(read, sequences, stored, tuple(lines), interactions, columns.request_column, first)
 
@@ -222,15 +234,15 @@ def _with_items(
     unknown = frame["item_id"][index < 0]
     if len(unknown) > _UNKNOWN * len(frame):
         message = (
-            "{n} values of {name} are not in {file}: {ids}, in {rows} of {all} {word}s; there are {some}. Add these "
-            "items there or remove their interactions."
+            "{values} of {name} not in {file}: {ids}, in {rows} of {all} {word}s; there are {some}. Add these items "
+            "there, or remove their interactions."
         )
         named = {"name": item, "file": items.source, "all": str(len(frame)), "some": listed(catalogue.item_ids, 3)}
         table.refuse(unknown, message, **named)
     kept = frame[index >= 0].assign(item=index[index >= 0])
     ids = list(dict.fromkeys(unknown))
-    line = f"warning: {len(unknown):,} visits of {len(ids)} items without a row among the items left out: {listed(ids)}"
-    return kept, [line] if ids else []
+    what = f"{counted(len(unknown), 'visit')} of {counted(len(ids), 'item')}"
+    return kept, [f"warning: {what} without a row among the items left out: {listed(ids)}"] if ids else []
 
 
 def _sequences(
@@ -264,7 +276,8 @@ def _sequences(
     return sequences, first
 
 
-def _columns_line(table: Table, columns: Columns, times: pd.Series) -> str:
+def _columns_line(table: Table, columns: Columns, times: pd.Series, alone: bool) -> str:
+    """Return a line on what serves as what; ``alone``: no other column is looked at."""
     serving = {
         "user": columns.user_column,
         "item": columns.item_column,
@@ -275,7 +288,10 @@ def _columns_line(table: Table, columns: Columns, times: pd.Series) -> str:
     parts = [f"{role} {name!r}" if name else f"no {role}" for role, name in serving.items()]
     span = f" ({shown_time(times.min())} to {shown_time(times.max())})" if len(times) else ""
     parts[2] += span
-    return f"{_read_line(table)}: {', '.join(parts)}"
+    if columns.rating_column and columns.min_rating is None:
+        parts[3] += " (every interaction counts, whatever its rating)"
+    unused = [name for name in table.names if name not in serving.values()] if alone else []
+    return f"{_read_line(table)}: {', '.join(parts)}" + (f"; not used: {listed(unused, 20)}" if unused else "")
 
 
 def _items_line(table: Table, items: Items) -> str:

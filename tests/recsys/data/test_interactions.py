@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+from cramer_peft.recsys.data.columns import Columns
+from cramer_peft.recsys.data.interactions import Interactions, load_interactions, read_folder, read_pair
 
 pytest.importorskip("pandas")
 ITEMS = "item_id:token\ttitle:token_seq\tgenres:token_seq\n"
@@ -202,11 +203,37 @@ def test_inter_fields(tmp_path: Path, header: str, message: str) -> None:
         load_interactions(folder)
 
 
-@pytest.mark.parametrize("second", ["a\tAlpha\tX", "a\tOther\tY"])
-def test_an_item_twice(tmp_path: Path, second: str) -> None:
-    folder = write_pair(tmp_path, three_items(), f"{ITEMS}a\tAlpha\tX\nb\tB\t\n{second}\nc\tC\t\n")
-    with pytest.raises(DataError, match=r"line 4: 1 values of item_id .*more than once: 'a'"):
+def test_an_item_twice(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, three_items(), f"{ITEMS}a\tAlpha\tX\nb\tB\t\na\tOther\tY\nc\tC\t\n")
+    with pytest.raises(DataError, match=r"line 4: 1 value of item_id more than once: 'a'. Keep one line per item"):
         load_interactions(folder)
+
+
+def test_a_row_of_items_that_repeats_another_is_left_out_and_said(tmp_path: Path) -> None:
+    folder = write_pair(tmp_path, three_items(), f"{ITEMS}a\tAlpha\tX\nb\tB\t\na\tAlpha\tX\nc\tC\t\n")
+    reading = read_pair(*read_folder(folder), Columns(min_attribute_items=1), 3)
+    assert reading.items.catalogue.item_ids == ("a", "b", "c")
+    assert reading.items.catalogue.titles == ("Alpha", "B", "C")
+    assert "1 line of items that repeat another word for word left out" in reading.lines
+
+
+def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
+    rows = [*three_items(), ("", "a", 9), ("w", "b", ""), ("w", "", 3)]
+    folder = write_pair(tmp_path, rows, f"{ITEMS}a\tAlpha\tX\na\tOther\tX\n")
+    with pytest.raises(DataError) as caught:
+        load_interactions(folder)
+    lines = str(caught.value).splitlines()
+    for line, part in zip(
+        lines,
+        (
+            "line 7: column 'item_id'",
+            "line 5: column 'user_id'",
+            "line 6: timestamp is blank",
+            "line 3: 1 value of item_id more than once",
+        ),
+        strict=True,
+    ):
+        assert part in line
 
 
 def test_unknown_items(tmp_path: Path) -> None:
@@ -218,7 +245,7 @@ def test_unknown_items(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["", "nan", "inf"])
 def test_timestamps_must_be_finite(tmp_path: Path, value: str) -> None:
     folder = write_pair(tmp_path, [*three_items(), ("u", "d", value)])
-    with pytest.raises(DataError, match=r"line 5: timestamp is (nan|inf)"):
+    with pytest.raises(DataError, match=r"line 5: timestamp is (blank|nan|inf)"):
         load_interactions(folder)
 
 

@@ -70,8 +70,8 @@ def test_whole_numbers_stay_whole() -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (("1", "yesterday"), r"x\.inter, line 3: timestamp is yesterday \(1 such lines\), expected a finite number"),
-        (("1", "", "nan"), r"line 3: timestamp is nan \(blank\) \(2 such lines\)"),
+        (("1", "yesterday"), r"x\.inter, line 3: timestamp is yesterday \(1 such line\), expected a finite number"),
+        (("1", "", "nan"), r"line 3: timestamp is blank \(2 such lines\)"),
         (("1", "-inf"), "line 3: timestamp is -inf"),
         (("1", "1e999"), "line 3: timestamp is 1e999"),
         (("2024-01-01", "2023-02-29"), "line 3: timestamp is 2023-02-29"),
@@ -126,7 +126,7 @@ def test_what_is_read_says_whose_order_the_lines_decide(tmp_path: Path) -> None:
     lines = [("tied", item, str(item // 2)) for item in range(5)] + [("clear", item, str(item)) for item in range(5)]
     data = load_own_data(write(tmp_path, lines))
     assert data.interactions.tied_users == 1
-    assert "1 users have items of equal time, which the order of the file's lines sorts" in data.describe()
+    assert "1 user with items of equal time, which the order of the file's lines sorts" in data.describe()
     clear = load_own_data(write(tmp_path, lines[5:]))
     assert "equal time" not in clear.describe()
 

@@ -1,0 +1,120 @@
+"""What the other columns of a table of items say: numbers, texts, and the year of dates."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_BYTES, Catalogue, plain_text
+from cramer_peft.recsys.data.cell_numbers import read_numbers
+from cramer_peft.recsys.data.dates import year_of
+from cramer_peft.recsys.data.separators import entries_of, is_list
+from cramer_peft.recsys.data.table import BLANK, Table, counted
+
+_OF_IDS = re.compile(
+    r"(?i:(?:^|[\W_])(?:ids?|asin|isbn|ean|upc|sku|ur[il]s?|links?|images?)$)|[a-z](?:I[dD]|U(?:rl|RL))s?$"
+)
+_YEAR = re.compile(r"\((\d{4})(?:\s*[-–]\s*(?:\d{4})?\s*)?\)\s*$")
+_FEW = 0.1  # share of a column's cells that may be no number
+
+
+class OtherColumns:
+    """The columns of a table of items that become ``texts`` and ``numbers`` of a catalogue.
+
+    Those that are neither ids nor addresses are read; of a column of dates the year. One of texts that is too long for
+    the file of a catalogue is left out. ``doubts`` are lines on cells that are not read as one may expect.
+
+    Args:
+        table: The items.
+        names: The columns.
+        titles: The items' titles, which may hold their years.
+        known: A catalogue whose columns alone are read, as they are there; None: what the cells say.
+
+    Raises:
+        DataError: If ``known`` has numbers where a cell is none.
+    """
+
+    def __init__(
+        self, table: Table, names: Sequence[str], titles: Sequence[str], known: Catalogue | None = None
+    ) -> None:
+        self.texts: dict[str, tuple[str, ...]] = {}
+        self.numbers: dict[str, Tensor] = {}
+        self.doubts: list[str] = []
+        self._table, self._known, self._room = table, known, MAX_CATALOGUE_BYTES // 4
+        self._years: dict[str, list[float]] = {}
+        for name in names:
+            self._read(name)
+        if not any("year" in name.lower() for name in self.numbers):
+            self._add_years(titles)
+        if known is not None:
+            self.texts = {name: column for name, column in self.texts.items() if name in known.texts}
+            self.numbers = {name: column for name, column in self.numbers.items() if name in known.numbers}
+        read = {*self.texts, *self.numbers} | (set(self._years) if "year" in self.numbers else set())
+        self.unread = tuple(name for name in names if name not in read)
+
+    def _read(self, name: str) -> None:
+        kind = self._table.kinds.get(name, "str")
+        if self._known is not None and name in {**self._known.texts, **self._known.numbers}:
+            kind = "float" if name in self._known.numbers else "text"
+        cells = ["" if cell.strip().casefold() in BLANK else cell.strip() for cell in self._table[name]]
+        filled = [cell for cell in cells if cell]
+        if not filled or kind == "float_seq" or _OF_IDS.search(name) or _is_vector(filled[0]):
+            return
+        values, unclear = read_numbers(cells)
+        bad = [row for row, value in enumerate(values) if cells[row] and math.isnan(value)]
+        share = len(bad) / len(filled)
+        if kind == "float" or (kind != "text" and share < 1 and share <= (0.5 if "year" in name.lower() else _FEW)):
+            self._doubt(name, "{where} holds {cell}, which is read as no number{such}", bad, self._known is not None)
+            if unclear is not None:
+                what = (
+                    f"read as {values[unclear]:g}: no cell shows whether a point or a comma stands before the decimals"
+                )
+                self._doubt(name, f"{{where}} holds {{cell}}, {what}", [unclear])
+            if share < 1:
+                self.numbers[name] = torch.tensor(values, dtype=torch.float64)
+        elif kind != "text" and all(map(year_of, filled)):
+            self._years[name] = [float(year_of(cell) or math.nan) for cell in cells]
+        elif not all(cell.startswith(("http://", "https://")) for cell in filled):
+            texts = _as_texts(name, cells)
+            size = sum(map(len, texts))
+            if size <= self._room:
+                self.texts[name] = tuple(texts)
+                self._room -= size
+            if kind != "text" and share <= 0.5:
+                self._doubt(name, "read as text because of {where}: {cell}{such}", bad)
+
+    def _doubt(self, name: str, message: str, rows: Sequence[int], refused: bool = False) -> None:
+        """Note, or refuse, what the first of some rows holds, if there are any."""
+        if rows:
+            word, cell = self._table.word, self._table[name].iloc[rows[0]].strip()
+            such = "" if len(rows) == 1 else f" ({counted(len(rows), f'such {word}')})"
+            place = f"{word} {self._table.rows[rows[0]]}"
+            text = f"column {name!r}: " + message.format(where=place, cell=f"{cell!r:.60}", such=such)
+            if refused:
+                raise DataError(f"{self._table.source}: {text}. Correct it, or leave it blank.")
+            self.doubts.append(text)
+
+    def _add_years(self, titles: Sequence[str]) -> None:
+        """Add the column "year" of the years in brackets at the end of the titles, or of a column of dates."""
+        years = [float(found[1]) if (found := _YEAR.search(title)) else math.nan for title in titles]
+        if 0 < len(years) <= 2 * sum(not math.isnan(year) for year in years):
+            self._years = {"": years}
+        if self._years:
+            self.numbers["year"] = torch.tensor(next(iter(self._years.values())), dtype=torch.float64)
+
+
+def _as_texts(name: str, cells: Sequence[str]) -> list[str]:
+    """Return a column's texts: the entries of lists with "|" between them, and for "true" the name of the column."""
+    if {cell.casefold() for cell in cells} <= {"", "true", "false"}:
+        return [plain_text(name) if cell.casefold() == "true" else "" for cell in cells]
+    return ["|".join(entries_of(cell)) if is_list(cell) else cell for cell in cells]
+
+
+def _is_vector(cell: str) -> bool:
+    """Return True if a cell is a list of numbers."""
+    return is_list(cell) and not any(map(math.isnan, read_numbers([entry.strip() for entry in entries_of(cell)])[0]))
