@@ -58,9 +58,10 @@ class OtherColumns:
         self.unread = tuple(name for name in names if name not in read)
 
     def _read(self, name: str) -> None:
-        kind = self._table.kinds.get(name, "str")
-        if self._known is not None and name in {**self._known.texts, **self._known.numbers}:
-            kind = "float" if name in self._known.numbers else "text"
+        known, kind = self._known, self._table.kinds.get(name, "str")
+        refused = known is not None and name in known.numbers
+        if known is not None and (refused or name in known.texts):
+            kind = "float" if refused else "text"
         cells = ["" if cell.strip().casefold() in BLANK else cell.strip() for cell in self._table[name]]
         filled = [cell for cell in cells if cell]
         if not filled or kind == "float_seq" or _OF_IDS.search(name) or _is_vector(filled[0]):
@@ -69,7 +70,7 @@ class OtherColumns:
         bad = [row for row, value in enumerate(values) if cells[row] and math.isnan(value)]
         share = len(bad) / len(filled)
         if kind == "float" or (kind != "text" and share < 1 and share <= (0.5 if "year" in name.lower() else _FEW)):
-            self._doubt(name, "{where} holds {cell}, which is read as no number{such}", bad, self._known is not None)
+            self._doubt(name, "{where} holds {cell}, which is not read as a number{such}", bad, refused)
             if unclear is not None:
                 what = (
                     f"read as {values[unclear]:g}: no cell shows whether a point or a comma stands before the decimals"

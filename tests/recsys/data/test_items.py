@@ -51,7 +51,7 @@ def test_a_column_of_prices_says_what_it_could_not_read(tmp_path: Path) -> None:
     )
     assert known(few)["price"] == [*(number + 0.5 for number in range(1, 28)), None, None, None, 1299]
     assert few.describe()[-1] == (
-        "warning: column 'price': line 29 holds 'auf Anfrage', which is read as no number (2 such lines)"
+        "warning: column 'price': line 29 holds 'auf Anfrage', which is not read as a number (2 such lines)"
     )
     many = read(tmp_path, "\tprice:token", *(f"A\tX\t{price}" for price in [*prices, *["auf Anfrage"] * 5]))
     assert (known(many), list(many.catalogue.texts)) == ({}, ["price"])
