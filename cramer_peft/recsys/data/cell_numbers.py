@@ -29,9 +29,7 @@ def read_numbers(cells: Sequence[str]) -> tuple[list[float], int | None]:
     shown = {".", ","}.intersection(signs)
     usual = min(shown, default=".")
     read = zip(digits, signs, strict=True)
-    values = [
-        _value(text, usual if own == "?" else own) if own != "?" or len(shown) < 2 else math.nan for text, own in read
-    ]
+    values = [_value("" if own == "?" and len(shown) > 1 else text, own.replace("?", usual)) for text, own in read]
     return values, signs.index("?") if "?" in signs and not shown else None
 
 
@@ -54,10 +52,8 @@ def _sign(digits: str) -> str:
 
 def _value(digits: str, sign: str) -> float:
     whole, _, decimals = digits.partition(sign) if sign else (digits, "", "")
-    thousands = _OTHER.get(sign, "")
-    if thousands and thousands in whole:
-        if not re.fullmatch(rf"[+-]?\d{{1,3}}(?:[{thousands}]\d{{3}})+", whole):
-            return math.nan
+    thousands = _OTHER.get(sign, "x")
+    if re.fullmatch(rf"[+-]?\d{{1,3}}(?:[{thousands}]\d{{3}})+", whole):
         whole = whole.replace(thousands, "")
     try:
         value = float(f"{whole}.{decimals}" if decimals else whole)

@@ -11,14 +11,7 @@ from cramer_peft.errors import DataError, require
 from cramer_peft.recsys.data.catalogue import Catalogue, check_cells, flags_of, plain_text
 from cramer_peft.recsys.data.columns import Columns, found_columns, id_column
 from cramer_peft.recsys.data.other_columns import OtherColumns
-from cramer_peft.recsys.data.separators import (
-    DEFAULTS,
-    LIST,
-    found_separator,
-    in_words,
-    no_attribute,
-    pieces_of,
-)
+from cramer_peft.recsys.data.separators import DEFAULTS, LIST, found_separator, in_words, no_attribute, pieces_of
 from cramer_peft.recsys.data.table import Table, counted, listed
 
 if TYPE_CHECKING:
@@ -29,10 +22,7 @@ _EXAMPLES = 6  # attributes that a description names
 
 @dataclass(frozen=True, eq=False)
 class Items:
-    """A catalogue, the columns that it was read from, the separator of the attributes, and what was not read.
-
-    ``cut`` is False if no cell holds the separator; ``notes`` are lines on what was left out or looks wrong.
-    """
+    """A catalogue, the columns that it was read from, the separator of the attributes, and what was not read."""
 
     catalogue: Catalogue
     id_column: str
@@ -41,8 +31,8 @@ class Items:
     separator: str
     unread: tuple[str, ...]
     untitled: int = 0
-    cut: bool = True
-    notes: tuple[str, ...] = ()
+    cut: bool = True  # some cell holds the separator
+    notes: tuple[str, ...] = ()  # lines on what was left out or looks wrong
 
     def describe(self) -> list[str]:
         """Return lines that say what was read of the items, and what of it looks wrong."""
@@ -62,10 +52,8 @@ class Items:
         found = {words: [name for name, _ in named if doubt(name)] for words, doubt in doubts.items()}
         found["on every item, which tell none apart"] = [n for n, c in named if c == len(self.catalogue) > 1]
         lines += [f"warning: attributes {words}: {listed(names)}" for words, names in found.items() if names]
-        if self.untitled:
-            items = counted(self.untitled, "item")
-            lines.append(f"warning: {items} without a title in column {self.title_column!r}, called by the id")
-        return [*lines, *self.notes]
+        untitled = f"{counted(self.untitled, 'item')} without a title in column {self.title_column!r}, called by the id"
+        return [*lines, *([f"warning: {untitled}"] if self.untitled else []), *self.notes]
 
 
 def read_items(table: Table, columns: Columns, item_column: str, known: Catalogue | None = None) -> Items:

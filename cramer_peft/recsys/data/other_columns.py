@@ -14,7 +14,7 @@ from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_BYTES, Catalogue, pl
 from cramer_peft.recsys.data.cell_numbers import read_numbers
 from cramer_peft.recsys.data.dates import year_of
 from cramer_peft.recsys.data.separators import entries_of, is_list
-from cramer_peft.recsys.data.table import BLANK, Table, counted
+from cramer_peft.recsys.data.table import BLANK, Table
 
 _OF_IDS = re.compile(
     r"(?i:(?:^|[\W_])(?:ids?|asin|isbn|ean|upc|sku|ur[il]s?|links?|images?)$)|[a-z](?:I[dD]|U(?:rl|RL))s?$"
@@ -24,19 +24,11 @@ _FEW = 0.1  # share of a column's cells that may be no number
 
 
 class OtherColumns:
-    """The columns of a table of items that become ``texts`` and ``numbers`` of a catalogue.
+    """The columns of a table of items that become ``texts`` and ``numbers`` of a catalogue, neither ids nor addresses.
 
-    Those that are neither ids nor addresses are read; of a column of dates the year. One of texts that is too long for
-    the file of a catalogue is left out. ``doubts`` are lines on cells that are not read as one may expect.
-
-    Args:
-        table: The items.
-        names: The columns.
-        titles: The items' titles, which may hold their years.
-        known: A catalogue whose columns alone are read, as they are there; None: what the cells say.
-
-    Raises:
-        DataError: If ``known`` has numbers where a cell is none.
+    Of a column of dates the year is read. One of texts that is too long for the file of a catalogue is left out, and so
+    is one that the catalogue ``known`` does not have; where that has numbers, another cell is a DataError. ``doubts``
+    are lines on cells that are not read as one may expect.
     """
 
     def __init__(
@@ -72,33 +64,28 @@ class OtherColumns:
         if kind == "float" or (kind != "text" and share < 1 and share <= (0.5 if "year" in name.lower() else _FEW)):
             self._doubt(name, "{where} holds {cell}, which is not read as a number{such}", bad, refused)
             if unclear is not None:
-                what = (
-                    f"read as {values[unclear]:g}: no cell shows whether a point or a comma stands before the decimals"
-                )
-                self._doubt(name, f"{{where}} holds {{cell}}, {what}", [unclear])
+                read = f"read as {values[unclear]:g}: no cell shows whether decimals follow a point or a comma"
+                self._doubt(name, f"{{where}} holds {{cell}}, {read}", [unclear])
             if share < 1:
                 self.numbers[name] = torch.tensor(values, dtype=torch.float64)
         elif kind != "text" and all(map(year_of, filled)):
             self._years[name] = [float(year_of(cell) or math.nan) for cell in cells]
         elif not all(cell.startswith(("http://", "https://")) for cell in filled):
-            texts = _as_texts(name, cells)
-            size = sum(map(len, texts))
-            if size <= self._room:
-                self.texts[name] = tuple(texts)
-                self._room -= size
+            texts = tuple(_as_texts(name, cells))
+            if (size := sum(map(len, texts))) <= self._room:
+                self.texts[name], self._room = texts, self._room - size
             if kind != "text" and share <= 0.5:
                 self._doubt(name, "read as text because of {where}: {cell}{such}", bad)
 
     def _doubt(self, name: str, message: str, rows: Sequence[int], refused: bool = False) -> None:
         """Note, or refuse, what the first of some rows holds, if there are any."""
         if rows:
-            word, cell = self._table.word, self._table[name].iloc[rows[0]].strip()
-            such = "" if len(rows) == 1 else f" ({counted(len(rows), f'such {word}')})"
-            place = f"{word} {self._table.rows[rows[0]]}"
-            text = f"column {name!r}: " + message.format(where=place, cell=f"{cell!r:.60}", such=such)
+            word, cell = self._table.word, f"{self._table[name].iloc[rows[0]].strip()!r:.60}"
+            such = "" if len(rows) == 1 else f" ({len(rows):,} such {word}s)"
+            text = message.format(where=f"{word} {self._table.rows[rows[0]]}", cell=cell, such=such)
             if refused:
-                raise DataError(f"{self._table.source}: {text}. Correct it, or leave it blank.")
-            self.doubts.append(text)
+                raise DataError(f"{self._table.source}: column {name!r}: {text}. Correct it, or leave it blank.")
+            self.doubts.append(f"column {name!r}: {text}")
 
     def _add_years(self, titles: Sequence[str]) -> None:
         """Add the column "year" of the years in brackets at the end of the titles, or of a column of dates."""

@@ -41,7 +41,21 @@ def test_one_cell(cell: str, number: float) -> None:
 
 @pytest.mark.parametrize(
     "cell",
-    ["", "k.A.", "auf Anfrage", "10 200", "kraft 5", "31.01.2024", "1.2.3", "1,2,3", "12..5", "1e999", "5 m", "5-6"],
+    [
+        "",
+        "k.A.",
+        "auf Anfrage",
+        "10 200",
+        "kraft 5",
+        "31.01.2024",
+        "1.2.3",
+        "1,2,3",
+        "1.2,5",
+        "12..5",
+        "1e999",
+        "5 m",
+        "5-6",
+    ],
 )
 def test_what_is_no_number(cell: str) -> None:
     (value,), unclear = read_numbers([cell])

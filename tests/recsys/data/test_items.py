@@ -66,8 +66,8 @@ def test_a_number_that_can_mean_two_is_said(tmp_path: Path) -> None:
     items = read(tmp_path, "\tprice:token", "A\tX\t89", "B\tX\t1.299")
     assert known(items)["price"] == [89, 1.299]
     assert items.describe()[-1] == (
-        "warning: column 'price': line 3 holds '1.299', read as 1.299: no cell shows whether a point or a comma stands "
-        "before the decimals"
+        "warning: column 'price': line 3 holds '1.299', read as 1.299: no cell shows whether "
+        "decimals follow a point or a comma"
     )
 
 
