@@ -31,13 +31,7 @@ from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import BATCH, mask_scorer
-from cramer_peft.recsys.folder import (
-    ADAPTER_FOLDER,
-    CARD_FILE,
-    keep_card,
-    read_training,
-    trained_columns,
-)
+from cramer_peft.recsys.folder import ADAPTER_FOLDER, CARD_FILE, keep_card, read_training, trained_columns
 from cramer_peft.recsys.hub import FILES, files_with_results, recommender_card, recommender_folder
 from cramer_peft.recsys.listening import Listener
 from cramer_peft.recsys.masks import describe_items

@@ -199,11 +199,7 @@ def plot_shares(shares: Mapping[str, tuple[float, float, float]], path: Path) ->
     pyplot = _pyplot()
     order = sorted(shares, key=lambda name: -shares[name][0])[:24]
     figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
-    styles = (
-        ("asked for", 1, _WITH, -0.27),
-        ("no request", 0, _WITHOUT, 0.0),
-        ("asked against", 2, "#e76f51", 0.27),
-    )
+    styles = (("asked for", 1, _WITH, -0.27), ("no request", 0, _WITHOUT, 0.0), ("asked against", 2, "#e76f51", 0.27))
     for label, index, colour, shift in styles:
         heights = [100 * shares[name][index] for name in order]
         axes.bar([place + shift for place in range(len(order))], heights, width=0.26, label=label, color=colour)

@@ -29,8 +29,7 @@ Encoder = Annotated[
     ),
 ]
 Epochs = Annotated[
-    int | None,
-    typer.Option(min=1, help="Most epochs of the backbone's training. By default 30, for bert4rec 60."),
+    int | None, typer.Option(min=1, help="Most epochs of the backbone's training. By default 30, for bert4rec 60.")
 ]
 MinRating = Annotated[
     float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
