@@ -14,10 +14,7 @@ from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, acti
 
 
 def mask_backbone(
-    backbone: Any,
-    catalogue: Catalogue,
-    config: RequestMaskConfig | None = None,
-    encoder: RequestEncoder | None = None,
+    backbone: Any, catalogue: Catalogue, config: RequestMaskConfig | None = None, encoder: RequestEncoder | None = None
 ) -> RequestMaskModel:
     """Put masks on a backbone, in place, as :func:`config_for` says; return the handle.
 

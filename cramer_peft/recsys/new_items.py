@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,24 @@ from torch import Tensor
 from cramer_peft import RequestMaskModel
 from cramer_peft.errors import DataError, UnsupportedError
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.columns import Columns
+from cramer_peft.recsys.data.items import read_items
+from cramer_peft.recsys.data.tables import read_table
 from cramer_peft.recsys.masks import describe_items, item_layers
 from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, active_encoder, item_embeddings
 from cramer_peft.recsys.requests.request_encoders import extended_encoder
 
 _PENALTIES = 10.0 ** torch.arange(-6, 4, 0.5, dtype=torch.float64)  # of the mean variance of a feature
+
+
+def read_new_items(items: Any, known: Catalogue, columns: Columns) -> Catalogue:
+    """Return items in a data frame or a file as a catalogue, with the texts and numbers that the ``known`` items have.
+
+    Raises:
+        DataError: If a column of the ids or the attributes is missing, or a cell cannot be what it is for the others.
+    """
+    table = read_table(items, "items", columns)
+    return read_items(table, replace(columns, min_attribute_items=1), columns.item_column or "item_id", known).catalogue
 
 
 def predicted_embeddings(known_texts: Tensor, embeddings: Tensor, texts: Tensor) -> Tensor:

@@ -31,17 +31,11 @@ from cramer_peft.recsys.evaluation.batches import rows_together
 from cramer_peft.recsys.evaluation.metrics import finite_scores
 from cramer_peft.recsys.evaluation.results import TrackResult, evaluate_stage
 from cramer_peft.recsys.evaluation.users import BATCH, mask_scorer
-from cramer_peft.recsys.folder import (
-    ADAPTER_FOLDER,
-    CARD_FILE,
-    keep_card,
-    read_training,
-    trained_columns,
-)
+from cramer_peft.recsys.folder import ADAPTER_FOLDER, CARD_FILE, keep_card, read_training, trained_columns
 from cramer_peft.recsys.hub import FILES, files_with_results, recommender_card, recommender_folder
 from cramer_peft.recsys.listening import Listener
 from cramer_peft.recsys.masks import describe_items
-from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, with_new_items
+from cramer_peft.recsys.new_items import check_extensible, checked_embeddings, read_new_items, with_new_items
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.requests.heard import Heard
 from cramer_peft.recsys.requests.request_encoders import save_words, stored_encoder
@@ -203,7 +197,9 @@ class RequestRecommender:
             write_model_card(folder, self._card(results, repo_id, revision=revision, subfolder=subfolder))
             return push_folder(folder, repo_id, FILES, revision, subfolder, private, token)
 
-    def add_items(self, items: Catalogue, embeddings: Tensor | None = None) -> RequestRecommender:
+    def add_items(
+        self, items: Any, embeddings: Tensor | None = None, columns: Columns | None = None
+    ) -> RequestRecommender:
         """Return a recommender that knows new items, too, after the others; nothing is trained.
 
         This one stays as it is, and the new one shares no memory with it. The other items' numbers, embeddings,
@@ -211,15 +207,21 @@ class RequestRecommender:
         stays the same, too. :meth:`save` writes the extended backbone beside the adapter.
 
         Args:
-            items: The new items. Their attributes must be among those of the catalogue.
+            items: The new items: a data frame or file as :class:`~cramer_peft.recsys.Tables` takes it, with the
+                columns of training, or a catalogue. Their attributes must be among those of the catalogue.
             embeddings: Their embeddings in the backbone, (items, width) floating point. None: predicted from their
                 texts, see :func:`~cramer_peft.recsys.new_items.predicted_embeddings`.
+            columns: What to read of a table; None: as in training, or by the usual names if ``folder`` is None.
 
         Raises:
-            DataError: If an item is known already, an attribute is not, or the embeddings are of another shape or not
-                finite.
+            DataError: If an item is known already, an attribute is not, the table cannot be read, or the embeddings are
+                of another shape or not finite.
             UnsupportedError: If the backbone's item table cannot be extended, or the adapter has a gate for each item.
         """
+        if not isinstance(items, Catalogue):
+            if columns is None and self.folder is not None:
+                columns = trained_columns(None, read_training(self.folder), self.folder)
+            items = read_new_items(items, self.catalogue, columns or Columns())
         if not len(items):
             return self
         grown = self.catalogue.with_items(items)

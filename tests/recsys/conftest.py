@@ -14,7 +14,7 @@ from torch import Tensor
 from cramer_peft import RequestMaskConfig, RequestMaskModel, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, make_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
-from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.splits import Split, leave_one_out
 from cramer_peft.recsys.evaluation.tracks import Track, mixed_tracks
 from cramer_peft.recsys.evaluation.users import EvaluationUsers, Scorer, batched_scores
@@ -90,7 +90,7 @@ def trained(stated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(folder: Path) -> tuple[Catalogue, Split]:
-    catalogue, interactions = load_interactions(folder)
+    catalogue, interactions = load_dataset(folder)
     return catalogue, leave_one_out(interactions)
 
 

@@ -1,8 +1,10 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +15,7 @@ from cramer_peft import RequestMaskConfig
 from cramer_peft.errors import DataError, UnsupportedError
 from cramer_peft.recsys.backbones import make_backbone, save_backbone
 from cramer_peft.recsys.data.catalogue import Catalogue
+from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.new_items import predicted_embeddings
 from cramer_peft.recsys.recommender import RequestRecommender
@@ -125,6 +128,63 @@ def test_a_new_item_counts_as_one_of_a_history(catalogue: Catalogue) -> None:
     answer = grown.recommend([3, 41], None, k=42 - 2)
     assert sorted([*answer.items, 3, 41]) == list(range(42))
     assert grown.recommend([3, 40], None).items != grown.recommend([3, 41], None).items
+
+
+@pytest.fixture
+def priced(catalogue: Catalogue) -> Catalogue:
+    texts = {"brand": ("Acme",) * 40, "size": ("XL",) * 40}
+    return replace(catalogue, texts=texts, numbers={"price": torch.arange(40.0).double()})
+
+
+def goods(**changes: Any) -> pd.DataFrame:
+    columns = {"sku": [901, 902], "name": ["Bog", "Fen"], "kind": ["Horror > Drama", "Comedy"], "price": ["5,99 €", ""]}
+    return pd.DataFrame({**columns, "size": ["9", "10"], "colour": ["red", "blue"], **changes})
+
+
+def test_items_of_a_table_are_added_saved_and_recommended(priced: Catalogue, tmp_path: Path) -> None:
+    recommender = make("sasrec", priced)
+    save_backbone(recommender.masks.model, tmp_path, priced)
+    recommender.save(tmp_path)
+    trained = {"item_column": "sku", "title_column": "name", "attribute_column": "kind", "attribute_separator": ">"}
+    (tmp_path / "training.json").write_text(json.dumps({"options": {"columns": trained}}))
+    goods().to_csv(tmp_path / "new.csv", index=False)
+    for table in (goods(), tmp_path / "new.csv"):
+        grown = RequestRecommender.load(tmp_path).add_items(table)
+        assert (grown.catalogue.item_ids[40:], grown.catalogue.titles[40:]) == (("901", "902"), ("Bog", "Fen"))
+        assert [grown.catalogue.attribute_names(item) for item in (40, 41)] == [("Drama", "Horror"), ("Comedy",)]
+        assert grown.catalogue.numbers.keys() == {"price"}
+        assert grown.catalogue.numbers["price"][40:].nan_to_num(-1).tolist() == [5.99, -1]
+        assert {name: column[40:] for name, column in grown.catalogue.texts.items()} == {
+            "brand": ("", ""),
+            "size": ("9", "10"),  # a text, as for the others
+        }
+    grown.save(tmp_path)
+    loaded = RequestRecommender.load(tmp_path)
+    assert loaded.recommend([3, 40], "horror", candidates=[40, 41]).items == [41]
+    assert len(loaded.add_items(goods(sku=["903", "904"])).catalogue) == 44  # the columns of training are still known
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"price": ["5", "on request"]}, "items: column 'price': row 1 holds 'on request', which is not read as a"),
+        ({"kind": ["Horror", "Horrer"]}, "'Horrer' are not in the catalogue.*Horror"),
+        ({"sku": ["i3", "x"]}, "'i3' are in the catalogue"),
+        ({"sku": ["x", ""]}, "row 1: column 'sku' is blank"),
+    ],
+)
+def test_tables_that_cannot_be_added(priced: Catalogue, changes: dict[str, Any], message: str) -> None:
+    columns = Columns(item_column="sku", title_column="name", attribute_column="kind")
+    with pytest.raises(DataError, match=message):
+        make("sasrec", priced, **HASHING).add_items(goods(**changes), columns=columns)
+
+
+def test_without_a_folder_the_usual_names_count(catalogue: Catalogue) -> None:
+    recommender = make("sasrec", catalogue, **HASHING)
+    grown = recommender.add_items(goods(kind=["Horror", "Comedy"]).rename(columns={"kind": "genres"}))
+    assert grown.catalogue.item_ids[40:] == ("901", "902")
+    with pytest.raises(DataError, match="columns missing: genres; columns there: 'sku', 'name', 'kind'"):
+        recommender.add_items(goods())
 
 
 def test_no_items_are_no_change(catalogue: Catalogue) -> None:

@@ -79,13 +79,7 @@ def config_for(backbone: Any, config: RequestMaskConfig | None = None) -> Reques
     return replace(config, **changes) if changes else config
 
 
-def bert_config(
-    tokens: int,
-    positions: int,
-    dropout: float = 0.2,
-    hidden_size: int = 64,
-    **options: Any,
-) -> BertConfig:
+def bert_config(tokens: int, positions: int, dropout: float = 0.2, hidden_size: int = 64, **options: Any) -> BertConfig:
     """Return the shape that RecBole 1.2.1 gives its transformers: 2 layers, 2 heads, inner width 4 × hidden, GELU.
 
     ``tokens`` counts items and special tokens; ``options`` are other fields of ``BertConfig``.

@@ -25,14 +25,7 @@ from cramer_peft.recsys.evaluation.metrics import top_items
 from cramer_peft.recsys.evaluation.results import mean_metrics
 from cramer_peft.recsys.evaluation.text_fusion import TextFusion
 from cramer_peft.recsys.evaluation.tracks import TRUTHFUL, Track, mixed_tracks
-from cramer_peft.recsys.evaluation.users import (
-    BATCH,
-    EvaluationUsers,
-    Scorer,
-    drawn_rows,
-    mask_scorer,
-    score_histories,
-)
+from cramer_peft.recsys.evaluation.users import BATCH, EvaluationUsers, Scorer, drawn_rows, mask_scorer, score_histories
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.recommender import ADAPTER_FOLDER, CATALOGUE_FILE, RequestRecommender, keep_card

@@ -35,6 +35,7 @@ _DEMO_CAPTION = (
     "violation: with the one excluded; both at random. overlap: with the frozen list, when nothing is asked. "
     "seconds: of training or tuning."
 )
+_SHARES = 4  # that a line names
 _WITHOUT, _WITH = "#8d99ae", "#2a9d8f"
 _METRICS = {
     "ndcg": "NDCG",
@@ -147,13 +148,15 @@ def answer_table(answer: Answer, catalogue: Catalogue, request: str | None) -> T
 
 
 def changes(answer: Answer, catalogue: Catalogue) -> list[str]:
-    """Return lines about what a request changed: titles that went, attribute shares before and after."""
+    """Return lines about what a request changed: titles that went, and the shares of attributes that moved most."""
     lines = []
     if answer.went:
         lines.append("went: " + "; ".join(catalogue.titles[item] for item in answer.went))
     moved = {name: pair for name, pair in answer.shares.items() if pair[0] != pair[1]}
-    for name, (before, after) in sorted(moved.items(), key=lambda entry: entry[1][0] - entry[1][1]):
-        lines.append(f"{name}: {before:.0%} → {after:.0%}")
+    most = sorted(moved, key=lambda name: -abs(moved[name][1] - moved[name][0]))[:_SHARES]
+    if moved:
+        shares = ", ".join(f"{name} {moved[name][0]:.0%} → {moved[name][1]:.0%}" for name in most)
+        lines.append(f"shares: {shares}" + (f", and {len(moved) - len(most)} more" if len(moved) > len(most) else ""))
     return lines or ["the request changed nothing in this list"]
 
 
@@ -196,11 +199,7 @@ def plot_shares(shares: Mapping[str, tuple[float, float, float]], path: Path) ->
     pyplot = _pyplot()
     order = sorted(shares, key=lambda name: -shares[name][0])[:24]
     figure, axes = pyplot.subplots(figsize=(11, 5.5), layout="constrained")
-    styles = (
-        ("asked for", 1, _WITH, -0.27),
-        ("no request", 0, _WITHOUT, 0.0),
-        ("asked against", 2, "#e76f51", 0.27),
-    )
+    styles = (("asked for", 1, _WITH, -0.27), ("no request", 0, _WITHOUT, 0.0), ("asked against", 2, "#e76f51", 0.27))
     for label, index, colour, shift in styles:
         heights = [100 * shares[name][index] for name in order]
         axes.bar([place + shift for place in range(len(order))], heights, width=0.26, label=label, color=colour)

@@ -29,8 +29,7 @@ Encoder = Annotated[
     ),
 ]
 Epochs = Annotated[
-    int | None,
-    typer.Option(min=1, help="Most epochs of the backbone's training. By default 30, for bert4rec 60."),
+    int | None, typer.Option(min=1, help="Most epochs of the backbone's training. By default 30, for bert4rec 60.")
 ]
 MinRating = Annotated[
     float | None, typer.Option(help="Leave out interactions with a lower rating. By default every one counts.")
@@ -71,13 +70,17 @@ _TABLE_OPTIONS = {
 }
 
 
-def takes_tables(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options for tables: its ``data`` is the name, or the tables, that they say."""
+def takes_tables(command: Callable[..., None], needed: bool = True) -> Callable[..., None]:
+    """Give a command the options for tables: its ``data`` is the name, or the tables, that they say.
+
+    ``needed`` is False for a command that also works without data: its ``data`` is None then.
+    """
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
         named = {name: given.pop(name) for name in _TABLE_OPTIONS}
-        command(**{**given, "data": _chosen(given["data"], named)})
+        absent = not needed and given["data"] is None and not any(named.values())
+        command(**{**given, "data": None if absent else _chosen(given["data"], named)})
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     added = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"  # this machine alone
 
 
+@functools.partial(given.takes_tables, needed=False)
 def play(
     folder: Annotated[Path, typer.Argument(help="Folder that train or demo wrote, or the adapter folder in it.")],
     data: Annotated[str | None, typer.Option(help="Data set whose users can be picked, by name or folder.")] = None,
@@ -42,7 +44,7 @@ def play(
         raise ConfigError(f"{reason} Give another one by --port, or 0 for a free one.") from error
     with listener:
         recommender = RequestRecommender.load(folder)
-        people = _people(data, recommender) if data else []
+        people = [] if data is None else _people(data, recommender)
         examples = everyday_requests(recommender)
         app = make_app(recommender, folder.absolute().name, people, examples)
         address = f"http://{_HOST}:{listener.getsockname()[1]}/"
@@ -53,7 +55,7 @@ def play(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _people(data: str, recommender: RequestRecommender) -> list[Person]:
+def _people(data: Any, recommender: RequestRecommender) -> list[Person]:
     """Return users of a data set, read as in the training."""
     from cramer_peft.recsys.folder import read_training, trained_columns
     from cramer_peft.recsys.play.people import people_of

@@ -22,6 +22,9 @@ def score(
     history: Annotated[str, typer.Option(help="Column of lists of item ids, oldest first.")] = "history",
     request: Annotated[str, typer.Option(help='Column of requests; "" for none.')] = "request",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that the model scores together.")] = 256,
+    refuse_unknown: Annotated[
+        bool, typer.Option("--refuse-unknown", help="Make no list for a history with an item that is unknown.")
+    ] = False,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of a part, which has a file of its own.")] = 20_000,
     actors: Annotated[int, typer.Option(min=0, help="Actors of Ray (extra ray); 0: score in this process.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs of each actor, as 1 or 0.25.")] = 0.0,
@@ -30,14 +33,17 @@ def score(
 
     Run it again after a stop: parts that are written are not scored again.
     """
+    from cramer_peft.recsys.data.table import counted
     from cramer_peft.recsys.scoring.dataset import score_dataset
     from cramer_peft.recsys.scoring.scorer import ListOptions
 
     given.no_file_bars()
     console = Console()
-    options = ListOptions(k, strength, batch_size, user, history, request or None)
+    options = ListOptions(k, strength, batch_size, user, history, request or None, refuse_unknown=refuse_unknown)
     done = score_dataset(adapter, rows, output, options, part_rows, actors, gpus, given.step_printer(console))
-    line = f"{done.rows:,} rows in {done.seconds:.0f} seconds. Lists: {output}/lists"
+    line = f"{counted(done.rows, 'row')} in {done.seconds:.0f} seconds. Lists: {output}/lists"
     if done.bad:
-        line += f"; {done.bad:,} rows without a list, and why: {output}/bad"
+        line += f"; {counted(done.bad, 'row')} without a list, and why: {output}/bad"
+    if done.unknown:
+        line += f"; {counted(done.unknown, 'unknown item')} left out of histories (--refuse-unknown names them)"
     given.plain_printer(console)(line)

@@ -33,7 +33,7 @@ from cramer_peft.recsys.data.item_columns import (
     columns_from_json,
     joined_columns,
 )
-from cramer_peft.recsys.data.table import listed
+from cramer_peft.recsys.data.table import counted, listed
 from cramer_peft.recsys.reading import as_path, read_object
 from cramer_peft.storage import write_bytes
 
@@ -57,7 +57,7 @@ POPULARITY = "popularity"  # the column of numbers that training sets
 SAID = "said"  # the column of texts that training sets: what was said before the item was met, "|" between two
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Catalogue:
     """The items that can be recommended. An item's index is its position in these fields.
 
@@ -154,6 +154,9 @@ class Catalogue:
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.item_ids)
+
+    def __repr__(self) -> str:
+        return f"Catalogue({counted(len(self), 'item')}, {counted(len(self.attributes), 'attribute')})"
 
     @cached_property
     def positions(self) -> dict[str, int]:

@@ -191,8 +191,9 @@ def load_dataset(
         min_rating: Interactions with a lower ``rating`` are left out, as history and as target; None: all count.
 
     Returns:
-        The catalogue, and the interactions that point into it. Ties, repeats and rare attributes are treated as by
-        :func:`~cramer_peft.recsys.data.interactions.load_interactions`.
+        The catalogue, with every item in the order of its table, and the interactions, sorted by time. **Ties keep the
+        order of the rows**, which often decides the last item (for 44% of the users of MovieLens-100k):
+        ``Interactions.tied_users`` counts the users. Of several with one item only the first is kept.
 
     Raises:
         DataError: If there is no such data set, or its files cannot be used.

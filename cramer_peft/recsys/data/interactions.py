@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.data.columns import Columns, found_columns
 from cramer_peft.recsys.data.histories import whole_number
 from cramer_peft.recsys.data.items import Items, read_items
-from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.table import Table, counted, listed, together
 from cramer_peft.recsys.data.times import parse_times, shown_time
-from cramer_peft.recsys.reading import as_path
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
@@ -29,7 +27,7 @@ _UNKNOWN = 0.1  # most lines, as a share, that may name an item without a row
 _AT_ONCE = 100  # visits of one user at one time from which on they look wrong
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Interactions:
     """The items that each user interacted with, oldest first."""
 
@@ -54,47 +52,21 @@ class Interactions:
         """Return the number of users."""
         return len(self.user_ids)
 
+    def __repr__(self) -> str:
+        return f"Interactions({counted(len(self), 'user')}, {counted(sum(map(len, self.sequences)), 'visit')})"
+
     @property
     def tied_users(self) -> int:
         """Number of users with items of equal time, whose order is that of the file's lines."""
         return sum(bool((times[1:] == times[:-1]).any()) for times in self.times)
 
 
-def load_interactions(
-    folder: str | os.PathLike[str],
-    title_column: str | None = None,
-    attribute_column: str | None = None,
-    attribute_separator: str | None = None,
-    min_interactions: int = 3,
-    min_attribute_items: int = 5,
-    min_rating: float | None = None,
-) -> tuple[Catalogue, Interactions]:
-    """Read RecBole atomic files: a folder with one ``.inter`` and one ``.item`` file.
-
-    The catalogue holds every item of the ``.item`` file in its order; a blank title becomes the id. Attributes
-    "unknown", "(no genres listed)" and those on fewer than ``min_attribute_items`` items are left out. The other fields
-    of the ``.item`` file become its ``texts`` and ``numbers``.
-
-    Interactions are sorted by timestamp; **ties keep the order of the file's lines**, which often decides the last item
-    (for 44% of the users of MovieLens-100k): ``Interactions.tied_users`` counts the users. Of several with one item
-    only the first is kept, since a user ranks an item once. Fields that are not used may hold anything. The rest is as
-    for :func:`~cramer_peft.recsys.data.datasets.load_dataset`.
-    """
-    columns = Columns(title_column, attribute_column, attribute_separator, min_attribute_items, min_rating)
-    check_numbers(columns, min_interactions)
-    reading = read_pair(*read_folder(as_path(folder)), columns, min_interactions)
-    return reading.items.catalogue, reading.interactions
-
-
 def read_folder(folder: Path) -> tuple[Table, Table]:
     """Return the interactions and the items of a folder with one ``.inter`` and one ``.item`` file."""
-    inter_path, item_path = (_the_one_file(folder, suffix) for suffix in (".inter", ".item"))
-    return read_atomic(inter_path), read_atomic(item_path)
+    return read_atomic(_the_one_file(folder, ".inter")), read_atomic(_the_one_file(folder, ".item"))
 
 
 def _the_one_file(folder: Path, suffix: str) -> Path:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder. Expected one with an .inter and an .item file.")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     found = [name for name in names if name.endswith(suffix)]
     if len(found) != 1:
@@ -150,7 +122,7 @@ class Reading:
 
 
 def read_pair(interactions: Table, items: Table | None, columns: Columns, min_interactions: int) -> Reading:
-    """Read two tables, or the interactions alone; arguments as for :func:`load_interactions`.
+    """Read two tables, or the interactions alone; arguments as for ``load_dataset``.
 
     Raises:
         DataError: If a column is missing, or a value in one that is used cannot be.
@@ -163,21 +135,26 @@ def read_pair(interactions: Table, items: Table | None, columns: Columns, min_in
     kept = {field: found[field] for field in needed}  # a later evaluation needs no other column to be there
     columns, stored = replace(columns, **found), replace(columns, **kept)
     user, item, time = (str(found[field]) for field in ("user_column", "item_column", "time_column"))
-    interactions.check_kind(item, "token")
-    item_ids = interactions.ids(item)
+    for name, kinds in ((item, ("token",)), (user, ("token",)), (time, ("float", "token", "str"))):
+        interactions.check_kind(name, *kinds)
+    item_ids, user_ids, times, given = together(
+        lambda: interactions.ids(item),
+        lambda: interactions.ids(user),
+        lambda: parse_times(interactions, time),
+        lambda: None if items is None else read_items(items, columns, item),
+    )
     source = _items_of(interactions, columns, item, item_ids) if items is None else items
-    read = read_items(source, columns, item)
+    read: Items = given or read_items(source, columns, item)
     stored = replace(stored, title_column=read.title_column, attribute_column=read.attribute_column)
-    interactions.check_kind(user, "token")
-    interactions.check_kind(time, "float", "token", "str")
+    stored = replace(stored, attribute_separator=read.separator)
     pd = require("pandas", extra="demo")
-    frame = pd.DataFrame({"user_id": interactions.ids(user), "item_id": item_ids})
-    frame["timestamp"] = parse_times(interactions, time)
+    frame = pd.DataFrame({"user_id": user_ids, "item_id": item_ids, "timestamp": times})
     liked = frame if columns.min_rating is None else frame[_liked(interactions, columns)]
     known, lost = _with_items(interactions, liked, item, source, read.catalogue)
     sequences, first = _sequences(interactions, known, columns, min_interactions)
     sequences = replace(sequences, dropped_ratings=len(frame) - len(liked), dropped_visits=len(liked) - len(known))
-    lines = [_columns_line(interactions, columns, frame["timestamp"]), _items_line(source, read), *lost]
+    first_line = _columns_line(interactions, columns, frame["timestamp"], items is not None)
+    lines = [first_line, _items_line(source, read), *lost]
     lines += [*read.describe(), *_doubts(known)]
     return Reading(read, sequences, stored, tuple(lines), interactions, columns.request_column, first)
 
@@ -222,15 +199,15 @@ def _with_items(
     unknown = frame["item_id"][index < 0]
     if len(unknown) > _UNKNOWN * len(frame):
         message = (
-            "{n} values of {name} are not in {file}: {ids}, in {rows} of {all} {word}s; there are {some}. Add these "
-            "items there or remove their interactions."
+            "{values} of {name} not in {file}: {ids}, in {rows} of {all} {word}s; there are {some}. Add these items "
+            "there, or remove their interactions."
         )
         named = {"name": item, "file": items.source, "all": str(len(frame)), "some": listed(catalogue.item_ids, 3)}
         table.refuse(unknown, message, **named)
     kept = frame[index >= 0].assign(item=index[index >= 0])
     ids = list(dict.fromkeys(unknown))
-    line = f"warning: {len(unknown):,} visits of {len(ids)} items without a row among the items left out: {listed(ids)}"
-    return kept, [line] if ids else []
+    what = f"{counted(len(unknown), 'visit')} of {counted(len(ids), 'item')}"
+    return kept, [f"warning: {what} without a row among the items left out: {listed(ids)}"] if ids else []
 
 
 def _sequences(
@@ -264,18 +241,16 @@ def _sequences(
     return sequences, first
 
 
-def _columns_line(table: Table, columns: Columns, times: pd.Series) -> str:
-    serving = {
-        "user": columns.user_column,
-        "item": columns.item_column,
-        "time": columns.time_column,
-        "rating": columns.rating_column,
-        "request": columns.request_column,
-    }
+def _columns_line(table: Table, columns: Columns, times: pd.Series, alone: bool) -> str:
+    """Return a line on what serves as what; ``alone``: no other column is looked at."""
+    serving = {role: getattr(columns, f"{role}_column") for role in ("user", "item", "time", "rating", "request")}
     parts = [f"{role} {name!r}" if name else f"no {role}" for role, name in serving.items()]
     span = f" ({shown_time(times.min())} to {shown_time(times.max())})" if len(times) else ""
     parts[2] += span
-    return f"{_read_line(table)}: {', '.join(parts)}"
+    if columns.rating_column and columns.min_rating is None:
+        parts[3] += " (every interaction counts, whatever its rating)"
+    unused = [name for name in table.names if name not in serving.values()] if alone else []
+    return f"{_read_line(table)}: {', '.join(parts)}" + (f"; not used: {listed(unused, 20)}" if unused else "")
 
 
 def _items_line(table: Table, items: Items) -> str:

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.catalogue import MAX_CATALOGUE_BYTES, Catalogue, check_cells, flags_of, plain_text
+from cramer_peft.errors import DataError, require
+from cramer_peft.recsys.data.catalogue import Catalogue, check_cells, flags_of, plain_text
 from cramer_peft.recsys.data.columns import Columns, found_columns, id_column
-from cramer_peft.recsys.data.dates import year_of
-from cramer_peft.recsys.data.separators import (
-    DEFAULTS,
-    entries_of,
-    found_separator,
-    in_words,
-    is_list,
-    no_attribute,
-    pieces_of,
-)
-from cramer_peft.recsys.data.table import Table, listed
+from cramer_peft.recsys.data.other_columns import OtherColumns
+from cramer_peft.recsys.data.separators import DEFAULTS, LIST, found_separator, in_words, no_attribute, pieces_of
+from cramer_peft.recsys.data.table import Table, counted, listed
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 _EXAMPLES = 6  # attributes that a description names
-_BLANK = frozenset({"", "-", "–", "—", "?", "nan", "none", "null", "n/a", "na", "unknown"})
-_OF_IDS = re.compile(
-    r"(?i:(?:^|[\W_])(?:ids?|asin|isbn|ean|upc|sku|ur[il]s?|links?|images?)$)|[a-z](?:I[dD]|U(?:rl|RL))s?$"
-)
-_NUMBER = re.compile(r"(?:[$€£¥₹]\s*)?([+-]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\s*[$€£¥₹])?")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
-_DECIMALS = re.compile(r"[+-]?\d+,\d{1,2}")
-_YEAR = re.compile(r"\((\d{4})(?:\s*[-–]\s*(?:\d{4})?\s*)?\)\s*$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +31,17 @@ class Items:
     separator: str
     unread: tuple[str, ...]
     untitled: int = 0
+    cut: bool = True  # some cell holds the separator
+    notes: tuple[str, ...] = ()  # lines on what was left out or looks wrong
 
     def describe(self) -> list[str]:
         """Return lines that say what was read of the items, and what of it looks wrong."""
         counts = self.catalogue.item_attributes.sum(0).tolist()
         named = sorted(zip(self.catalogue.attributes, counts, strict=True), key=lambda pair: -pair[1])
         most = ", ".join(f"{name!r} ({count:,})" for name, count in named[:_EXAMPLES])
-        lines = [f"attributes: column {self.attribute_column!r}, cut at {in_words(self.separator)}: {most}"]
+        mark = in_words(self.separator)
+        how = f"cut at {mark}" if self.cut else f"one in each cell, without {mark}"
+        lines = [f"attributes: column {self.attribute_column!r}, {how}: {most}"]
         numbers, texts = list(self.catalogue.numbers), list(self.catalogue.texts)
         fields = {"texts": texts, "numbers": numbers, "columns not read": self.unread}
         lines.append("; ".join(f"{kind}: {listed(names, 20) or 'none'}" for kind, names in fields.items()))
@@ -65,38 +52,58 @@ class Items:
         found = {words: [name for name, _ in named if doubt(name)] for words, doubt in doubts.items()}
         found["on every item, which tell none apart"] = [n for n, c in named if c == len(self.catalogue) > 1]
         lines += [f"warning: attributes {words}: {listed(names)}" for words, names in found.items() if names]
-        untitled = f"warning: {self.untitled:,} items have no title in column {self.title_column!r} and go by their id"
-        return [*lines, untitled] if self.untitled else lines
+        untitled = f"{counted(self.untitled, 'item')} without a title in column {self.title_column!r}, called by the id"
+        return [*lines, *([f"warning: {untitled}"] if self.untitled else []), *self.notes]
 
 
-def read_items(table: Table, columns: Columns, item_column: str) -> Items:
+def read_items(table: Table, columns: Columns, item_column: str, known: Catalogue | None = None) -> Items:
     """Read a table of items.
 
     Args:
         table: One row for each item.
         columns: The columns to read, as far as they are named.
         item_column: The column of the interactions with the item.
+        known: A catalogue that the items are for: of the other columns, those that it has are read; None: all.
 
     Raises:
-        DataError: If a column is missing, an id is blank or there twice, or the attributes cannot be read.
+        DataError: If a column is missing, an id is blank or there in two rows that differ, or the attributes cannot be
+            read; or if a column of numbers of ``known`` holds something else.
     """
     ids = id_column(table, item_column)
     found = found_columns(table, columns, ("attribute_column",), ("title_column",))
     attributes, title_column = str(found["attribute_column"]), found["title_column"] or ids
+    table.check_kind(ids, "token")
+    table, item_ids, notes = _without_repeats(table, ids)
     cells = table[attributes].tolist()
     separator = _separator(table, attributes, columns.attribute_separator, cells)
-    table.check_kind(ids, "token")
-    item_ids = table.ids(ids)
-    twice = item_ids[item_ids.duplicated()]
-    table.refuse(twice, "{n} values of {name} are there more than once: {ids}. Keep one {word} per item.", name=ids)
     pieces = [pieces_of(cell, separator) for cell in cells]
     named = [str(title).strip() for title in table[title_column]]
     titles = tuple(title or item_id for title, item_id in zip(named, item_ids, strict=True))
     catalogue = _build_catalogue(table, tuple(item_ids), titles, pieces, columns.min_attribute_items)
     _refuse_wordless(table, attributes, catalogue.attributes, pieces)
     others = [name for name in table.names if name not in (ids, title_column, attributes)]
-    catalogue, unread = _with_columns(catalogue, table, others)
-    return Items(catalogue, ids, title_column, attributes, separator, unread, named.count(""))
+    read = OtherColumns(table, others, titles, known)
+    catalogue = replace(catalogue, texts=read.texts, numbers=read.numbers)
+    notes += [f"warning: {doubt}" for doubt in read.doubts]
+    cut = separator == LIST or any(len(row) > 1 for row in pieces)
+    return Items(catalogue, ids, title_column, attributes, separator, read.unread, named.count(""), cut, tuple(notes))
+
+
+def _without_repeats(table: Table, name: str) -> tuple[Table, pd.Series, list[str]]:
+    """Return a table without rows that repeat another in all columns, its ids, and a line on them if there are any."""
+    pd = require("pandas", extra="demo")
+    ids, notes = table.ids(name), []
+    rows = ids.index[ids.duplicated(keep=False)]
+    if len(rows):
+        repeats = pd.DataFrame({column: table[column].iloc[rows] for column in table.names}).duplicated()
+        if repeats.any():
+            notes.append(
+                f"{counted(int(repeats.sum()), table.word)} of items that repeat another word for word left out"
+            )
+            ids = ids.drop(repeats.index[repeats])
+        twice = ids[ids.duplicated()]
+        table.refuse(twice, "{values} of {name} more than once: {ids}. Keep one {word} per item.", name=name)
+    return (table.taken(ids.index.tolist(), table.names) if notes else table), ids.reset_index(drop=True), notes
 
 
 def _separator(table: Table, column: str, given: str | None, cells: Sequence[str]) -> str:
@@ -136,65 +143,3 @@ def _refuse_wordless(table: Table, column: str, attributes: Sequence[str], piece
 
 def _cut_badly(name: str) -> bool:
     return len(name) > 1 and (name[0] in ",;|[" or name[-1] in ",;|]/")
-
-
-def _with_columns(catalogue: Catalogue, table: Table, names: Sequence[str]) -> tuple[Catalogue, tuple[str, ...]]:
-    """Return the catalogue with the other columns, and the names of those that say nothing.
-
-    They become numbers, and texts that are neither ids nor addresses; of a column of dates the year is read. A column
-    of texts that is too long for the file of a catalogue is left out.
-    """
-    room = MAX_CATALOGUE_BYTES // 4
-    texts: dict[str, tuple[str, ...]] = {}
-    numbers: dict[str, Tensor] = {}
-    dates: dict[str, list[float]] = {}
-    for name in names:
-        kind = table.kinds.get(name, "str")
-        cells = ["" if cell.strip().casefold() in _BLANK else cell.strip() for cell in table[name]]
-        filled = [cell for cell in cells if cell]
-        if not filled or kind == "float_seq" or _OF_IDS.search(name) or _is_vector(filled[0]):
-            continue
-        values = [_number(cell) for cell in cells]
-        known = sum(not math.isnan(value) for value in values)
-        if known and (kind == "float" or known == len(filled) or ("year" in name.lower() and 2 * known >= len(filled))):
-            numbers[name] = torch.tensor(values, dtype=torch.float64)
-        elif kind != "float" and all(map(year_of, filled)):
-            dates[name] = [float(year_of(cell) or math.nan) for cell in cells]
-        elif kind != "float" and not all(cell.startswith(("http://", "https://")) for cell in filled):
-            cells = _as_texts(name, cells)
-            size = sum(map(len, cells))
-            if size <= room:
-                texts[name] = tuple(cells)
-                room -= size
-    if not any("year" in name.lower() for name in numbers):
-        years = [float(found[1]) if (found := _YEAR.search(title)) else math.nan for title in catalogue.titles]
-        if 0 < len(years) <= 2 * sum(not math.isnan(year) for year in years):
-            dates = {"": years}
-        if dates:
-            numbers["year"] = torch.tensor(next(iter(dates.values())), dtype=torch.float64)
-    read = {*texts, *numbers, *dates} if "year" in numbers else {*texts, *numbers}
-    return replace(catalogue, texts=texts, numbers=numbers), tuple(name for name in names if name not in read)
-
-
-def _as_texts(name: str, cells: Sequence[str]) -> list[str]:
-    """Return a column's texts: the entries of lists with "|" between them, and for "true" the name of the column."""
-    if {cell.casefold() for cell in cells} <= {"", "true", "false"}:
-        return [plain_text(name) if cell.casefold() == "true" else "" for cell in cells]
-    return ["|".join(entries_of(cell)) if is_list(cell) else cell for cell in cells]
-
-
-def _is_vector(cell: str) -> bool:
-    """Return True if a cell is a list of numbers."""
-    return is_list(cell) and all(not math.isnan(_number(entry.strip())) for entry in entries_of(cell))
-
-
-def _number(cell: str) -> float:
-    """Return the number that a cell states, with its currency or without; NaN if it states something else."""
-    found = _NUMBER.fullmatch(cell)
-    digits = found[1] if found else ""
-    if _THOUSANDS.fullmatch(digits):
-        digits = digits.replace(",", "")
-    elif _DECIMALS.fullmatch(digits):
-        digits = digits.replace(",", ".")
-    value = float(digits) if digits and "," not in digits else math.nan
-    return value if math.isfinite(value) else math.nan

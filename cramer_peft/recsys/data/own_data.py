@@ -16,6 +16,7 @@ from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.data.datasets import read_dataset
 from cramer_peft.recsys.data.interactions import Interactions
 from cramer_peft.recsys.data.splits import Split, Stage, TemporalSplit, leave_one_out, temporal_split
+from cramer_peft.recsys.data.table import counted
 from cramer_peft.recsys.data.tables import Tables, data_name
 
 Protocol = Literal["leave-one-out", "temporal"]
@@ -37,25 +38,21 @@ class OwnData:
     stated: Mapping[tuple[str, str], str] | None = None  # (user, item) → request; None: there is no column of requests
 
     def describe(self) -> str:
-        """Return lines on what was read, how, and what was left out; the first says what ratings and times do."""
+        """Return lines on what was read, how, and what was left out."""
         visits = sum(map(len, self.interactions.sequences))
-        parts = [
-            f"{visits:,} visits of {len(self.interactions):,} users, {len(self.catalogue):,} items, "
-            f"{len(self.catalogue.attributes)} attributes"
-        ]
-        if self.interactions.dropped_repeats:
-            parts.append(f"{self.interactions.dropped_repeats:,} more visits to an item that the user had met left out")
-        if self.interactions.dropped_users:
-            parts.append(f"{self.interactions.dropped_users:,} users with fewer than 3 items left out")
-        if self.columns.min_rating is None:
-            parts.append("every interaction counts, whatever its rating")
-        else:
-            parts.append(
-                f"{self.interactions.dropped_ratings:,} interactions rated below {self.columns.min_rating:g} left out"
-            )
-        if self.interactions.tied_users:
-            tied = self.interactions.tied_users
-            parts.append(f"{tied:,} users have items of equal time, which the order of the file's lines sorts")
+        found, users = self.interactions, counted(len(self.interactions), "user")
+        items, attributes = counted(len(self.catalogue), "item"), counted(len(self.catalogue.attributes), "attribute")
+        parts = [f"{counted(visits, 'visit')} of {users}, {items}, {attributes}"]
+        if found.dropped_repeats:
+            parts.append(f"{counted(found.dropped_repeats, 'more visit')} to an item that the user had met left out")
+        if found.dropped_users:
+            parts.append(f"{counted(found.dropped_users, 'user')} with fewer than 3 items left out")
+        if self.columns.min_rating is not None:
+            ratings = counted(found.dropped_ratings, "interaction")
+            parts.append(f"{ratings} rated below {self.columns.min_rating:g} left out")
+        if found.tied_users:
+            tied = counted(found.tied_users, "user")
+            parts.append(f"{tied} with items of equal time, which the order of the file's lines sorts")
         if isinstance(self.split, TemporalSplit):
             counts = self.split.validation.users, self.split.test.users
             parts.append(f"{counts[0]:,} users validate, {counts[1]:,} test")

@@ -13,6 +13,7 @@ from cramer_peft.storage import parse_json
 LIST = "[]"  # the separator of cells that are lists, such as ["a", "b"]
 DEFAULTS = {"token": " ", "token_seq": " ", "float_seq": " ", "str": "|"}
 _CANDIDATES = ("|", ";", ",", "/")
+_OF_PATHS = (">", " / ")  # as in "Outdoor > Tents", in most cells
 _WORDS = {" ": "spaces", "\t": "tabs", LIST: "the commas of lists in brackets"}
 _NO_ATTRIBUTE = frozenset({"unknown", "(no genres listed)"})
 _LEAST = 0.1  # share of the cells that hold a separator
@@ -61,8 +62,10 @@ def entries_of(cell: str) -> list[str]:
 
 
 def found_separator(cells: Sequence[str], kind: str) -> str:
-    """Return the separator that a field's cells show: lists in brackets, "|", ";", "," or "/", else that of its type.
+    """Return the separator that a field's cells show: lists in brackets, ">", "|", ";", "," or "/", else its type's.
 
+    ">" and "/" between spaces separate the steps of a path, such as "Outdoor > Tents", if at least half of the cells
+    have them.
     In fields of type ``str`` a comma can be part of one name ("Creams, Gels & Lotions"): there, and for "/", what is
     between must recur in other cells.
     """
@@ -72,6 +75,9 @@ def found_separator(cells: Sequence[str], kind: str) -> str:
         return LIST
     if default == "|" and any("|" in cell for cell in filled):
         return default
+    for mark in () if any("|" in cell for cell in filled) else _OF_PATHS:
+        if filled and 2 * sum(mark in cell and "<" not in cell for cell in filled) >= len(filled):
+            return mark
     return next((mark for mark in _CANDIDATES if mark != default and _separates(mark, filled, default)), default)
 
 

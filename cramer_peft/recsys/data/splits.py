@@ -100,10 +100,7 @@ class TemporalSplit(Split):
 
 
 def temporal_split(
-    interactions: Interactions,
-    quantiles: tuple[float, float] = (0.8, 0.9),
-    min_history: int = 2,
-    targets: int = 1,
+    interactions: Interactions, quantiles: tuple[float, float] = (0.8, 0.9), min_history: int = 2, targets: int = 1
 ) -> TemporalSplit:
     """Split all users' interactions at two moments of one timeline, so that training sees nothing of the future.
 

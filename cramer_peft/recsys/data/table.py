@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from cramer_peft.errors import DataError, require
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
+BLANK = frozenset({"", "-", "–", "—", "?", "nan", "none", "null", "n/a", "na", "unknown"})  # in lower case
 _MISSING_NUMBERS = frozenset({"", "nan"})
 _NUMBER = re.compile(r"-?\d+(\.0|\.?\d*[eE]\+?\d+)?")
 _EXACT = 2**53  # float64 holds every whole number below
@@ -57,9 +58,7 @@ class Table:
     def taken(self, rows: Sequence[int], names: Sequence[str]) -> Table:
         """Return a table of some rows and columns of this one."""
         labels = [self.rows[row] for row in rows]
-        return Table(
-            self.source, tuple(names), lambda name: self[name].iloc[rows].tolist(), labels, self.word, self.kinds
-        )
+        return replace(self, names=tuple(names), read=lambda name: self[name].iloc[rows].tolist(), rows=labels)
 
     def check_kind(self, name: str, *expected: str) -> None:
         """Raise a DataError if a column has a type, and another one than expected."""
@@ -73,20 +72,25 @@ class Table:
         """Raise a DataError that names the first row with one of the ``bad`` values, if there are any."""
         if len(bad):
             ids = list(dict.fromkeys(bad))
-            text = message.format(
-                rows=len(bad), word=self.word, first=bad.iloc[0], n=len(ids), ids=listed(ids), **named
-            )
+            own = {"word": self.word, "these": f"this {self.word}" if len(bad) == 1 else f"these {self.word}s"}
+            own |= {"such": counted(len(bad), f"such {self.word}"), "values": counted(len(ids), "value")}
+            text = message.format(rows=len(bad), first=bad.iloc[0], ids=listed(ids), **own, **named)
             raise DataError(f"{self.at(int(bad.index[0]))}: {text}")
 
     def ids(self, name: str) -> pd.Series:
-        """Return a column of ids, none blank: those of an atomic file as they are written, "17.0" of others as "17"."""
+        """Return a column of ids, none blank: those of an atomic file as they are written, "17.0" of others as "17".
+
+        In other files "NaN" and the like are blank, too.
+        """
         column = self[name]
         plain = column.map(str.strip)
+        blank = plain[plain.str.casefold().isin({""} if name in self.kinds else BLANK)]
+        written = listed(list(dict.fromkeys(filter(None, blank))))
+        found = f"{{such}}; {written} counts as blank" if written else "{such}"
+        message = f"column {{name!r}} is blank ({found}), expected an id. Remove {{these}}, or fill the cells."
+        self.refuse(blank, message, name=name)
         if name not in self.kinds:
             column = self._whole(plain)
-        blank = column[plain == ""]
-        message = "column {name!r} is blank ({rows} such {word}s), expected an id. Remove these {word}s, or fill them."
-        self.refuse(blank, message, name=name)
         return column
 
     def _whole(self, column: pd.Series) -> pd.Series:
@@ -121,6 +125,24 @@ def listed(values: Sequence[str], limit: int = 5) -> str:
     """Return the first few values, quoted, for a message."""
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return ", ".join(repr(value) for value in values[:limit]) + more
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number with what it counts: "1 value", "2 values"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def together(*readings: Callable[[], Any]) -> list[Any]:
+    """Return what each reading returns; raise a DataError with the problems of all, a line each, if there are any."""
+    found, problems = [], []
+    for reading in readings:
+        try:
+            found.append(reading())
+        except DataError as error:
+            problems.append(str(error.args[0]))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
 
 
 def refuse_twice(place: str, names: Sequence[str]) -> None:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 # parts of an ISO 8601 date: day and time to the second, fraction of a second, zone
 _DATE = re.compile(r"(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)((?<=:\d\d:\d\d)\.\d+)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 _EXPECTED = (
-    "expected a finite number, or in all {word}s a date such as 2024-01-31T12:00:00Z. Correct these {word}s, or remove "
-    "them."
+    "expected a finite number, or in all {word}s a date such as 2024-01-31T12:00:00Z. Correct or remove {these}."
 )
 
 
@@ -43,8 +42,8 @@ def parse_times(table: Table, name: str) -> pd.Series:
     floats = numbers.astype("float64")
     bad = column[~floats.between(float("-inf"), float("inf"), inclusive="neither")]  # NaN is not between either
     if len(bad):
-        found = f"{bad.iloc[0].strip() or 'nan (blank)':.60}"
-        table.refuse(bad, "{name} is {found} ({rows} such {word}s), " + _EXPECTED, name=name, found=found)
+        found = f"{bad.iloc[0].strip() or 'blank':.60}"
+        table.refuse(bad, "{name} is {found} ({such}), " + _EXPECTED, name=name, found=found)
     if numbers.dtype == "int64":
         return numbers
     different = pd.DataFrame({"text": text, "float": floats}).drop_duplicates()

@@ -63,11 +63,7 @@ def resampled_means(values: Tensor, samples: int = SAMPLES, seed: int = 0) -> Te
 
 
 def statistic_interval(
-    values: Tensor,
-    statistic: Callable[[Tensor], Tensor],
-    level: float = 0.95,
-    samples: int = SAMPLES,
-    seed: int = 0,
+    values: Tensor, statistic: Callable[[Tensor], Tensor], level: float = 0.95, samples: int = SAMPLES, seed: int = 0
 ) -> Interval:
     """Return the interval of a statistic of the means of values (users, columns).
 

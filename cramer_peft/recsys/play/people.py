@@ -12,6 +12,7 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import POPULARITY, Catalogue
 from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.data.datasets import read_dataset
+from cramer_peft.recsys.data.tables import Tables, data_name
 
 Person = tuple[str, list[int]]  # a name, and item indices, oldest first
 _PEOPLE, _USERS = 12, 40
@@ -47,7 +48,9 @@ def surprise(catalogue: Catalogue) -> Person:
     return "A surprise", weights.multinomial(number).tolist()
 
 
-def people_of(data: str | os.PathLike[str], catalogue: Catalogue, columns: Columns | None = None) -> list[Person]:
+def people_of(
+    data: str | os.PathLike[str] | Tables, catalogue: Catalogue, columns: Columns | None = None
+) -> list[Person]:
     """Return users of a data set with the last items of their histories, drawn at random if there are many.
 
     ``columns`` says what to read, as in training; None: the usual names.
@@ -65,5 +68,5 @@ def people_of(data: str | os.PathLike[str], catalogue: Catalogue, columns: Colum
         if 0 < len(met) < len(catalogue):
             people.append((f"User {user}: {len(met)} titles, last {catalogue.titles[met[-1]]}", met[-_LAST:]))
     if not people:
-        raise DataError(f"{os.fspath(data)}: no user met an item of the recommender. Give the data it was trained on.")
+        raise DataError(f"{data_name(data)}: no user met an item of the recommender. Give the data it was trained on.")
     return random.Random(0).sample(people, min(_USERS, len(people)))

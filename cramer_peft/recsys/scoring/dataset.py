@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cramer_peft.errors import ConfigError, require
+from cramer_peft.recsys.data.table import counted
 from cramer_peft.recsys.reading import as_path
 from cramer_peft.recsys.scoring.parts import Output, Part, address, open_rows, parts_to_do, plan_parts, read_part
 from cramer_peft.recsys.scoring.scorer import ListOptions, ListScorer
@@ -25,6 +26,7 @@ class ScoreSummary:
     rows: int  # of the parts that were scored now
     bad: int  # of these rows, those without a list
     seconds: float
+    unknown: int = 0  # items left out of the histories of the other rows
 
 
 class PartScorer:
@@ -40,12 +42,12 @@ class PartScorer:
         """Score a part, write it, and return its numbers of rows."""
         scored = self._scorer(read_part(self._files, part, self._scorer.options))
         self._output.write_part(part, scored)
-        return {"rows": part.rows, "bad": len(scored.bad)}
+        return {"rows": part.rows, "bad": len(scored.bad), "unknown": scored.unknown}
 
     def __call__(self, batch: Any) -> Any:
         """Score the parts in a table of Ray Data, and return a table of their numbers."""
         numbers = [self.score(Part(**own)) for own in batch.to_pylist()]
-        return require("pyarrow", extra="ray").Table.from_pylist(numbers)
+        return require("pyarrow", extra="tables").Table.from_pylist(numbers)
 
 
 def score_dataset(
@@ -86,19 +88,21 @@ def score_dataset(
     parts, place = plan_parts(source, options, part_rows), Output(target)
     here = PartScorer(str(folder), source, target, options, gpus > 0 and not actors)  # any error now, not in an actor
     todo = parts_to_do(place, parts, folder, options)
-    say(f"{sum(part.rows for part in parts):,} rows in {len(parts)} parts, {len(parts) - len(todo)} there already")
+    rows_there, there = counted(sum(part.rows for part in parts), "row"), len(parts) - len(todo)
+    say(f"{rows_there} in {counted(len(parts), 'part')}, {there} there already")
     arguments = (str(folder), source, target, options, gpus > 0, 1)
     done = _by_actors(todo, arguments, actors, gpus) if actors and todo else map(here.score, todo)
-    count, bad, told = 0, 0, start
+    count, bad, unknown, told = 0, 0, 0, start
     for number, own in enumerate(done, start=1):
         count, bad, now = count + own["rows"], bad + own["bad"], time.monotonic()
+        unknown += own["unknown"]
         if now - told >= _SECONDS or number == len(todo):
             told = now
             say(
                 f"part {number} of {len(todo)}: {count:,} rows, {bad:,} bad, {count / (now - start):,.0f} rows a second"
             )
     place.clear()
-    return ScoreSummary(len(todo), len(parts) - len(todo), count, bad, time.monotonic() - start)
+    return ScoreSummary(len(todo), len(parts) - len(todo), count, bad, time.monotonic() - start, unknown)
 
 
 def _by_actors(parts: list[Part], arguments: tuple[Any, ...], actors: int, gpus: float) -> Iterator[dict[str, int]]:

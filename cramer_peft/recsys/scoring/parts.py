@@ -47,7 +47,7 @@ class Output:
     """
 
     def __init__(self, place: str) -> None:
-        self._fs = require("pyarrow.fs", extra="ray")
+        self._fs = require("pyarrow.fs", extra="tables")
         try:
             self._files, self.path = self._fs.FileSystem.from_uri(place)
         except (OSError, ValueError) as error:
@@ -74,7 +74,7 @@ class Output:
 
     def write_part(self, part: Part, scored: Scored) -> None:
         """Write the lists of a part and its bad rows; the lists come last, because they tell that the part is done."""
-        arrow, parquet = require("pyarrow", extra="ray"), require("pyarrow.parquet", extra="ray")
+        arrow, parquet = require("pyarrow", extra="tables"), require("pyarrow.parquet", extra="tables")
         for folder, table in ((BAD, scored.bad), (LISTS, scored.lists)):
             if folder == LISTS or len(table):
                 parquet.write_table(table, sink := arrow.BufferOutputStream(), compression="zstd")
@@ -88,7 +88,7 @@ class Output:
 
 def open_rows(rows: str) -> Any:
     """Return the ``pyarrow.dataset.Dataset`` of a Parquet file or a folder of them; a DataError if it is none."""
-    arrow, datasets = require("pyarrow", extra="ray"), require("pyarrow.dataset", extra="ray")
+    arrow, datasets = require("pyarrow", extra="tables"), require("pyarrow.dataset", extra="tables")
     try:
         found = datasets.dataset(rows, format="parquet")
     except (OSError, ValueError, arrow.ArrowException) as error:
@@ -107,7 +107,7 @@ def plan_parts(rows: str, options: ListOptions, part_rows: int) -> list[Part]:
     """
     if part_rows < 1:
         raise ConfigError(f"part_rows: found {part_rows}, expected 1 or more.")
-    arrow = require("pyarrow", extra="ray")
+    arrow = require("pyarrow", extra="tables")
     parts: list[Part] = []
     for fragment in open_rows(rows).get_fragments():
         try:
@@ -123,7 +123,7 @@ def plan_parts(rows: str, options: ListOptions, part_rows: int) -> list[Part]:
 
 def read_part(files: Any, part: Part, options: ListOptions) -> Any:
     """Return the rows of a part as a table, from pyarrow's file system; only the row groups that hold them are read."""
-    arrow, parquet = require("pyarrow", extra="ray"), require("pyarrow.parquet", extra="ray")
+    arrow, parquet = require("pyarrow", extra="tables"), require("pyarrow.parquet", extra="tables")
     file = parquet.ParquetFile(files.open_input_file(part.file))
     groups, start, before = [], 0, 0
     for group in range(file.num_row_groups):

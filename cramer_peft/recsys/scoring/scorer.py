@@ -32,6 +32,7 @@ class ListOptions:
         request: The column of requests; None: there is none.
         candidates: Ids of the items that may be recommended; None: all.
         exclude: Ids of items that may not.
+        refuse_unknown: Make no list for a history with an unknown item, in place of leaving the item out.
 
     Raises:
         ConfigError: If ``k`` or ``batch_size`` is below 1, or two columns have one name.
@@ -45,6 +46,7 @@ class ListOptions:
     request: str | None = "request"
     candidates: Collection[str] | None = None
     exclude: Collection[str] = ()
+    refuse_unknown: bool = False
 
     def __post_init__(self) -> None:
         for name in ("k", "batch_size"):
@@ -63,7 +65,7 @@ class ListOptions:
 
     def check_schema(self, schema: Any, place: str) -> None:
         """Raise a DataError if a table has no such columns, or columns of another type; ``place`` names the table."""
-        types = require("pyarrow", extra="ray").types
+        types = require("pyarrow", extra="tables").types
         if missing := [name for name in self.columns if name not in schema.names]:
             raise DataError(
                 f"{place}: found the columns {', '.join(schema.names)}, expected also {', '.join(missing)}. Name the "
@@ -83,6 +85,7 @@ class Scored(NamedTuple):
 
     lists: Any  # a table of user, rank (from 1), item, score, heard
     bad: Any  # a table of the rows without a list, as they came, and the reason
+    unknown: int = 0  # items left out of the histories of the others, because the catalogue does not have them
 
 
 class _Known(NamedTuple):
@@ -90,6 +93,7 @@ class _Known(NamedTuple):
 
     row: int
     history: list[int]
+    unknown: int
     heard: Heard | None
     vector: Tensor | None
 
@@ -115,7 +119,7 @@ class ListScorer:
         gpu: bool = False,
         threads: int | None = None,
     ) -> None:
-        self._arrow = require("pyarrow", extra="ray")
+        self._arrow = require("pyarrow", extra="tables")
         self.options = options or ListOptions()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -149,6 +153,7 @@ class ListScorer:
         items: list[list[int]] = []
         scores: list[list[float]] = []
         heard: list[str | None] = []
+        unknown = 0
         for start in range(0, len(table), options.batch_size):
             stop = min(start + options.batch_size, len(table))
             known = list(self._known(range(start, stop), histories, requests, reasons))
@@ -158,7 +163,8 @@ class ListScorer:
                     items.append(own)
                     scores.append(values)
                     heard.append(None if one.heard is None else heard_line(one.heard))
-        return Scored(self._table(table[options.user], rows, items, scores, heard), self._bad(table, reasons))
+                    unknown += one.unknown
+        return Scored(self._table(table[options.user], rows, items, scores, heard), self._bad(table, reasons), unknown)
 
     def _known(
         self, rows: Iterable[int], histories: Sequence[Any], requests: Sequence[Any], reasons: dict[int, str]
@@ -166,8 +172,11 @@ class ListScorer:
         """Yield the rows that can be scored; the others go to ``reasons``."""
         for row in rows:
             try:
-                history = self._indices("history", histories[row])
+                history = self._indices("history", histories[row], leave_out=not self.options.refuse_unknown)
+                unknown = len(histories[row]) - len(history)
                 if not history:
+                    if unknown:
+                        self._indices("history", histories[row])  # which names the first
                     raise DataError("history: found no item, expected one or more.")
                 if len(history) >= len(self._allowed) and self._allowed.issubset(history):
                     raise DataError("history: found every item that may be recommended, so none is left.")
@@ -175,7 +184,7 @@ class ListScorer:
             except CramerError as error:
                 reasons[row] = str(error.args[0])
             else:
-                yield _Known(row, history, heard, vector)
+                yield _Known(row, history, unknown, heard, vector)
 
     def _lists(self, known: list[_Known], reasons: dict[int, str]) -> list[tuple[list[int], list[float]]]:
         """Return the items and scores of each row, none for a row whose scores cannot be ranked."""
@@ -194,13 +203,15 @@ class ListScorer:
         barred = seen_mask(histories, len(self._numbers)) | self._closed
         return list(zip(*best_lists(scores, barred, self.options.k), strict=True))
 
-    def _indices(self, name: str, ids: Any) -> list[int]:
+    def _indices(self, name: str, ids: Any, leave_out: bool = False) -> list[int]:
         if isinstance(ids, str | bytes) or not isinstance(ids, Collection):
             raise DataError(f"{name}: found {reprlib.repr(ids)}, expected a list of item ids.")
         found = []
         for place, item_id in enumerate(ids):
             plain = isinstance(item_id, str | int) and not isinstance(item_id, bool)
             number = self._numbers.get(str(item_id)) if plain else None
+            if number is None and plain and leave_out:
+                continue
             if number is None:
                 raise DataError(f"{name}[{place}]: no item of the catalogue has the id {reprlib.repr(item_id)}.")
             found.append(number)

@@ -24,12 +24,7 @@ from cramer_peft.recsys.evaluation.results import TrackResult
 from cramer_peft.recsys.folder import ADAPTER_FOLDER, TRAINING_FILE, keep_card
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.reading import as_path, printable
-from cramer_peft.recsys.recommender import (
-    CATALOGUE_FILE,
-    RequestRecommender,
-    evaluate_masks,
-    tracks_as_dict,
-)
+from cramer_peft.recsys.recommender import CATALOGUE_FILE, RequestRecommender, evaluate_masks, tracks_as_dict
 from cramer_peft.recsys.requests.hearing import Parts
 from cramer_peft.recsys.requests.request_encoders import CATALOGUE_ENCODERS, describe_encoder, request_encoder
 from cramer_peft.recsys.requests.sources import ATTRIBUTES, Weights, check_weights

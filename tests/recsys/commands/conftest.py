@@ -14,7 +14,7 @@ import torch
 from cramer_peft import RequestMaskConfig, inject_request_masks
 from cramer_peft.recsys.backbones import SASRec, save_backbone
 from cramer_peft.recsys.commands import app as cli
-from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.masks import mask_backbone
 from cramer_peft.recsys.recommender import RequestRecommender
 from cramer_peft.recsys.requests.request_encoders import request_encoder
@@ -87,7 +87,7 @@ def made(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recommender's folder with random masks and the hashing encoder."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("made")
-    catalogue, _ = load_interactions(shop)
+    catalogue, _ = load_dataset(shop)
 
     torch.manual_seed(3)  # one of the seeds whose list the request changes
     model = SASRec(SASRec.configure(len(catalogue), hidden_size=16)).eval()
@@ -106,7 +106,7 @@ def hearing(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recommender's folder with random masks and the encoder that says what it hears."""
     for package in ("wordllama", "snowballstemmer"):
         pytest.importorskip(package)
-    catalogue, _ = load_interactions(shop)
+    catalogue, _ = load_dataset(shop)
     torch.manual_seed(0)
     path, model = tmp_path_factory.mktemp("hearing"), SASRec(SASRec.configure(len(catalogue), hidden_size=16)).eval()
     save_backbone(model, path)

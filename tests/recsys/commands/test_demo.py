@@ -98,7 +98,7 @@ def test_bad_data(demo: Callable[..., Any], tmp_path: Path, shop: Path) -> None:
     (data / "x.inter").write_text("".join(inter.splitlines(keepends=True)[:2]))
     assert "none of 1 users has 3 or more" in demo("--data", data).message
     (data / "x.inter").write_text(inter)
-    (data / "x.item").write_text(item + item.splitlines()[-1] + "\n")
+    (data / "x.item").write_text(item + "29\tOther\twar\n")
     assert "more than once: '29'" in demo("--data", data).message
     (data / "x.item").unlink()
     assert "expected exactly one *.item file" in demo("--data", data).message

@@ -86,7 +86,9 @@ def test_answer_table(tales: Catalogue) -> None:
 
 def test_changes(tales: Catalogue) -> None:
     answer = Answer([1, 2], [0, 3], {"drama": (0.25, 1.0), "[new] wave": (0.5, 0.5), "war": (0.3, 0.1)})
-    assert changes(answer, tales) == ["went: Plain; [red]dot", "drama: 25% → 100%", "war: 30% → 10%"]
+    assert changes(answer, tales) == ["went: Plain; [red]dot", "shares: drama 25% → 100%, war 30% → 10%"]
+    many = Answer([1], [1], {f"a{number}": (0.5, 0.5 + number / 20) for number in range(7)})
+    assert changes(many, tales) == ["shares: a6 50% → 80%, a5 50% → 75%, a4 50% → 70%, a3 50% → 65%, and 2 more"]
     assert changes(Answer([1], [1], {"drama": (1.0, 1.0)}), tales) == ["the request changed nothing in this list"]
 
 

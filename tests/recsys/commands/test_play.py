@@ -45,7 +45,8 @@ def test_its_users_are_those_of_the_data(run, made: Path, shop: Path, served: di
     from starlette.testclient import TestClient
 
     people: list[list[str]] = []
-    for options in ([], ["--data", shop]):
+    tables = ["--interactions", shop / "x.inter", "--items", shop / "x.item"]
+    for options in ([], ["--data", shop], tables):
         run("play", made, "--port", 0, "--no-browser", *options)
         start = TestClient(served["app"], base_url="http://127.0.0.1").get("/api/start").json()
         people.append([person["name"] for person in start["people"]])
@@ -53,6 +54,12 @@ def test_its_users_are_those_of_the_data(run, made: Path, shop: Path, served: di
     assert "Fan of “war”" in people[0]
     assert len(people[1]) == 12
     assert all(name.startswith("User u") for name in people[1])
+    assert people[2] == people[1]
+
+
+def test_tables_that_say_too_little(run, made: Path, shop: Path) -> None:
+    for options in (("--items", shop / "x.item"), ("--data", shop, "--interactions", shop / "x.inter")):
+        assert "expected --data (a name or a folder) or --interactions" in run("play", made, *options).message
 
 
 def test_a_port_that_is_taken(run, made: Path) -> None:

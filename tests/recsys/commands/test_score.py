@@ -12,7 +12,7 @@ from cramer_peft.recsys.recommender import RequestRecommender
 
 ROWS = {
     "customer": ["a", "b", "c"],
-    "bought": [["0", "4", "8"], ["99"], ["5"]],
+    "bought": [["0", "99", "4", "8"], ["99"], ["5"]],
     "said": ["less [/bold]", "more war", None],
 }
 COLUMNS = ("--user", "customer", "--history", "bought", "--request", "said")
@@ -29,8 +29,9 @@ def test_score(made: Path, run: Callable[..., Any], rows: Path, tmp_path: Path) 
     command = ("score", "--adapter", made, "--rows", rows, "--output", output, "--strength", 6, "--k", 5, *COLUMNS)
     ended = run(*command)
     assert ended.code == 0, ended
-    assert "3 rows in 1 parts, 0 there already" in ended.out
-    assert f"Lists: {output}/lists; 1 rows without a list, and why: {output}/bad" in " ".join(ended.out.split())
+    assert "3 rows in 1 part, 0 there already" in ended.out
+    said = " ".join(ended.out.split())
+    assert f"Lists: {output}/lists; 1 row without a list, and why: {output}/bad; 1 unknown item left out" in said
     loaded = RequestRecommender.load(made)
     expected = [
         [loaded.catalogue.item_ids[item] for item in loaded.recommend(history, text, strength=6.0, k=5).items]
@@ -40,6 +41,9 @@ def test_score(made: Path, run: Callable[..., Any], rows: Path, tmp_path: Path) 
     assert [[row["item"] for row in lists if row["user"] == user] for user in "ac"] == expected
     assert "99" in pq.read_table(output / "bad")["reason"][0].as_py()
     assert "0 rows in" in run(*command).out  # all is there
+    refused = run(*command, "--refuse-unknown", "--output", tmp_path / "refused")
+    assert "2 rows without a list" in " ".join(refused.out.split())
+    assert "left out" not in refused.out
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cramer_peft.recsys.data import items as items_module
+from cramer_peft.recsys.data import other_columns
 from cramer_peft.recsys.data.atomic import read_atomic
 from cramer_peft.recsys.data.columns import Columns
 from cramer_peft.recsys.data.items import Items, read_items
@@ -44,6 +44,43 @@ def test_other_fields_become_texts_and_numbers(tmp_path: Path) -> None:
     assert items.unread == ()
 
 
+def test_a_column_of_prices_says_what_it_could_not_read(tmp_path: Path) -> None:
+    prices = [f"{number},50 €" for number in range(1, 28)]
+    few = read(
+        tmp_path, "\tprice:token", *(f"A\tX\t{price}" for price in [*prices, "auf Anfrage", "-", "k.A.", "1.299"])
+    )
+    assert known(few)["price"] == [*(number + 0.5 for number in range(1, 28)), None, None, None, 1299]
+    assert few.describe()[-1] == (
+        "warning: column 'price': line 29 holds 'auf Anfrage', which is not read as a number (2 such lines)"
+    )
+    many = read(tmp_path, "\tprice:token", *(f"A\tX\t{price}" for price in [*prices, *["auf Anfrage"] * 5]))
+    assert (known(many), list(many.catalogue.texts)) == ({}, ["price"])
+    assert (
+        many.describe()[-1] == "warning: column 'price': read as text because of line 29: 'auf Anfrage' (5 such lines)"
+    )
+    words = read(tmp_path, "\tnote:token", *(f"A\tX\t{note}" for note in ["5", "soon", "late"]))
+    assert not [line for line in words.describe() if "note" in line and "warning" in line]
+
+
+def test_a_number_that_can_mean_two_is_said(tmp_path: Path) -> None:
+    items = read(tmp_path, "\tprice:token", "A\tX\t89", "B\tX\t1.299")
+    assert known(items)["price"] == [89, 1.299]
+    assert items.describe()[-1] == (
+        "warning: column 'price': line 3 holds '1.299', read as 1.299: no cell shows whether "
+        "decimals follow a point or a comma"
+    )
+
+
+def test_paths_are_cut_and_single_attributes_are_not(tmp_path: Path) -> None:
+    paths = read(tmp_path, "", "A\tOutdoor > Tents", "B\tOutdoor > Cooking > Stoves", "C\tBooks")
+    assert paths.catalogue.attributes == ("Books", "Cooking", "Outdoor", "Stoves", "Tents")
+    assert paths.describe()[0].startswith("attributes: column 'genres', cut at '>': 'Outdoor' (2)")
+    single = read(tmp_path, "", "A\tTents", "B\tStoves")
+    assert single.describe()[0] == (
+        "attributes: column 'genres', one in each cell, without spaces: 'Stoves' (1), 'Tents' (1)"
+    )
+
+
 def test_ids_addresses_and_empty_fields_are_not_read(tmp_path: Path) -> None:
     header = "\timdb_id:token\ttmdbId:token\tphoto:token\tvector:float_seq\tweight:float\tnote:str"
     items = read(tmp_path, header, "A\tX\ttt1\t12\thttps://x/1\t1 2\t?\t", "B\tX\ttt2\t13\t\t1 2\theavy\t-")
@@ -60,7 +97,7 @@ def test_years_of_titles(tmp_path: Path) -> None:
 
 
 def test_a_field_of_texts_that_is_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(items_module, "MAX_CATALOGUE_BYTES", 40)
+    monkeypatch.setattr(other_columns, "MAX_CATALOGUE_BYTES", 40)
     items = read(tmp_path, "\tplot:str\ttags:str", f"A\tX\t{'long ' * 9}\tfun")
     assert (items.catalogue.texts, items.unread) == ({"tags": ("fun",)}, ("plot",))
 

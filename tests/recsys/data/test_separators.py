@@ -27,6 +27,13 @@ NAME = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_siz
         ("str", ["War, Drama", "Drama", "War, Comedy", "Comedy"], ","),
         ("str", ["['War', 'Drama']", "[]", "unknown"], LIST),
         ("token_seq", ["unknown", ""], " "),
+        ("str", ["Outdoor > Tents", "Books > Maps, Guides", "Bags"], ">"),
+        ("str", ["Outdoor>Tents", "Bags"], ">"),
+        ("token", ["Outdoor / Tents", "Sci-Fi/Fantasy / War"], " / "),
+        ("str", ["<Tents>", "<Bags>"], "|"),
+        ("str", ["Outdoor > Tents", "Bags", "Maps"], "|"),
+        ("str", ["Outdoor > Tents|Sale", "Bags > Dry Bags"], "|"),
+        ("token", ["Outdoor > Tents|Sale", "Bags > Dry Bags"], "|"),
     ],
 )
 def test_separators_are_found_in_the_values(kind: str, cells: list[str], separator: str) -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cramer_peft.errors import DataError
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.histories import seen_mask
-from cramer_peft.recsys.data.interactions import Interactions, load_interactions
+from cramer_peft.recsys.data.interactions import Interactions
 from cramer_peft.recsys.data.splits import TemporalSplit, leave_one_out, temporal_split
 
 items = st.integers(0, 20)
@@ -206,7 +207,7 @@ def test_ties_keep_the_order_of_the_lines(tmp_path: Path) -> None:
         (tmp_path / "a.inter").write_text(
             "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(f"{u}\t{i}\t{t}\n" for u, i, t in order)
         )
-        catalogue, interactions = load_interactions(tmp_path, min_interactions=1)
+        catalogue, interactions = load_dataset(tmp_path, min_interactions=1)
         assert [times.tolist() for times in interactions.times] == [[1, 2, 9, 9], [3], [4, 5]]
         assert interactions.source == "a.inter"
         with pytest.raises(DataError, match=r"a\.inter: no user has an item in validation"):

@@ -1,7 +1,7 @@
 import pytest
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.table import Table
+from cramer_peft.recsys.data.table import Table, counted, together
 
 pytest.importorskip("pandas")
 
@@ -40,6 +40,26 @@ def test_rounded_ids_are_refused(cell: str) -> None:
 def test_blank_ids_are_refused() -> None:
     with pytest.raises(DataError, match=r"visits, row r1: column 'sku' is blank \(2 such rows\)"):
         table("17.0", "", " ").ids("sku")
+
+
+def test_what_stands_for_a_blank_is_no_id() -> None:
+    with pytest.raises(DataError, match=r"row r1: column 'sku' is blank \(2 such rows; 'NaN' counts as blank\)"):
+        table("17", "NaN", "").ids("sku")
+    assert table("17", "NaN", sku="token").ids("sku").tolist() == ["17", "NaN"]  # as it is written
+
+
+def test_problems_of_several_readings_come_together() -> None:
+    def bad(text: str) -> None:
+        raise DataError(text)
+
+    assert together(lambda: 1, lambda: "b") == [1, "b"]
+    with pytest.raises(DataError, match=r"\Afirst\nsecond\Z"):
+        together(lambda: bad("first"), lambda: 1, lambda: bad("second"))
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 values"), (1, "1 value"), (1234, "1,234 values")])
+def test_counted(number: int, text: str) -> None:
+    assert counted(number, "value") == text
 
 
 def test_numbers() -> None:

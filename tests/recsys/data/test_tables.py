@@ -99,12 +99,12 @@ def test_a_data_frame_is_used_for_all_that_it_says(expected: OwnData) -> None:
     assert expected.interactions.user_ids[:2] == ("100", "101")
     assert expected.reading == (
         "interactions, 72 rows: user 'customer', item 'sku', time 'ts' (2024-01-01 to 2024-01-05), no rating, "
-        "no request",
+        "no request; not used: 'note'",
         "items, 30 rows: item 'sku', title 'name', attributes 'category'",
         "attributes: column 'category', cut at the commas of lists in brackets: 'lamp' (15), 'blue' (10), 'green' (10),"
         " 'red' (10)",
         "texts: 'on_sale'; numbers: 'price', 'year'; columns not read: 'vector'",
-        "warning: 1 items have no title in column 'name' and go by their id",
+        "warning: 1 item without a title in column 'name', called by the id",
     )
 
 
@@ -181,7 +181,7 @@ def test_few_visits_of_unknown_items_are_left_out_and_said() -> None:
     assert data.interactions.dropped_visits == 2
     assert "warning: 2 visits of 2 items without a row among the items left out: '98', '99'" in data.reading
     frame["sku"] += 20
-    with pytest.raises(DataError, match=r"interactions, row \d+: .* values of sku are not in items: .*; there are '0'"):
+    with pytest.raises(DataError, match=r"interactions, row \d+: .* values of sku not in items: .*; there are '0'"):
         read(frame, goods())
 
 
@@ -195,8 +195,8 @@ def test_many_visits_at_one_time_are_said() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ts": "soon"}, r"interactions, row r7: ts is soon \(1 such rows\), expected a finite number, or in all rows"),
-        ({"sku": None}, r"interactions, row r7: column 'sku' is blank \(1 such rows\)"),
+        ({"ts": "soon"}, r"interactions, row r7: ts is soon \(1 such row\), expected a finite number, or in all rows"),
+        ({"sku": None}, r"interactions, row r7: column 'sku' is blank \(1 such row\)"),
         ({"customer": ""}, r"interactions, row r7: column 'customer' is blank"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cramer_peft.errors import DataError
-from cramer_peft.recsys.data.interactions import load_interactions
+from cramer_peft.recsys.data.datasets import load_dataset
 from cramer_peft.recsys.data.own_data import load_own_data
 from cramer_peft.recsys.data.splits import temporal_split
 from cramer_peft.recsys.data.table import Table
@@ -70,8 +70,8 @@ def test_whole_numbers_stay_whole() -> None:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (("1", "yesterday"), r"x\.inter, line 3: timestamp is yesterday \(1 such lines\), expected a finite number"),
-        (("1", "", "nan"), r"line 3: timestamp is nan \(blank\) \(2 such lines\)"),
+        (("1", "yesterday"), r"x\.inter, line 3: timestamp is yesterday \(1 such line\), expected a finite number"),
+        (("1", "", "nan"), r"line 3: timestamp is blank \(2 such lines\)"),
         (("1", "-inf"), "line 3: timestamp is -inf"),
         (("1", "1e999"), "line 3: timestamp is 1e999"),
         (("2024-01-01", "2023-02-29"), "line 3: timestamp is 2023-02-29"),
@@ -97,7 +97,7 @@ def test_histories_follow_nanoseconds_and_not_the_lines(tmp_path: Path) -> None:
         order[user] = rng.sample(range(30), 9)
         lines += [(user, item, str(start + 2 * place)) for place, item in enumerate(order[user])]
     rng.shuffle(lines)
-    _, interactions = load_interactions(write(tmp_path, lines))
+    _, interactions = load_dataset(write(tmp_path, lines))
     assert {
         user: items.tolist() for user, items in zip(interactions.user_ids, interactions.sequences, strict=True)
     } == order
@@ -108,7 +108,7 @@ def test_histories_follow_nanoseconds_and_not_the_lines(tmp_path: Path) -> None:
 def test_a_timeline_of_nanoseconds_is_cut_between_neighbours(tmp_path: Path) -> None:
     start = 1_700_000_000_000_000_000
     lines = [(user, item, str(start + 3 * item + number)) for number, user in enumerate("uvw") for item in range(10)]
-    _, interactions = load_interactions(write(tmp_path, lines), min_interactions=1)
+    _, interactions = load_dataset(write(tmp_path, lines), min_interactions=1)
     split = temporal_split(interactions, (0.6, 0.8))
     assert split.cuts == (start + 18, start + 24)
     assert [len(items) for items in split.train] == [6, 6, 6]
@@ -118,7 +118,7 @@ def test_a_timeline_of_nanoseconds_is_cut_between_neighbours(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["float", "token", "str"])
 def test_dates_in_fields_of_each_type(kind: str, tmp_path: Path) -> None:
     lines = [("u", 4, "2024-03-01"), ("u", 2, "2023-12-24 18:30"), ("u", 9, "2024-02-28T23:59:59.5")]
-    _, interactions = load_interactions(write(tmp_path, lines, kind))
+    _, interactions = load_dataset(write(tmp_path, lines, kind))
     assert interactions.sequences[0].tolist() == [2, 9, 4]
 
 
@@ -126,7 +126,7 @@ def test_what_is_read_says_whose_order_the_lines_decide(tmp_path: Path) -> None:
     lines = [("tied", item, str(item // 2)) for item in range(5)] + [("clear", item, str(item)) for item in range(5)]
     data = load_own_data(write(tmp_path, lines))
     assert data.interactions.tied_users == 1
-    assert "1 users have items of equal time, which the order of the file's lines sorts" in data.describe()
+    assert "1 user with items of equal time, which the order of the file's lines sorts" in data.describe()
     clear = load_own_data(write(tmp_path, lines[5:]))
     assert "equal time" not in clear.describe()
 

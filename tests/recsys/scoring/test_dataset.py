@@ -26,7 +26,7 @@ from cramer_peft.recsys.scoring.dataset import PartScorer
 from cramer_peft.recsys.scoring.parts import Output, Part, open_rows, plan_parts, read_part
 
 Read = Callable[[Path], dict[str, list[Any]]]
-OPTIONS = ListOptions(k=5, strength=4.0, batch_size=8)
+OPTIONS = ListOptions(k=5, strength=4.0, batch_size=8, refuse_unknown=True)
 
 
 def quiet(_: str) -> None:
@@ -53,6 +53,14 @@ def test_every_row_has_its_list_or_a_reason(bundle: Path, rows: Path, tmp_path: 
     assert sorted(bad["user"].to_pylist()) == sorted(expected.bad["user"].to_pylist())
     assert all("'gone'" in reason for reason in bad["reason"].to_pylist())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_plan.json", "bad", "lists"]
+
+
+def test_unknown_items_of_all_parts_are_counted(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    options = replace(OPTIONS, refuse_unknown=False)
+    done = score_dataset(bundle, rows, tmp_path / "out", options, part_rows=20, say=quiet)
+    assert (done.rows, done.bad, done.unknown) == (95, 0, 9)
+    with pytest.raises(DataError, match="not the same refuse_unknown"):
+        score_dataset(bundle, rows, tmp_path / "out", OPTIONS, part_rows=20, say=quiet)
 
 
 def test_what_is_written_is_not_scored_again(
@@ -85,7 +93,7 @@ def test_parts_of_another_scoring_are_refused(bundle: Path, rows: Path, tmp_path
     score_dataset(bundle, rows, tmp_path / "out", OPTIONS, part_rows=50, say=quiet)
     nobody = replace(OPTIONS, candidates=())  # not the same as no candidates named
     for options, part_rows, message in (
-        (ListOptions(k=6), 50, "batch_size|k"),
+        (replace(OPTIONS, k=6), 50, "k"),
         (OPTIONS, 40, "parts"),
         (nobody, 50, "candidates"),
     ):

@@ -55,7 +55,9 @@ def test_what_was_heard_is_a_text(sasrec: SASRec, catalogue: Catalogue, tmp_path
 @pytest.mark.parametrize(
     ("history", "reason"),
     [
-        (["i1", "gone"], "history[1]: no item of the catalogue has the id 'gone'"),
+        (["gone"], "history[0]: no item of the catalogue has the id 'gone'"),
+        (["gone", "lost"], "history[0]: no item of the catalogue has the id 'gone'"),
+        (["i1", None], "history[1]: no item of the catalogue has the id None"),
         ([None], "history[0]: no item of the catalogue has the id None"),
         ([], "history: found no item"),
         (None, "history: found None, expected a list of item ids"),
@@ -70,6 +72,21 @@ def test_a_bad_row_comes_back_with_its_reason(bundle: Path, history: Any, reason
     assert {name: bad[name] for name in table.schema.names} == table.to_pylist()[1]
     assert bad["reason"].startswith(reason)
     assert "docs/errors" not in bad["reason"]
+
+
+def test_unknown_items_are_left_out_and_counted(bundle: Path) -> None:
+    table = pa.table({"user": ["a", "b"], "history": [["i1", "i2"], ["i3"]], "request": ["more horror", None]})
+    histories = [["gone", "i1", "lost", "i2"], ["i3", "gone"]]
+    other = table.set_column(1, "history", [histories])
+    scored = ListScorer(bundle)(other)
+    assert scored.lists == ListScorer(bundle)(table).lists
+    assert (len(scored.bad), scored.unknown) == (0, 3)
+    refused = ListScorer(bundle, ListOptions(refuse_unknown=True))(other)
+    assert refused.bad["reason"].to_pylist() == [
+        "history[0]: no item of the catalogue has the id 'gone'.",
+        "history[1]: no item of the catalogue has the id 'gone'.",
+    ]
+    assert (len(refused.lists), refused.unknown) == (0, 0)
 
 
 def test_a_row_whose_scores_cannot_be_ranked_is_found(bundle: Path, make_rows: Callable[..., pa.Table]) -> None:
