@@ -565,3 +565,32 @@ def test_a_module_without_parameters_follows_requests(registered: bool, options:
     assert torch.equal(model(users), table[users])
     again = described(load_request_masks(model, tmp_path))
     assert torch.equal(again(users, request=requests), asked)
+
+
+class PredictsAlone(nn.Module):
+    """A module without a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.as_array = nn.Linear(4, 6), False
+
+    def predict(self, x: Tensor) -> Any:
+        return self.layer(x).detach().numpy() if self.as_array else self.layer(x)
+
+
+def test_a_method_of_a_module_without_forward_follows_requests() -> None:
+    model, x, requests = PredictsAlone().eval(), torch.randn(2, 4), torch.randn(2, 4)
+    options = {"target_outputs": {"predict": {"features": 6}}, "request_dim": 4, "init_weights": False}
+    frozen = model.predict(x)
+    masks = inject_request_masks(model, RequestMaskConfig(**options)).eval()
+    with masks.request(requests):
+        asked = model.predict(x)
+        assert torch.equal(masks.mask_output(frozen, "predict"), asked)
+        model.as_array = True
+        with pytest.raises(RequestError, match=r"'predict': found a ndarray, .*: return one, or call"):
+            model.predict(x)
+        with pytest.raises(RequestError, match="'predict': found a ndarray"):
+            masks.mask_output(frozen.detach().numpy(), "predict")
+    assert not torch.allclose(asked, frozen)
+    masks.unload()
+    assert "predict" not in vars(model)

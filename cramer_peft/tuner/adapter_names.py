@@ -20,8 +20,8 @@ _RESERVED_NAMES = {
 }
 
 
-def check_adapter_name(name: str) -> None:
-    """Check that an adapter can have ``name``."""
+def check_adapter_name(name: str, model: nn.Module, config: RequestMaskConfig) -> None:
+    """Check that an adapter can have ``name``, beside those of other PEFT methods on ``model``."""
     if (
         not name
         or set(name) & set("./\\\0")
@@ -33,10 +33,6 @@ def check_adapter_name(name: str) -> None:
             f"adapter name {name!r} cannot be used: it must not be empty, a number, hold a dot, slash or NUL, or be a "
             "name that the saved tensors' keys use."
         )
-
-
-def check_saved_apart(model: nn.Module, name: str, config: RequestMaskConfig) -> None:
-    """Check that no other PEFT method's adapter has the name of one that saves modules: PEFT tells them by it alone."""
     other = (getattr(model, "peft_config", None) or {}).get(name)
     if config.modules_to_save and other is not None and not isinstance(other, RequestMaskConfig):
         raise ConfigError(

@@ -43,7 +43,8 @@ from cramer_peft.storage.adapter_files import (
     without_adapter_name,
 )
 from cramer_peft.tuner.adapter_encoder import fit_encoder
-from cramer_peft.tuner.adapter_names import check_adapter_name, check_saved_apart
+from cramer_peft.tuner.adapter_names import check_adapter_name
+from cramer_peft.tuner.notices import warn_of_surprises
 from cramer_peft.tuner.registration import PREFIX
 
 
@@ -152,11 +153,11 @@ class RequestMaskTuner(BaseTuner):
             ConfigError: If the adapter's name cannot be used.
         """
         given = self.peft_config[adapter_name]
-        check_adapter_name(adapter_name)
-        check_saved_apart(model, adapter_name, given)
+        check_adapter_name(adapter_name, model, given)
         if self._merged is not None:
             raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
         plan = plan_injection(model, given.as_given())
+        warn_of_surprises(model, given, plan)
         config, tuned = fit_encoder(plan.config, adapter_name, self.request_encoders)
         device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         with torch.inference_mode(False), torch.device("meta") if low_cpu_mem_usage else device:
