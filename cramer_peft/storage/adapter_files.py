@@ -188,9 +188,8 @@ def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder 
         match_by_list(config, model)
         plan = plan_injection(model, config)
     except (TargetModuleError, BaseModelMismatchError) as error:
-        other = "the adapter was made for other modules than this model has: "
-        said = f"{other if isinstance(error, TargetModuleError) else ''}{error}"
-        raise BaseModelMismatchError(f"{stored.folder / CONFIG_NAME}: {said}") from error
+        other = "it was made for other modules than this model has: " if isinstance(error, TargetModuleError) else ""
+        raise BaseModelMismatchError(f"{stored.folder / CONFIG_NAME}: {other}{error}") from error
     try:
         with torch.device("meta"):
             generator = make_generator(config, plan.specs)
