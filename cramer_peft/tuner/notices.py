@@ -20,7 +20,7 @@ def warn_of_surprises(model: nn.Module, given: RequestMaskConfig, plan: Injectio
     if there and given.task_type is not None:
         warnings.warn(
             f"PEFT trains copies of {', '.join(there)} beside the masks, because task_type is {given.task_type!r}: "
-            "once trained, rows without a request are not the frozen model's. Leave task_type out to train masks alone, "
-            "or name these in modules_to_save.",
+            "once trained, rows without a request are not the frozen model's. Leave task_type out to train masks "
+            "alone, or name these in modules_to_save.",
             stacklevel=2,
         )
