@@ -108,15 +108,17 @@ def _try_encoder(config: RequestMaskConfig, encoder: RequestEncoder) -> None:
 def _notes(model: nn.Module, plan: InjectionPlan) -> list[Finding]:
     modules = dict(model.named_modules())
     shared = shared_storages(model)
-    notes: list[Finding] = []
+    notes = list(plan.unmatched)
     for target in plan.targets:
         if target.output is None:
             notes += _tied(target, shared)
             notes += _rows(target, plan.config)
         kept = [part for part in target.parts if part in target.wrapper.unfoldable_parts()]
         if kept:
-            message = f"the masks of {kept} have no place in a weight: after merging, calls go on multiplying by them."
-            notes.append(Finding(FindingKind.NOT_MERGEABLE, message, target.name))
+            masks = "its masks" if target.output else f"the masks of {kept}"
+            message = f"{masks} have no place in a weight: after merging, calls go on applying them."
+            name = target.output.spelled if target.output else target.name
+            notes.append(Finding(FindingKind.NOT_MERGEABLE, message, name))
         if any(isinstance(modules.get(name), nn.TransformerEncoderLayer) for name in _ancestors(target.name)):
             message = "calls with a request take torch's unfused path here; the two differ by float rounding."
             notes.append(Finding(FindingKind.FUSED_PATH, message, target.name))

@@ -241,6 +241,7 @@ class RequestMaskConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = RequestMaskPeftType.REQUEST_MASK
+        self.named_to_save = tuple(self.modules_to_save or ())  # PEFT adds others by task_type
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
         if isinstance(self.exclude_modules, (set, tuple)):

@@ -44,6 +44,7 @@ class FindingKind(str, Enum):
     OTHER_BASE_MODEL = "other-base-model"
     ENCODER = "encoder"
     # Notes: injection goes on.
+    UNMATCHED_NAME = "unmatched-name"
     TIED_WEIGHTS = "tied-weights"
     FUSED_PATH = "fused-path"
     ROWS_ELSEWHERE = "rows-elsewhere"
@@ -93,7 +94,7 @@ class Finding:
         return f"validation.md#{self.kind.value}"
 
     def __str__(self) -> str:
-        where = "" if self.module is None else f"{self.module}: "
+        where = "" if self.module is None else f"{self.module or 'the model itself'}: "
         return f"[{'fatal' if self.fatal else 'note'}: {self.kind.value}] {where}{self.message}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Union
@@ -36,8 +37,9 @@ def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) ->
     """Return requests in one form, or None if no row has a request.
 
     One text or (request_dim,) vector is for the whole batch; a sequence of texts, vectors and None, or a (rows,
-    request_dim) tensor, has one per row. None and blank texts are no request.
+    request_dim) tensor, has one per row. None, blank texts and the missing texts of pandas are no request.
     """
+    requests = as_rows(requests)
     if requests is None:
         return None
     if isinstance(requests, str):
@@ -54,16 +56,27 @@ def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) ->
     )
 
 
+def as_rows(requests: Any) -> Any:
+    """Return a column of pandas or numpy as a list, and anything else as it is."""
+    listed = not isinstance(requests, (Tensor, MaskState)) and hasattr(requests, "tolist")
+    return requests.tolist() if listed else requests
+
+
+def _is_missing(request: Any) -> bool:
+    """Return True for None and for NaN or NA, as pandas writes a missing text."""
+    nan = isinstance(request, float) and request != request
+    return request is None or nan or request is getattr(sys.modules.get("pandas"), "NA", None)
+
+
 def _from_sequence(
     requests: Sequence[Request], request_dim: int, encode: EncodeTexts, shared: bool
 ) -> RequestBatch | None:
     rows: dict[int, Tensor] = {}
     texts: dict[int, str] = {}
     for row, request in enumerate(requests):
-        if request is None or (isinstance(request, str) and not request.strip()):
-            continue
         if isinstance(request, str):
-            texts[row] = request
+            if request.strip():
+                texts[row] = request
         elif isinstance(request, Tensor):
             if request.dim() != 1:
                 raise RequestError(
@@ -71,12 +84,14 @@ def _from_sequence(
                 )
             _check_vectors(request[None], request_dim, row)
             rows[row] = request
-        else:
-            raise RequestError(f"request {row} must be a text, a vector or None, found {type(request).__name__}.")
+        elif not _is_missing(request):
+            raise RequestError(f"request {row} must be a text, a tensor or None, found {type(request).__name__}.")
     if len(texts) == len(requests) > 0:  # the usual case, which needs no copy of each vector
         return RequestBatch(encode(list(texts.values())), None, tuple(texts.values()), shared)
     if texts:
         rows.update(zip(texts, encode(list(texts.values())), strict=True))
+    if not requests:  # fits a batch of no rows alone
+        return RequestBatch(torch.zeros(0, request_dim), None, (), shared)
     if not rows:
         return None
     vector = next(iter(rows.values()))
@@ -199,6 +214,7 @@ def requests_by_adapter(requests: AllRequests, active: list[str]) -> dict[str, A
 
 def requests_by_row(requests: AllRequests, rows: int) -> list[Request]:
     """Return one request for each row of a batch that names its adapters by row."""
+    requests = as_rows(requests)
     if isinstance(requests, (MaskState, Mapping)):
         raise RequestError(
             "adapter_names gives each row its adapter: give texts, vectors or None, one for each row or one for all, "

@@ -1,11 +1,12 @@
 """What a look at a model finds, and that injection then does what was found."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 
 from cramer_peft import (
@@ -14,6 +15,7 @@ from cramer_peft import (
     PrecomputedEncoder,
     RequestMaskConfig,
     inject_request_masks,
+    load_request_masks,
     validate,
 )
 from cramer_peft.errors import ConfigError, CramerError, EncoderError, TargetModuleError
@@ -66,6 +68,7 @@ CASES = {
     FindingKind.UNKNOWN_PART: (encoder_layer, config(["self_attn"], module_parts=["queries"]), "self_attn"),
     FindingKind.OTHER_BASE_MODEL: (encoder_layer, config(["linear1"], base_fingerprint="sha256:0"), None),
     FindingKind.ENCODER: (encoder_layer, config(["linear1"], encoder="nobody knows it"), None),
+    FindingKind.UNMATCHED_NAME: (encoder_layer, config(["linear1", "linear3"]), None),
     FindingKind.TIED_WEIGHTS: (Tied, config(["head"]), "head"),
     FindingKind.FUSED_PATH: (encoder_layer, config(["linear1"]), "linear1"),
     FindingKind.ROWS_ELSEWHERE: (Recurrent, config(["rnn"]), "rnn"),
@@ -98,7 +101,8 @@ def test_it_is_found_and_injection_agrees(kind: FindingKind, snapshot) -> None:
         if kind is not FindingKind.ENCODER:
             assert before.differences(model) == []
     else:
-        inject_request_masks(model, options).unload()
+        with pytest.warns(UserWarning, match="'linear3'") if kind is FindingKind.UNMATCHED_NAME else nullcontext():
+            inject_request_masks(model, options).unload()
 
 
 def test_nothing_to_say_of_a_plain_model(model, make_config) -> None:
@@ -177,3 +181,45 @@ def test_arguments_of_other_types(model) -> None:
     assert "without name, dim, encode" in finding.message
     with pytest.raises(EncoderError, match="without name, dim, encode"):
         inject_request_masks(model, config(["up"]), encoder=object())  # type: ignore[arg-type]
+
+
+def test_a_name_that_matches_nothing_among_others_is_told_and_warned_of(recwarn) -> None:
+    model = encoder_layer()
+    options = config(["linear1", "layer_2", "self_attn.linear2", "ear2", "linear2"])
+    findings = [finding for finding in validate(model, options) if finding.kind is FindingKind.UNMATCHED_NAME]
+    assert [finding.message.split("'")[1] for finding in findings] == ["layer_2", "self_attn.linear2", "ear2"]
+    assert "'ear2' matches no module of this model; near: linear2" in findings[2].message
+    assert len(recwarn) == 0
+    masks = inject_request_masks(model, options)
+    assert [str(warning.message) for warning in recwarn] == [finding.message for finding in findings]
+    assert set(masks.peft_config["default"].masked_modules) == {"linear1", "linear2"}
+
+
+def test_what_a_saved_adapter_names_is_not_warned_of_again(recwarn, tmp_path) -> None:
+    model = encoder_layer().eval()
+    masks = inject_request_masks(model, config(["linear1", "gone"]))
+    assert [str(warning.message).split("'")[1] for warning in recwarn] == ["gone"]
+    masks.save_pretrained(tmp_path)
+    masks.unload()
+    recwarn.clear()
+    load_request_masks(model, tmp_path).unload()
+    PeftModel.from_pretrained(model, tmp_path)
+    assert [warning for warning in recwarn if "gone" in str(warning.message)] == []
+
+
+def test_names_in_nested_lists_are_refused_by_the_outer_lists_alone() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]) for _ in range(2))
+    findings = validate(model, config(["0", "1"]))
+    assert [(finding.kind, finding.module) for finding in findings] == [
+        (FindingKind.UNSUPPORTED_MODULE, "blocks.0"),
+        (FindingKind.UNSUPPORTED_MODULE, "blocks.1"),
+    ]
+
+
+def test_a_finding_about_the_model_itself_says_so() -> None:
+    (finding,) = validate(nn.Module(), RequestMaskConfig(target_outputs=[""], row_features=[""], request_dim=3))
+    assert str(finding) == (
+        "[fatal: unsupported-module] the model itself: target_outputs: the model itself is a Module without a forward: "
+        "name the method that returns scores."
+    )

@@ -528,3 +528,69 @@ def test_values_added_in_place_are_the_same(vectors, make_features) -> None:
         assert torch.equal(mixed[1], frozen[1])
         assert torch.equal(mixed[0], found[-1][0])
     assert torch.equal(*found)
+
+
+class NoParameters(nn.Module):
+    """A recommender of another library: it holds no tensor of torch, or a buffer alone."""
+
+    def __init__(self, table: Tensor, registered: bool) -> None:
+        super().__init__()
+        if registered:
+            self.register_buffer("table", table)
+        else:
+            self.__dict__["table"] = table
+
+    def forward(self, users: Tensor) -> Tensor:
+        return self.table[users]
+
+
+@pytest.mark.parametrize("registered", [False, True], ids=["nothing", "buffer"])
+@pytest.mark.parametrize("options", [{"row_features": [""]}, {"target_outputs": {"": {"features": 6}}}])
+def test_a_module_without_parameters_follows_requests(registered: bool, options: dict, tmp_path) -> None:
+    table, users, requests = torch.randn(5, 6), torch.tensor([1, 3]), torch.randn(2, 4)
+    config = RequestMaskConfig(request_dim=4, init_weights=False, **{"target_outputs": [""], **options})
+
+    def described(masks):
+        if "row_features" in options:
+            masks.set_row_features("", torch.linspace(-1, 1, 18).reshape(6, 3))
+        return masks.eval()
+
+    model = NoParameters(table, registered).eval()
+    masks = described(inject_request_masks(model, config))
+    asked = masks(users, request=requests)
+    assert not torch.allclose(asked, table[users])
+    assert torch.equal(masks(users), table[users])
+    masks.save_pretrained(tmp_path)
+    masks.unload()
+    assert torch.equal(model(users), table[users])
+    again = described(load_request_masks(model, tmp_path))
+    assert torch.equal(again(users, request=requests), asked)
+
+
+class PredictsAlone(nn.Module):
+    """A module without a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.as_array = nn.Linear(4, 6), False
+
+    def predict(self, x: Tensor) -> Any:
+        return self.layer(x).detach().numpy() if self.as_array else self.layer(x)
+
+
+def test_a_method_of_a_module_without_forward_follows_requests() -> None:
+    model, x, requests = PredictsAlone().eval(), torch.randn(2, 4), torch.randn(2, 4)
+    options = {"target_outputs": {"predict": {"features": 6}}, "request_dim": 4, "init_weights": False}
+    frozen = model.predict(x)
+    masks = inject_request_masks(model, RequestMaskConfig(**options)).eval()
+    with masks.request(requests):
+        asked = model.predict(x)
+        assert torch.equal(masks.mask_output(frozen, "predict"), asked)
+        model.as_array = True
+        with pytest.raises(RequestError, match=r"'predict': found a ndarray, .*: return one, or call"):
+            model.predict(x)
+        with pytest.raises(RequestError, match="'predict': found a ndarray"):
+            masks.mask_output(frozen.detach().numpy(), "predict")
+    assert not torch.allclose(asked, frozen)
+    masks.unload()
+    assert "predict" not in vars(model)

@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from cramer_peft.requests import batch_requests, batch_strength, without_silent
 encode = HashingEncoder(4).encode
 
 
-@pytest.mark.parametrize("blank", [None, "", "  \n\t", [], [None, ""], (None,)])
+@pytest.mark.parametrize("blank", [None, "", "  \n\t", [None, ""], (None,), [float("nan"), None]])
 def test_nothing_asked_is_no_batch(blank) -> None:
     assert batch_requests(blank, 4, encode) is None
 
@@ -31,6 +33,40 @@ def test_texts_vectors_and_none_mix() -> None:
     assert batch.active.tolist() == [True, False, True, False, True]
     assert torch.equal(batch.vectors[[0, 2, 4]], torch.stack([*encode(["drama"]), vector, *encode(["horror"])]))
     assert torch.equal(batch.vectors[[1, 3]], torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("empty", [[], (), np.array([], dtype=object)], ids=["list", "tuple", "array"])
+def test_no_requests_fit_no_rows(empty, model, x, make_config) -> None:
+    batch = batch_requests(empty, 4, encode)
+    assert batch.vectors.shape == (0, 4)
+    masks = inject_request_masks(model, make_config())
+    assert masks(x[:0], request=empty).shape == (0, 20)
+    with pytest.raises(RequestError, match=f"found {len(x)} rows .* 0 requests"):
+        masks(x, request=empty)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("kind", [pd.Series, np.array, lambda rows, **_: rows], ids=["pandas", "numpy", "list"])
+@pytest.mark.parametrize("missing", [None, NAN, pd.NA, "", np.float64("nan")], ids=["None", "NaN", "NA", "blank", "f8"])
+def test_a_column_is_one_row_per_row(kind, missing, model, x, make_config) -> None:
+    column = kind(["drama", missing, "horror"], dtype=object)
+    batch = batch_requests(column, 4, encode)
+    assert batch.texts == ("drama", None, "horror")
+    assert batch.active.tolist() == [True, False, True]
+    masks = inject_request_masks(model, make_config())
+    expected = masks(x[:3], request=["drama", None, "horror"])
+    assert torch.equal(masks(x[:3], request=column), expected)
+    assert torch.equal(masks(x[:3], request=column, adapter_names=["default"] * 3), expected)
+    assert masks.mask_state(column).texts == batch.texts
+
+
+def test_a_column_of_texts_is_read_whatever_its_index() -> None:
+    assert batch_requests(pd.Series(["a", "b"], index=[7, 3]), 4, encode).texts == ("a", "b")
+    assert batch_requests(np.array(["a", "b"]), 4, encode).texts == ("a", "b")
+    with pytest.raises(RequestError, match="request 0 must be a text, a tensor or None, found list"):
+        batch_requests(np.zeros((2, 4)), 4, encode)
 
 
 def test_a_tensor_is_one_row_per_row_or_shared() -> None:

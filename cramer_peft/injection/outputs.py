@@ -45,7 +45,7 @@ def _target(name: str, options: dict[str, Any], modules: Mapping[str, nn.Module]
         raise _refused(name, f"is no module of this model and no method of one. Near: {', '.join(near) or 'nothing'}.")
     if method != "forward" and (method.startswith("_") or hasattr(nn.Module, method)):
         raise _refused(name, "is no method that returns scores.")
-    _check_runs(name, owner, module)
+    _check_runs(name, owner, module, method)
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError) as error:  # a function of torch that is kept as an attribute
@@ -56,7 +56,7 @@ def _target(name: str, options: dict[str, Any], modules: Mapping[str, nn.Module]
     return target
 
 
-def _check_runs(name: str, owner: str, module: nn.Module) -> None:
+def _check_runs(name: str, owner: str, module: nn.Module, method: str) -> None:
     """Check that a module has a method of its own whose result can be masked."""
     kind = type(module).__name__
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
@@ -64,12 +64,12 @@ def _check_runs(name: str, owner: str, module: nn.Module) -> None:
         raise _refused(name, f"is an nn.Sequential, whose output is that of its last module: name {last!r}.")
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         raise _refused(name, f"is a {kind}, which would run over the masked output as one of its own modules.")
-    if type(module).forward is nn.Module.forward:
-        raise _refused(name, f"is a {kind}, which returns nothing.")
+    if method == "forward" and type(module).forward is nn.Module.forward:
+        raise _refused(name, f"is a {kind} without a forward: name the method that returns scores.")
 
 
 def _refused(name: str, problem: str) -> TargetModuleError:
-    message = f"target_outputs: {name!r} {problem}"
+    message = f"target_outputs: {repr(name) if name else 'the model itself'} {problem}"
     return TargetModuleError.of(message, Finding(FindingKind.UNSUPPORTED_MODULE, message, name))
 
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -45,6 +46,7 @@ class InjectionPlan:
 
     config: RequestMaskConfig
     targets: tuple[Target, ...]
+    unmatched: tuple[Finding, ...] = ()  # names in target_modules of which others match
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -70,7 +72,7 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     matches = {name: module for name, module in modules.items() if name and check_target_module_exists(resolved, name)}
     if not matches and not (outputs and resolved.target_modules == DUMMY_TARGET_MODULES):
         raise _whole(_nothing_matches(modules, resolved))
-    problems = [problem for name in matches if (problem := _nested(name, matches) or _refusal(name, modules))]
+    problems = _problems(matches, modules)
     if outputs:
         masked = {name for name, module in model.named_modules() if isinstance(module, RequestMaskLayer)} | set(matches)
         problems += [_twice(output.module) for output in outputs.values() if output.module in masked]
@@ -96,8 +98,9 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     plan = InjectionPlan(resolved, targets)
     layout = {entry: _widths(spec) for entry, spec in plan.specs.items()}
     digest = fingerprint(targets)
-    _check_base(config, layout, digest)
-    return InjectionPlan(resolved.with_values(masked_modules=layout, base_fingerprint=digest), targets)
+    _check_base(config, layout, digest, targets)
+    filled = resolved.with_values(masked_modules=layout, base_fingerprint=digest)
+    return InjectionPlan(filled, targets, tuple(islice(_unmatched(modules, config.target_modules), 20)))
 
 
 def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig, described: Container[str]) -> list[Target]:
@@ -227,13 +230,28 @@ def _inside_attention(name: str, modules: dict[str, nn.Module]) -> bool:
     return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
+def _maskable(modules: dict[str, nn.Module]) -> list[str]:
+    return [n for n, module in modules.items() if n and _is_linear(module) and not _inside_attention(n, modules)]
+
+
+def _near(name: str, linear: list[str]) -> list[str]:
+    endings = {ending for other in linear for ending in (other.rsplit(".", 1)[-1], ".".join(other.split(".")[-2:]))}
+    return difflib.get_close_matches(name, sorted(endings), n=3, cutoff=0.5)
+
+
+def _unmatched(modules: dict[str, nn.Module], targets: list[str] | str | None) -> Iterator[Finding]:
+    """Yield the names of a list that are neither a module's name nor the end of one; PEFT passes over them."""
+    for wanted in targets if isinstance(targets, list) else ():
+        if not any(f".{name}".endswith(f".{wanted}") for name in modules):
+            near = ", ".join(_near(wanted, _maskable(modules))) or "nothing"
+            message = f"target_modules: {wanted!r} matches no module of this model; near: {near}."
+            yield Finding(FindingKind.UNMATCHED_NAME, message)
+
+
 def _nothing_matches(modules: dict[str, nn.Module], config: RequestMaskConfig) -> str:
-    linear = [
-        name for name, module in modules.items() if name and _is_linear(module) and not _inside_attention(name, modules)
-    ]
+    linear = _maskable(modules)
     wanted = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules or [])
-    endings = {name.rsplit(".", 1)[-1] for name in linear} | {".".join(name.split(".")[-2:]) for name in linear}
-    near = [close for name in wanted for close in difflib.get_close_matches(name, sorted(endings), n=3, cutoff=0.5)]
+    near = [close for name in wanted for close in _near(name, linear)]
     message = f"no module matches target_modules={config.target_modules!r}"
     if config.exclude_modules:
         message += f" with exclude_modules={config.exclude_modules!r}"
@@ -296,13 +314,18 @@ def _refusal(name: str, modules: dict[str, nn.Module]) -> Finding | None:
     return None
 
 
-def _nested(name: str, matches: dict[str, nn.Module]) -> Finding | None:
-    """Return the reason why the module cannot be masked beside the others, or None."""
-    outer = next((other for other in matches if name.startswith(other + ".")), None)
-    if outer is None:
-        return None
-    message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
-    return Finding(FindingKind.NESTED_TARGET, message, name)
+def _problems(matches: dict[str, nn.Module], modules: dict[str, nn.Module]) -> list[Finding]:
+    """Return the reasons why modules cannot be masked, alone or inside another one that can."""
+    refused = {name: finding for name in matches if (finding := _refusal(name, modules))}
+    found = []
+    for name in matches:
+        outer = next((other for other in matches if name.startswith(other + ".") and other not in refused), None)
+        if outer is not None:
+            message = f"{name!r} lies inside {outer!r}, which is masked whole: name one of the two."
+            found.append(Finding(FindingKind.NESTED_TARGET, message, name))
+        elif name in refused:
+            found.append(refused[name])
+    return found
 
 
 def _twice(name: str) -> Finding:
@@ -327,15 +350,20 @@ def _check_saved_whole(matches: dict[str, nn.Module], config: RequestMaskConfig)
                 raise TargetModuleError.of(message, Finding(FindingKind.NESTED_TARGET, message, name))
 
 
-def _check_base(config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None) -> None:
+def _check_base(
+    config: RequestMaskConfig, layout: dict[str, list[int]], digest: str | None, targets: Sequence[Target]
+) -> None:
     if config.masked_modules is not None and config.masked_modules != layout:
         differences = describe_difference(config.masked_modules, layout)
         raise BaseModelMismatchError(f"the adapter was made for other modules than this model has: {differences}.")
     if config.base_fingerprint is not None and digest is not None and config.base_fingerprint != digest:
+        weights = (weight for target in targets for weight in target.wrapper.fingerprint_weights(target.module))
+        dtypes = ", ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in weights}))
         raise BaseModelMismatchError(
             f"the adapter was made for another base model: the masked weights' fingerprint is {digest}, the adapter "
-            f"expects {config.base_fingerprint}. Load the base model it was trained on; to use it with this one "
-            "nevertheless, pass check_base=False (or set base_fingerprint=None in its configuration)."
+            f"expects {config.base_fingerprint}. Here they are {dtypes}: there they had another dtype or other values. "
+            "Load the base model it was trained on, in its dtype; to use it with this one nevertheless, pass "
+            "check_base=False (or set base_fingerprint=None in its configuration)."
         )
 
 

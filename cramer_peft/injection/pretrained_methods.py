@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from peft import PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -38,13 +39,15 @@ class SaveOwnWeights(MethodOfModel):
         kind = type(self._model).__name__
         if any(layer.merged_adapters for _, layer in _layers(self._model) if isinstance(layer, RequestMaskLayer)):
             raise MergeError(f"{kind} holds a merged request: call unmerge() or merge_and_unload() before saving it.")
-        if "state_dict" not in inspect.signature(getattr(type(self._model), self.name)).parameters:
+        # These write the tensors of another PEFT method's adapters alone, by the adapters' names.
+        adapters = isinstance(self._model, PeftModel) or getattr(self._model, "_hf_peft_config_loaded", False)
+        if not adapters and "state_dict" not in inspect.signature(getattr(type(self._model), self.name)).parameters:
             raise UnsupportedError(
                 f"{kind}.save_pretrained takes no state_dict, so that the masked layers would be saved under names "
                 "that nobody can load. Save the adapter by the handle's save_pretrained, or unload() the masks first."
             )
         state = self._model.state_dict() if state_dict is None else state_dict
-        return self.original(save_directory, *args, state_dict=own_state(self._model, state), **kwargs)
+        return self.original(save_directory, *args, state_dict=own_state(self._model, state, adapters), **kwargs)
 
 
 class ResizeUnmasked(MethodOfModel):
@@ -64,10 +67,15 @@ class ResizeUnmasked(MethodOfModel):
         return self.original(*args, **kwargs)
 
 
-def own_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return ``state`` of a wrapped model with the names and tensors that it has without its adapters."""
+def own_state(model: nn.Module, state: dict[str, Tensor], masks_alone: bool = False) -> dict[str, Tensor]:
+    """Return ``state`` of a wrapped model with the names and tensors that it has without its adapters.
+
+    With ``masks_alone`` the modules that PEFT trains whole keep theirs.
+    """
     own = dict(state)
     for name, layer in _layers(model):
+        if masks_alone and not isinstance(layer, RequestMaskLayer):
+            continue
         inner = "base_layer" if isinstance(layer, RequestMaskLayer) else "original_module"
         for key in [key for key in own if key.startswith(f"{name}.")]:
             value = own.pop(key)

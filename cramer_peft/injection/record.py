@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from cramer_peft.config import RequestMaskConfig
 from cramer_peft.errors import ConfigError
 from cramer_peft.injection.outputs import PlacedOutput, remove_outputs, remove_unused
 from cramer_peft.layers import fused_encoder
@@ -151,9 +152,13 @@ class ModelRecord:
         for name, module in model.named_modules():
             module.training = self.training.get(name, module.training)
             _remove_peft_hooks(module, self.hooks)
+        configs = model.__dict__.get("peft_config") or {}
         for name in _ATTRIBUTES:
             model.__dict__.pop(name, None)
         model.__dict__.update(self.attributes)
+        above = {name: config for name, config in configs.items() if not isinstance(config, RequestMaskConfig)}
+        if above and "peft_config" not in self.attributes:  # another method's, put on since, finds its own here
+            model.__dict__["peft_config"] = above
 
 
 def masked_layers(model: nn.Module) -> Iterator[RequestMaskLayer]:

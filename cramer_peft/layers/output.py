@@ -154,11 +154,12 @@ class MaskedOutput(RequestMaskLayer):
         field = self.target.field
         found = result if field is None else _item(result, field)
         if not isinstance(found, Tensor) or not found.is_floating_point():
-            shown = "" if field is None else f" in the field {field!r}"
+            name, fields = self.target.spelled, _fields(result)
+            shown = "" if field is None else f" in the field {field!r} of a {type(result).__name__}"
+            named = f"name one of the fields {fields} by target_outputs={{{name!r}: {{'field': …}}}}"
             raise RequestError(
-                f"{self.module_name!r}: found a {type(found).__name__}{shown} of a {type(result).__name__}, expected a "
-                f"tensor of floating-point numbers; fields: {_fields(result)}. Name one by target_outputs="
-                f"{{{self.target.module!r}: {{'field': …}}}}, or call it without a request."
+                f"{name or 'the model itself'!r}: found a {type(found).__name__}{shown}, expected a tensor of "
+                f"floating-point numbers: {named if fields else 'return one'}, or call it without a request."
             )
         return found
 

@@ -19,7 +19,13 @@ from torch.distributed.tensor import DTensor
 
 from cramer_peft.config import RequestMaskConfig
 from cramer_peft.encoders import RequestEncoder, is_registered, make_encoder, tuned_shapes
-from cramer_peft.errors import AdapterFileError, EncoderError, UnsupportedError
+from cramer_peft.errors import (
+    AdapterFileError,
+    BaseModelMismatchError,
+    EncoderError,
+    TargetModuleError,
+    UnsupportedError,
+)
 from cramer_peft.generator import make_generator
 from cramer_peft.injection.fingerprint import module_fingerprint
 from cramer_peft.injection.plan import own_modules, plan_injection
@@ -178,8 +184,12 @@ def check_fits(stored: StoredAdapter, model: nn.Module, encoder: RequestEncoder 
     """Check a stored adapter against a model and an encoder, without touching either."""
     config = stored.config
     _check_encoder(config, encoder)
-    match_by_list(config, model)
-    plan = plan_injection(model, config)
+    try:
+        match_by_list(config, model)
+        plan = plan_injection(model, config)
+    except (TargetModuleError, BaseModelMismatchError) as error:
+        other = "it was made for other modules than this model has: " if isinstance(error, TargetModuleError) else ""
+        raise BaseModelMismatchError(f"{stored.folder / CONFIG_NAME}: {other}{error}") from error
     try:
         with torch.device("meta"):
             generator = make_generator(config, plan.specs)

@@ -44,6 +44,7 @@ from cramer_peft.storage.adapter_files import (
 )
 from cramer_peft.tuner.adapter_encoder import fit_encoder
 from cramer_peft.tuner.adapter_names import check_adapter_name
+from cramer_peft.tuner.notices import warn_of_surprises
 from cramer_peft.tuner.registration import PREFIX
 
 
@@ -86,7 +87,12 @@ class RequestMaskTuner(BaseTuner):
         self._record: ModelRecord | None = None
         self._plan: InjectionPlan | None = None
         self._merged: MergedRequest | None = None
+        host = getattr(model, "peft_config", None)
+        if host is not None:  # apart from it: PEFT would write into another method's, over an entry of that name
+            self.peft_config = configs
         super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
+        if host is not None:
+            model.peft_config = host
 
     # ---------------------------------------------------------------- adapters
 
@@ -146,13 +152,14 @@ class RequestMaskTuner(BaseTuner):
             BaseModelMismatchError: If the configuration was made for other weights.
             ConfigError: If the adapter's name cannot be used.
         """
-        check_adapter_name(adapter_name)
+        given = self.peft_config[adapter_name]
+        check_adapter_name(adapter_name, model, given)
         if self._merged is not None:
             raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
-        given = self.peft_config[adapter_name]
         plan = plan_injection(model, given.as_given())
+        warn_of_surprises(model, given, plan)
         config, tuned = fit_encoder(plan.config, adapter_name, self.request_encoders)
-        device = next(iter(model.parameters())).device
+        device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         with torch.inference_mode(False), torch.device("meta") if low_cpu_mem_usage else device:
             generator = make_generator(config, plan.specs)
         generator.train(model.training)

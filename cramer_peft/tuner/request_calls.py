@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from cramer_peft.errors import MergeError, RequestError
 from cramer_peft.masks.tracing import trace_refusal
 from cramer_peft.requests import AllRequests, Strength, check_still_valid
 from cramer_peft.tuner.mask_tuner import RequestMaskTuner
+
+_MISNAMED = {"requests": "request", "strength": "request_strength"}
 
 
 class RequestCalls(RequestMaskTuner):
@@ -31,6 +33,8 @@ class RequestCalls(RequestMaskTuner):
 
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
         # Named, because transformers' Trainer looks for labels here.
+        if self._record is None and "request" in kwargs and "request" not in signature(self.model.forward).parameters:
+            self._check_loaded()
         return super().forward(*args, **kwargs, **({} if labels is None else {"labels": labels}))
 
     def lazy_masks(
@@ -96,9 +100,11 @@ class RequestForward:
         functools.update_wrapper(self, forward, updated=())  # so that inspect.signature still gives the model's own
         self._handle = handle
         self._forward = forward
-        parameters = inspect.signature(forward).parameters
+        parameters = signature(forward).parameters
         self._own_keyword = "request" in parameters
         self._takes_names = "adapter_names" not in parameters
+        # The names of `masks.request(…)`: a model that takes any keyword would pass over them.
+        self._misnamed = {} if self._own_keyword else {n: k for n, k in _MISNAMED.items() if n not in parameters}
 
     def wrap_model(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Put a masked output between this object and the model's own forward."""
@@ -115,6 +121,9 @@ class RequestForward:
             given = "request" in kwargs
             request, strength = kwargs.pop("request", None), kwargs.pop("request_strength", None)
             names = kwargs.pop("adapter_names", None) if self._takes_names else None
+            for name, keyword in self._misnamed.items():
+                if name in kwargs:
+                    raise RequestError(f"a call takes no {name!r}: give {keyword}=….")
         if names is not None:
             with self._handle.request_context.naming_rows(names):
                 return self._run(given, request, strength, args, kwargs)

@@ -103,9 +103,14 @@ def test_the_returned_object_is_not_changed(vectors, make_features) -> None:
 @pytest.mark.parametrize(
     ("wrap", "options", "words"),
     [
-        (lambda s: {"logits": s}, {}, "found a dict of a dict.*fields: .'logits'.*'field'"),
-        (lambda s: (s, None), {}, "found a tuple"),
-        (lambda s: Named(s, None), {}, "fields: .'logits', 'note'"),
+        (
+            lambda s: {"logits": s},
+            {},
+            r"found a dict, .*name one of the fields .'logits'. by target_outputs={''",
+        ),
+        (lambda s: (s, None), {}, "found a tuple, expected .*: return one, or"),
+        (lambda s: s.detach().numpy(), {}, "found a ndarray, expected .*: return one, or"),
+        (lambda s: Named(s, None), {}, "fields .'logits', 'note'"),
         (lambda s: None, {}, "found a NoneType"),
         (lambda s: s.argmax(-1), {}, "found a Tensor"),
         (lambda s: {"logits": s}, {"field": "scores"}, "in the field 'scores'"),
@@ -118,7 +123,7 @@ def test_other_outputs_are_refused_under_a_request_alone(wrap, options, words: s
     masks(vectors)
     with pytest.raises(RequestError, match=words) as raised:
         masks(vectors, request=vectors)
-    assert "':forward'" in str(raised.value)
+    assert "'the model itself'" in str(raised.value)
 
 
 def test_another_width_is_refused(vectors) -> None:

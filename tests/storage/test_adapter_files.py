@@ -1,11 +1,13 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
+from torch import nn
 
 from cramer_peft import HashingEncoder, PrecomputedEncoder, inject_request_masks, load_request_masks
 from cramer_peft.encoders import encoder as encoders
@@ -363,3 +365,24 @@ def test_an_adapter_belongs_to_the_weights_of_when_it_is_saved(make_model, make_
     with pytest.raises(BaseModelMismatchError):
         load_request_masks(make_model(), tmp_path)
     assert torch.equal(load_request_masks(trained, tmp_path)(x, request="drama"), expected)
+
+
+@pytest.mark.parametrize("through", ["ours", "handle"])
+def test_another_architecture_is_another_base_model(model, make_config, tmp_path, snapshot, through: str) -> None:
+    inject_request_masks(model, make_config(target_modules=["up"])).save_pretrained(tmp_path)
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    masks = inject_request_masks(other, make_config(target_modules=["0"])) if through == "handle" else None
+    before = snapshot(other)
+    load = partial(load_request_masks, other) if masks is None else partial(masks.load_adapter, adapter_name="second")
+    with pytest.raises(BaseModelMismatchError, match=r"adapter_config.json: .* other modules .*no module matches"):
+        load(folder=tmp_path)
+    assert before.differences(other) == []
+
+
+@pytest.mark.parametrize(("cast", "dtype"), [(nn.Module.float, "float32"), (nn.Module.half, "float16")])
+def test_another_dtype_is_named(make_model, make_config, tmp_path, cast, dtype: str) -> None:
+    inject_request_masks(make_model(), make_config(target_modules=["up"])).save_pretrained(tmp_path)
+    other = make_model()
+    nn.init.zeros_(other.up.weight)
+    with pytest.raises(BaseModelMismatchError, match=rf"adapter_config.json: .* Here they are {dtype}: there they had"):
+        load_request_masks(cast(other), tmp_path)

@@ -6,8 +6,9 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
-from cramer_peft import inject_request_masks, load_request_masks, validate
+from cramer_peft import RequestMaskConfig, inject_request_masks, load_request_masks, validate
 from cramer_peft.errors import ConfigError, TargetModuleError
 
 LORA = {"r": 2, "init_lora_weights": False}
@@ -138,3 +139,81 @@ def test_lora_above_under_another_name_works(make_model, make_config, x, tmp_pat
     assert masks.unload() is model
     assert torch.equal(model(x), unmasked)
     assert type(model.down) is nn.Linear
+
+
+@pytest.mark.parametrize("name", ["default", "wish"])
+@pytest.mark.parametrize("inject", [inject_request_masks, get_peft_model])
+def test_lora_below_keeps_its_configuration_and_its_files(below, make_config, x, tmp_path, inject, name: str) -> None:
+    lora = below(modules_to_save=["embedding"])
+    nn.init.normal_(lora.base_model.model.embedding.modules_to_save["default"].weight)
+    lora.save_pretrained(tmp_path / "before")
+    configs, entries, frozen = lora.peft_config, dict(lora.peft_config), lora(x)
+    masks = inject(lora, make_config(target_modules=["down"]), adapter_name=name)
+    assert lora.peft_config is configs
+    assert lora.peft_config == entries
+    assert list(masks.peft_config) == [name]
+    assert isinstance(masks.peft_config[name], RequestMaskConfig)
+    lora.save_pretrained(tmp_path / "under")
+    masks.save_pretrained(tmp_path / "masks")
+    assert {file.parent.name for file in (tmp_path / "masks").rglob("adapter_config.json")} <= {name, "masks"}
+    masks.unload()
+    assert lora.peft_config is configs
+    assert lora.peft_config == entries
+    lora.save_pretrained(tmp_path / "after")
+    files = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("before", "under", "after")]
+    assert any("embedding" in key for key in files[0])
+    for found in files[1:]:
+        assert found.keys() == files[0].keys()
+        assert all(torch.equal(found[key], files[0][key]) for key in found)
+    again = PeftModel.from_pretrained(lora.unload(), tmp_path / "under").eval()
+    assert torch.equal(again(x), frozen)
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertForSequenceClassification(BertConfig(vocab_size=20, **sizes)).eval()
+
+
+def test_an_adapter_of_transformers_below_keeps_its_configuration_and_its_files(make_config, tmp_path) -> None:
+    model = bert()
+    model.add_adapter(LoraConfig(target_modules=["query"], modules_to_save=["classifier"], **LORA))
+    configs, entries = model.peft_config, dict(model.peft_config)
+    model.save_pretrained(tmp_path / "before")
+    masks = inject_request_masks(model, make_config(target_modules=["intermediate.dense"]))
+    assert masks.peft_config.keys() == {"default"}
+    model.save_pretrained(tmp_path / "under")
+    masks.unload()
+    assert model.peft_config is configs
+    assert model.peft_config == entries
+    model.save_pretrained(tmp_path / "after")
+    files = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("before", "under", "after")]
+    assert any("lora_A" in key for key in files[0])
+    for found in files[1:]:
+        assert found.keys() == files[0].keys()
+        assert all(torch.equal(found[key], files[0][key]) for key in found)
+
+
+def test_unload_leaves_no_configuration_on_a_model_that_had_none(model, make_config) -> None:
+    inject_request_masks(model, make_config(target_modules=["down"])).unload()
+    assert not hasattr(model, "peft_config")
+
+
+def test_lora_above_stays_whole_when_the_masks_are_unloaded(model, make_config, x, tmp_path) -> None:
+    masks = inject_request_masks(model, make_config(target_modules=["down"]))
+    lora = get_peft_model(model, LoraConfig(target_modules=["up"], **LORA), adapter_name="other").eval()
+    expected = lora(x)
+    masks.unload()
+    assert list(lora.peft_config) == ["other"]
+    assert torch.equal(lora(x), expected)
+    lora.save_pretrained(tmp_path)
+    assert len(load_file(tmp_path / "other" / "adapter_model.safetensors")) == 2
+
+
+def test_saved_modules_of_two_methods_need_two_names(below, make_config, snapshot) -> None:
+    lora = below(modules_to_save=["embedding"])
+    before = snapshot(lora)
+    with pytest.raises(ConfigError, match=r"'default' is that of a LoraConfig .*adapter_name="):
+        inject_request_masks(lora, make_config(target_modules=["down"], modules_to_save=["embedding"]))
+    assert before.differences(lora) == []
+    assert list(lora.peft_config) == ["default"]
