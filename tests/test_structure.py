@@ -58,8 +58,9 @@ def test_the_package_has_few_files_in_its_root_and_few_lines_in_all() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 14
     # 14,800 when the package got its shape; the checks of models, data and files from strangers took 2,000 more. Row
     # values, masked outputs, added items and catalogues of a shop's size took another 1,850, of which little could go.
-    # Hearing what people say, and what a catalogue knows exactly, took the last 3,500.
-    assert sum(len(text.splitlines()) for text in _sources(PACKAGE).values()) <= 26_000
+    # Hearing what people say, and what a catalogue knows exactly, took 3,500; tables, scores of many rows, the page and
+    # the hub 2,100; what new users stumbled over in one session the last 400.
+    assert sum(len(text.splitlines()) for text in _sources(PACKAGE).values()) <= 26_300
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, EXAMPLES], ids=lambda folder: folder.name)

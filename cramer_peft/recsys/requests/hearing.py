@@ -17,6 +17,7 @@ from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
 from cramer_peft.recsys.requests.catalogue_encoder import CatalogueEncoder, without_contradictions
+from cramer_peft.recsys.requests.described import announces_title, as_read, described, is_empty
 from cramer_peft.recsys.requests.fact import Fact, Span
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.heard import Heard, HeardPart
@@ -24,6 +25,7 @@ from cramer_peft.recsys.requests.known_wordings import KnownWordings, open_place
 from cramer_peft.recsys.requests.meanings import Meanings
 from cramer_peft.recsys.requests.number_steps import steps_of
 from cramer_peft.recsys.requests.request_parts import (
+    ASKED,
     OPEN,
     SURE,
     Hearing,
@@ -31,22 +33,21 @@ from cramer_peft.recsys.requests.request_parts import (
     RequestPart,
     Thing,
     continued,
+    is_certain,
+    is_wanted,
     marked,
     marks_of,
 )
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
 from cramer_peft.recsys.requests.wish_forms import wishes_by_form
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, empty_words, frame_words, usual_words
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
 
 HEARING = "catalogue-3"  # its name in files
 _COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
 _LEAST = 0.1  # a name counts if the reader is as sure that it is asked for or against
-_SURELY = 0.5
-_ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
 _SEEN = 0.05
 _NAME = 0.3  # the reader marks names of items, such as "movies", less than that
-_AGAINST, _AGAINST_CLEARLY = 1.6, 3.0  # open words, and facts, are unwanted if the reader's marks say so by this factor
 _FOREIGN = 3  # so many words that no item and no usual request has, one after the other
 # Of a term's meaning, what its text vector says beside the items that have it. Few items have a tag that would fit, but
 # what people asked for they asked for in these words.
@@ -54,23 +55,13 @@ _OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
 _LEAST_RARITY = 0.05
 _LETTERS = 2.0  # of a known word, for each token that it is split into: "spooky" has 6 in 3, "zxqv" 4 in 4
 _OPEN_CERTAINTY = 0.7
-_THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
-# What is asked for stands right behind these words.
-_BEFORE_IT = _THINGS | {"more", "less", "about"}
-_ARTICLES = frozenset({"a", "an", "the", "any"})
-_LEADS = _ARTICLES | {"some", "want", "need", "like", "love", "prefer", "watch", "for", "of", "with"}
-_NOT = frozenset({"no", "not", "without", "non"})
-_JOINTS = frozenset({"and", "or", "nor", ","})
 _POLITE = frozenset({"please", "pls", "plz", "thanks", ".", "!", "?"})
-_TOLD = 0.85  # a wording asks for what stands in it
-_CUE = 3  # words of which the last one announces a title
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
 _USUAL = 20  # last items of a history that tell what is usual
 _EVERY = 8  # of the sentences that ask nothing, those that are looked at
 _KEPT = 10_000  # meanings
 _MARGIN = 0.05
 _NOTHING = torch.empty(0)  # the meaning of an attribute that is left open
-
 
 Parts = tuple[RequestReader, RequestEncoder, dict[str, Any], Tensor]
 
@@ -233,11 +224,11 @@ class HearingEncoder(CatalogueEncoder):
         filled = [known[wording] for wording, _ in wordings]
         apart = {words: own for words, own, heard in zip(split, named, filled, strict=True) if heard is None}
         read = self._read(apart)
-        heard_all = [
-            read[words] if heard is None else self._with_attributes(heard, words, own)
-            for words, own, heard in zip(split, named, filled, strict=True)
-        ]
-        return [(self._compared(found), missed) for found, missed in heard_all]
+        both = zip(split, named, filled, strict=True)
+        full = (
+            read[words] if heard is None else self._with_attributes(heard, words, own) for words, own, heard in both
+        )
+        return [(self._compared(found), missed) for found, missed in full]
 
     def _compared(self, found: list[RequestPart]) -> list[RequestPart]:
         """Return parts of which those that compare, such as "cheap", do so among the items of the wanted attributes."""
@@ -293,7 +284,7 @@ class HearingEncoder(CatalogueEncoder):
             for words, own in things.items()
         }
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
-        texts = {words: _as_read(words, things[words]) for words in named}
+        texts = {words: as_read(words, things[words]) for words in named}
         plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
         hidden = self.reader.read_words([texts[words] for words in has_open], [spans[words] for words in has_open])
         frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
@@ -313,92 +304,41 @@ class HearingEncoder(CatalogueEncoder):
         spans = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
         places = [span for span, *_ in spans]
         marks = list(zip(marks_of(hidden, places), marks_of(plain, places), strict=True))
-        certain = [self._is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
+        certain = [is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
             return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
         unread: list[str] = []
         formed = wishes_by_form(words)
-        described = self._described_in(words, spans, [frame for frame, _ in marks])
+        told_by_place = described(words, spans, [frame for frame, _ in marks], self.terms, self._is_name)
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
             contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
                 beside = [*words[: span[0]], *words[span[1] :]]
                 alone = all(word in _POLITE for word in beside)
-                alone = alone and not (beside and _is_empty(words[slice(*span)], what))
+                alone = alone and not (beside and is_empty(words[slice(*span)], what))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
                 clear = (
-                    alone or certain[place] or described[place] or span in formed or (told and sum(frame) >= _SURELY)
+                    alone or certain[place] or told_by_place[place] or span in formed or (told and sum(frame) >= SURE)
                 )
                 if not (clear or self._is_meant(text, what, frame, own, asked)):
-                    unread += [text] if what is None and not _announces(span, spans) else []
+                    unread += [text] if what is None and not announces_title(spans[place], spans) else []
                     continue
             elif span not in formed and sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
                 continue  # the word stands there for something else
-            side = self._is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted)
+            side = is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted)
             side = formed.get(span, side)
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
             else:
                 found.append(part)
-        if not found and not missed and all(against < _SURELY for (_, against), _ in marks):
+        if not found and not missed and all(against < SURE for (_, against), _ in marks):
             whole = self._whole(words)
             found += [] if whole is None else [whole]
         return without_contradictions(found, lambda part: part.name), tuple(missed + unread if found else missed)
-
-    def _described_in(
-        self, words: Sequence[str], spans: Sequence[Thing], frames: Sequence[tuple[float, float]]
-    ) -> list[bool]:
-        """Return which spans tell how an item should be by their place: "something cosy", "a wistful, quiet movie".
-
-        The reader does not mark all such words by themselves.
-        """
-        described: list[bool] = []
-        for place, ((start, stop), kind, what) in enumerate(spans):
-            named = stop - start > 1 and what is None and self._is_nothing(words, ((stop - 1, stop), kind, None))
-            own = words[start : stop - 1 if named else stop]
-            before = next((word for word in reversed(words[:start]) if word not in _ARTICLES), "")
-            last = spans[place - 1][0][1] if place else 0
-            joined = 0 < last < start and described[-1] and all(word in _JOINTS for word in words[last:start])
-            unusual = not any(word in usual_words() for word in own)
-            head = place  # the last of the things without a word between them
-            while head + 1 < len(spans) and spans[head][0][1] == spans[head + 1][0][0]:
-                head += 1
-            beside_attribute = head > place and spans[head][1] == "attribute"
-            placed = joined or (before in _NOT and unusual) or (_leads_to(words, start) and not beside_attribute)
-            if (named or head > place) and _opens(words, start):
-                placed = placed or named or unusual or self._is_nothing(words, spans[head])
-            if kind == OPEN and what is not None and stop - start > 1:
-                placed = placed or bool(self.terms.values[what])
-            least = _SURELY if named else _TOLD  # a mean over the words, of which the last is told
-            told = sum(frames[head]) >= least
-            described.append(kind == OPEN and told and placed and not _is_empty(own, what))
-        return described
-
-    def _is_nothing(self, words: Sequence[str], thing: Thing) -> bool:
-        """Return True for a name of items, such as "movie", which asks for nothing."""
-        span, kind, _ = thing
-        return kind == OPEN and not self._says_something(" ".join(words[slice(*span)]))
-
-    @staticmethod
-    def _is_wanted(kind: str, what: Any, wanted: float, unwanted: float, contrasted: bool) -> bool:
-        """Return True for what is asked for, by the reader's marks, unless the words themselves tell.
-
-        ``contrasted`` is True right after "but": the reader takes "like Heat but funny" for "not funny".
-        """
-        if isinstance(what, Fact) and what.wanted is not None:
-            return what.wanted
-        if kind == "attribute":
-            return wanted > unwanted
-        return unwanted <= (_AGAINST_CLEARLY if isinstance(what, Fact) or contrasted else _AGAINST) * wanted
-
-    @staticmethod
-    def _is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
-        """Return True if the reader marks words by themselves; words that no item has must be marked clearly."""
-        return sum(own) >= _ASKED if kind != OPEN or what is not None else max(own) >= SURE
 
     def _is_meant(
         self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool
@@ -408,13 +348,13 @@ class HearingEncoder(CatalogueEncoder):
         ``asked`` is True if other words of the sentence surely are.
         """
         if asked:
-            return sum(frame) >= _ASKED and (sum(own) >= _SEEN or self._says_something(text))
-        return what is not None and bool(self.terms.said[what]) and sum(frame) >= _SURELY
+            return sum(frame) >= ASKED and (sum(own) >= _SEEN or not self._is_name(text))
+        return what is not None and bool(self.terms.said[what]) and sum(frame) >= SURE
 
-    def _says_something(self, text: str) -> bool:
-        """Return True unless the reader takes the words for a name of any item, as "movies" is."""
+    def _is_name(self, text: str) -> bool:
+        """Return True if the reader takes words for a name of any item, as "movies" is."""
         reading = self.reader.read([f"any {text}"])[0]
-        return sum(marks_of(reading, [(1, len(reading.words))])[0]) >= _NAME
+        return sum(marks_of(reading, [(1, len(reading.words))])[0]) < _NAME
 
     def _found(self, span: Span, kind: str, what: Any, text: str, side: bool) -> RequestPart | None:
         if isinstance(what, Fact):
@@ -506,48 +446,3 @@ class HearingEncoder(CatalogueEncoder):
     def _encoded(self, texts: Sequence[str]) -> Tensor:
         pieces = [self.words.encode(texts[start : start + 256]) for start in range(0, len(texts), 256)]
         return torch.cat([torch.zeros(0, self.words.dim), *pieces]).float()
-
-
-def _as_read(words: tuple[str, ...], things: Sequence[Thing]) -> tuple[str, ...]:
-    """Return words for the reader, who knows some from other uses: "from" as "away from", "light" as "go light on".
-
-    A word before an attribute that no wording has, as in "an edgy comedy", becomes one that the reader knows.
-    """
-    starts, ends = {span[0] for span, *_ in things}, {span[1] for span, *_ in things}
-    attributes = {span[0] for span, kind, _ in things if kind == "attribute"}
-    read = list(words)
-    for (start, stop), kind, _ in things:
-        usual = any(word in usual_words() for word in words[start:stop])
-        if kind == OPEN and stop in attributes and _opens(words, start) and not usual:
-            read[start:stop] = ["good"] * (stop - start)
-    for place, word in enumerate(words):
-        after = words[place + 1] if place + 1 < len(words) else ""
-        if word == "from" and place and (place in ends or words[place - 1] in _THINGS):
-            read[place] = "with"
-        elif word == "light" and place + 1 in starts:
-            read[place] = "good"
-        elif word == "similar" and after == "to":
-            read[place : place + 2] = ["such", "as"]
-    return tuple(read)
-
-
-def _opens(words: Sequence[str], place: int) -> bool:
-    """Return True if words for a thing may begin at a place, so that the first of them describe it."""
-    return place == 0 or words[place - 1] in _LEADS
-
-
-def _announces(span: Span, spans: Sequence[Thing]) -> bool:
-    """Return True for words right before a title, such as "similar" in "similar to Heat"."""
-    return any(kind == "title" and 0 <= start - span[1] < _CUE for (start, _), kind, _ in spans)
-
-
-def _leads_to(words: Sequence[str], place: int) -> bool:
-    """Return True if what stands right before a place announces what is asked for: "something", "not too"."""
-    before = [word for word in words[:place] if word not in _ARTICLES][-2:]
-    return bool(before) and (before[-1] in _BEFORE_IT or (before[-1] == "too" and before[0] in _NOT | {"nothing"}))
-
-
-def _is_empty(own: Sequence[str], term: int | None) -> bool:
-    """Return True for words such as "good", and for words that no item has of wordings that ask nothing."""
-    praise, empty = empty_words()
-    return all(word in praise or (term is None and word in empty) for word in own)

@@ -12,6 +12,8 @@ from cramer_peft.encoders import Reading
 from cramer_peft.recsys.requests.fact import Fact, Span
 
 OPEN = "words"  # the kind of words that are neither an attribute nor a fact
+ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
+_AGAINST, _AGAINST_CLEARLY = 1.6, 3.0  # open words, and facts, are unwanted if the reader's marks say so by this factor
 SURE = 0.5  # a word that no item has is asked for if the reader is as sure of it
 
 Named = tuple[int, int, str]  # the start and stop of the words that name an attribute, and its name
@@ -57,3 +59,20 @@ def marks_of(reading: Reading, spans: Sequence[Span]) -> list[tuple[float, float
     """Return how sure it is of each span that its words are asked for, and asked against."""
     sides = reading.wanted.tolist(), reading.unwanted.tolist()
     return [tuple(sum(side[start:stop]) / (stop - start) for side in sides) for start, stop in spans]  # type: ignore[misc]
+
+
+def is_wanted(kind: str, what: Any, wanted: float, unwanted: float, contrasted: bool) -> bool:
+    """Return True for what is asked for, by the reader's marks, unless the words themselves tell.
+
+    ``contrasted`` is True right after "but": the reader takes "like Heat but funny" for "not funny".
+    """
+    if isinstance(what, Fact) and what.wanted is not None:
+        return what.wanted
+    if kind == "attribute":
+        return wanted > unwanted
+    return unwanted <= (_AGAINST_CLEARLY if isinstance(what, Fact) or contrasted else _AGAINST) * wanted
+
+
+def is_certain(kind: str, what: Any, own: tuple[float, float]) -> bool:
+    """Return True if the reader marks words by themselves; words that no item has must be marked clearly."""
+    return sum(own) >= ASKED if kind != OPEN or what is not None else max(own) >= SURE
