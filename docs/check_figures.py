@@ -45,7 +45,20 @@ COLUMNS = {  # the name in a table: track and metric in the benchmark's results.
     "unseen attributes": ("unseen attributes for", "normalised_gain"),
     "unseen users, × frozen": ("unseen users truthful", "ndcg_ratio"),
 }
-THREE_DIGITS = ("NDCG@10", "HR@10")
+STUDY_COLUMNS = {  # of studies of own requests: the track whose NDCG@10 it is
+    "own requests": "own requests",
+    "shuffled": "shuffled requests",
+    "one mean request": "mean request",
+    "no request": "no request",
+    "own, of 100": "own requests, 100 negatives",
+    "none, of 100": "no request, 100 negatives",
+}
+DIFFERENCES = (
+    "own - shuffled requests",
+    "own - mean request",
+    "own - no request",
+)
+THREE_DIGITS = ("NDCG@10", "HR@10", *STUDY_COLUMNS, *DIFFERENCES)
 TABLE = re.compile(
     r"(<!-- figures ([\w.-]+): ([^;>]+?)(?:; ([^>]+?))? -->\n)(.*?)(<!-- end of figures -->)",
     re.DOTALL,
@@ -187,6 +200,13 @@ def take(
             "commit": commit,
             "rows": timed,
         }
+    if results.get("studies"):
+        return {
+            "command": command or results["command"],
+            "folder": "examples",
+            "commit": commit,
+            "rows": _study_rows(results["studies"]),
+        }
     places = {
         (group["data"], group["protocol"], group["backbone"])
         for group in results["groups"]
@@ -218,6 +238,28 @@ def take(
         "commit": commit,
         "rows": found,
     }
+
+
+def _study_rows(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return NDCG@10 by method of one study of own requests, and what own requests add."""
+    if len(studies) != 1:
+        raise ValueError(
+            f"expected one study, found {len(studies)}: take them apart"
+        )
+    (study,) = studies
+    rows: dict[str, Any] = {}
+    for method, tracks in study["figures"].items():
+        row = {
+            name: _entry(tracks[track]["ndcg@10"])
+            for name, track in STUDY_COLUMNS.items()
+            if track in tracks
+        }
+        for name in DIFFERENCES:
+            found = study["differences"].get(f"{method}: {name}")
+            if found is not None:
+                row[name] = _entry(found)
+        rows[method] = row
+    return rows
 
 
 def _entry(entry: Mapping[str, Any]) -> list[float]:

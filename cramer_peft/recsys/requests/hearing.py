@@ -338,7 +338,7 @@ class HearingEncoder(CatalogueEncoder):
         if not found and not missed and all(against < SURE for (_, against), _ in marks):
             whole = self._whole(words)
             found += [] if whole is None else [whole]
-        return without_contradictions(found, lambda part: part.name), tuple(missed + unread if found else missed)
+        return without_contradictions(found, lambda part: part.name), tuple(missed + unread)
 
     def _is_meant(
         self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool
