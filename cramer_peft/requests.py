@@ -39,7 +39,6 @@ def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) ->
     One text or (request_dim,) vector is for the whole batch; a sequence of texts, vectors and None, or a (rows,
     request_dim) tensor, has one per row. None, blank texts and the missing texts of pandas are no request.
     """
-    requests = as_rows(requests)
     if requests is None:
         return None
     if isinstance(requests, str):
@@ -50,6 +49,8 @@ def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) ->
         return RequestBatch(vectors, None, (None,) * vectors.shape[0], shared=requests.dim() == 1)
     if isinstance(requests, Sequence):
         return _from_sequence(requests, request_dim, encode, shared=False)
+    if hasattr(requests, "tolist"):
+        return batch_requests(requests.tolist(), request_dim, encode)
     raise RequestError(
         f"a request must be a text, a tensor, a mask state, None, or a sequence of these with one for each row; "
         f"found {type(requests).__name__}."

@@ -100,7 +100,9 @@ def _plan(model: nn.Module, config: RequestMaskConfig) -> InjectionPlan:
     digest = fingerprint(targets)
     _check_base(config, layout, digest, targets)
     filled = resolved.with_values(masked_modules=layout, base_fingerprint=digest)
-    return InjectionPlan(filled, targets, tuple(islice(_unmatched(modules, config.target_modules), 20)))
+    # A saved adapter's modules have been compared one by one.
+    given = config.target_modules if config.masked_modules is None else None
+    return InjectionPlan(filled, targets, tuple(islice(_unmatched(modules, given), 20)) if given else ())
 
 
 def _masked_parts(matches: dict[str, nn.Module], config: RequestMaskConfig, described: Container[str]) -> list[Target]:

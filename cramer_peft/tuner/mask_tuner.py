@@ -87,8 +87,7 @@ class RequestMaskTuner(BaseTuner):
         self._record: ModelRecord | None = None
         self._plan: InjectionPlan | None = None
         self._merged: MergedRequest | None = None
-        host = getattr(model, "peft_config", None)
-        if host is not None:  # apart from it: PEFT would write into another method's, over an entry of that name
+        if (host := getattr(model, "peft_config", None)) is not None:  # PEFT would write over entries of another method
             self.peft_config = configs
         super().__init__(model, configs, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
         if host is not None:
@@ -157,7 +156,8 @@ class RequestMaskTuner(BaseTuner):
         if self._merged is not None:
             raise MergeError("a request is merged into the weights: call unmerge() before adding an adapter.")
         plan = plan_injection(model, given.as_given())
-        warn_of_surprises(model, given, plan)
+        if plan.unmatched or given.modules_to_save:
+            warn_of_surprises(model, given, plan)
         config, tuned = fit_encoder(plan.config, adapter_name, self.request_encoders)
         device = next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         with torch.inference_mode(False), torch.device("meta") if low_cpu_mem_usage else device:

@@ -12,9 +12,8 @@ from cramer_peft.injection.plan import InjectionPlan
 
 def warn_of_surprises(model: nn.Module, given: RequestMaskConfig, plan: InjectionPlan) -> None:
     """Warn of names that match nothing, and of modules that PEFT trains whole without being asked."""
-    if given.masked_modules is None:  # a saved adapter's modules have been compared one by one
-        for finding in plan.unmatched:
-            warnings.warn(finding.message, stacklevel=2)
+    for finding in plan.unmatched:
+        warnings.warn(finding.message, stacklevel=2)
     added = set(given.modules_to_save or []) - set(given.named_to_save)
     there = sorted(name for name in added if any(module.endswith(name) for module, _ in model.named_modules()))
     if there and given.task_type is not None:
