@@ -49,8 +49,8 @@ def batch_requests(requests: Requests, request_dim: int, encode: EncodeTexts) ->
         return RequestBatch(vectors, None, (None,) * vectors.shape[0], shared=requests.dim() == 1)
     if isinstance(requests, Sequence):
         return _from_sequence(requests, request_dim, encode, shared=False)
-    if hasattr(requests, "tolist"):
-        return batch_requests(requests.tolist(), request_dim, encode)
+    if (listed := as_rows(requests)) is not requests:
+        return batch_requests(listed, request_dim, encode)
     raise RequestError(
         f"a request must be a text, a tensor, a mask state, None, or a sequence of these with one for each row; "
         f"found {type(requests).__name__}."

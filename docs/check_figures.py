@@ -185,38 +185,47 @@ def take(
     results: Mapping[str, Any], commit: str, command: str = ""
 ) -> dict[str, Any]:
     """Return a file of figures made of what ``python -m benchmark`` wrote, or ``python -m benchmark.speed``."""
-    if "results" in results:  # of benchmark.speed
-        timed = {
-            f"{found['model']}, {found['batch']} rows, {row['name']}": {
-                "ratio": _entry(row),
-                "peak": row.get("peak_ratio"),
-            }
-            for found in results["results"]
-            for row in found["rows"]
+    if "results" in results:
+        rows, written = (
+            _speed_rows(results["results"]),
+            "python -m benchmark.speed",
+        )
+    elif results.get("studies"):
+        rows, written = _study_rows(results["studies"]), results["command"]
+    else:
+        rows, written = _track_rows(results["groups"]), results["command"]
+    return {
+        "command": command or written,
+        "folder": "examples",
+        "commit": commit,
+        "rows": rows,
+    }
+
+
+def _speed_rows(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return ratios of times and of peaks of memory."""
+    return {
+        f"{found['model']}, {found['batch']} rows, {row['name']}": {
+            "ratio": _entry(row),
+            "peak": row.get("peak_ratio"),
         }
-        return {
-            "command": command or "python -m benchmark.speed",
-            "folder": "examples",
-            "commit": commit,
-            "rows": timed,
-        }
-    if results.get("studies"):
-        return {
-            "command": command or results["command"],
-            "folder": "examples",
-            "commit": commit,
-            "rows": _study_rows(results["studies"]),
-        }
+        for found in results
+        for row in found["rows"]
+    }
+
+
+def _track_rows(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of each method on one data set."""
     places = {
         (group["data"], group["protocol"], group["backbone"])
-        for group in results["groups"]
+        for group in groups
     }
     if len(places) != 1:
         raise ValueError(
             f"expected one data set, split and backbone, found {sorted(places)}: take them apart"
         )
     found: dict[str, Any] = {}
-    for group in results["groups"]:
+    for group in groups:
         tracks = group["tracks"]
         entries = {
             name: tracks.get(track, {}).get(metric)
@@ -232,12 +241,7 @@ def take(
             "parameters": group["trainable"],
             "seeds": len(group["seeds"]),
         }
-    return {
-        "command": command or results["command"],
-        "folder": "examples",
-        "commit": commit,
-        "rows": found,
-    }
+    return found
 
 
 def _study_rows(studies: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Request masks on a model that other PEFT methods are on, below or above."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
@@ -141,6 +143,15 @@ def test_lora_above_under_another_name_works(make_model, make_config, x, tmp_pat
     assert type(model.down) is nn.Linear
 
 
+def check_same_files(folder: Path, named: str) -> None:
+    """Check that an adapter's tensors are the same before the masks, under them and after them."""
+    before, *others = (load_file(folder / name / "adapter_model.safetensors") for name in ("before", "under", "after"))
+    assert any(named in key for key in before)
+    for found in others:
+        assert found.keys() == before.keys()
+        assert all(torch.equal(found[key], before[key]) for key in found)
+
+
 @pytest.mark.parametrize("name", ["default", "wish"])
 @pytest.mark.parametrize("inject", [inject_request_masks, get_peft_model])
 def test_lora_below_keeps_its_configuration_and_its_files(below, make_config, x, tmp_path, inject, name: str) -> None:
@@ -160,11 +171,7 @@ def test_lora_below_keeps_its_configuration_and_its_files(below, make_config, x,
     assert lora.peft_config is configs
     assert lora.peft_config == entries
     lora.save_pretrained(tmp_path / "after")
-    files = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("before", "under", "after")]
-    assert any("embedding" in key for key in files[0])
-    for found in files[1:]:
-        assert found.keys() == files[0].keys()
-        assert all(torch.equal(found[key], files[0][key]) for key in found)
+    check_same_files(tmp_path, "embedding")
     again = PeftModel.from_pretrained(lora.unload(), tmp_path / "under").eval()
     assert torch.equal(again(x), frozen)
 
@@ -187,11 +194,7 @@ def test_an_adapter_of_transformers_below_keeps_its_configuration_and_its_files(
     assert model.peft_config is configs
     assert model.peft_config == entries
     model.save_pretrained(tmp_path / "after")
-    files = [load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("before", "under", "after")]
-    assert any("lora_A" in key for key in files[0])
-    for found in files[1:]:
-        assert found.keys() == files[0].keys()
-        assert all(torch.equal(found[key], files[0][key]) for key in found)
+    check_same_files(tmp_path, "lora_A")
 
 
 def test_unload_leaves_no_configuration_on_a_model_that_had_none(model, make_config) -> None:

@@ -36,14 +36,14 @@ def described(
     """
     found: list[bool] = []
     for place, ((start, stop), kind, what) in enumerate(things):
-        if kind != OPEN or sum(frames[_last_beside(things, place)]) < SURE:
+        head = _last_beside(things, place)
+        if kind != OPEN or sum(frames[head]) < SURE:
             found.append(False)
             continue
         named = stop - start > 1 and what is None and is_name(words[stop - 1])  # "wistful movie"
         own = words[start : stop - 1 if named else stop]
-        head = _last_beside(things, place)
         (first, end), its_kind, _ = things[head]
-        unusual = not any(word in usual_words() for word in own)
+        unusual = _is_unusual(own)
         announced = _is_announced(words, start, unusual) and not (head > place and its_kind == "attribute")
         follows = bool(place) and found[-1] and _joins(words[things[place - 1][0][1] : start])
         is_given = what is not None and stop - start > 1 and bool(terms.values[what])  # "tom hanks"
@@ -64,8 +64,7 @@ def as_read(words: tuple[str, ...], things: Sequence[Thing]) -> tuple[str, ...]:
     attributes = {span[0] for span, kind, _ in things if kind == "attribute"}
     read = list(words)
     for (start, stop), kind, _ in things:
-        usual = any(word in usual_words() for word in words[start:stop])
-        if kind == OPEN and stop in attributes and opens(words, start) and not usual:
+        if kind == OPEN and stop in attributes and opens(words, start) and _is_unusual(words[start:stop]):
             read[start:stop] = ["good"] * (stop - start)
     for place, word in enumerate(words):
         after = words[place + 1] if place + 1 < len(words) else ""
@@ -92,6 +91,10 @@ def is_empty(own: Sequence[str], term: int | None) -> bool:
     """Return True for words such as "good", and for words that no item has of wordings that ask nothing."""
     praise, empty = empty_words()
     return all(word in praise or (term is None and word in empty) for word in own)
+
+
+def _is_unusual(own: Sequence[str]) -> bool:
+    return usual_words().isdisjoint(own)
 
 
 def _last_beside(things: Sequence[Thing], place: int) -> int:

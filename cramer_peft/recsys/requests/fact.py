@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Span = tuple[int, int]
+Among = Callable[[Tensor], tuple[str, Tensor] | None]  # items, (items,) bool → a meaning and its members among them
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class Fact:
         members: How much each item is meant, (items,) float32 in 0 … 1. Zeros for a habit.
         wanted: True or False if the phrase says so itself, None if the words around it decide.
         certainty: How sure it is that the words mean this, in 0 … 1.
-        among: For words that compare, such as "cheap": given items, (items,) bool, their meaning and members among
-            these; None where there are too few.
+        among: For words that compare, such as "cheap": what they mean among some items; None for too few of them.
     """
 
     start: int
@@ -33,7 +33,7 @@ class Fact:
     members: Tensor
     wanted: bool | None = None
     certainty: float = 1.0
-    among: Callable[[Tensor], tuple[str, Tensor] | None] | None = None
+    among: Among | None = None
 
     @property
     def span(self) -> Span:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cramer_peft.encoders import WORD, Reading, RequestEncoder, RequestReader, words_of
+from cramer_peft.encoders import Reading, RequestEncoder, RequestReader, words_of
 from cramer_peft.errors import DataError
 from cramer_peft.recsys.data.catalogue import Catalogue
 from cramer_peft.recsys.requests.attribute_requests import phrase, without_hyphens
@@ -41,7 +41,7 @@ from cramer_peft.recsys.requests.request_parts import (
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
 from cramer_peft.recsys.requests.wish_forms import wishes_by_form
-from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, frame_words
+from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, are_known
 
 HEARING = "catalogue-3"  # its name in files
 _COMPOUND = re.compile(r"(?<![\w-])\w+(?:-\w+)+")
@@ -53,7 +53,6 @@ _FOREIGN = 3  # so many words that no item and no usual request has, one after t
 # what people asked for they asked for in these words.
 _OPEN_SHARE, _SAID_SHARE = 0.5, 0.2
 _LEAST_RARITY = 0.05
-_LETTERS = 2.0  # of a known word, for each token that it is split into: "spooky" has 6 in 3, "zxqv" 4 in 4
 _OPEN_CERTAINTY = 0.7
 _POLITE = frozenset({"please", "pls", "plz", "thanks", ".", "!", "?"})
 _REFERRING = frozenset({"that", "this", "these", "those", "them", "it"})
@@ -224,23 +223,23 @@ class HearingEncoder(CatalogueEncoder):
         filled = [known[wording] for wording, _ in wordings]
         apart = {words: own for words, own, heard in zip(split, named, filled, strict=True) if heard is None}
         read = self._read(apart)
-        both = zip(split, named, filled, strict=True)
-        full = (
-            read[words] if heard is None else self._with_attributes(heard, words, own) for words, own, heard in both
-        )
-        return [(self._compared(found), missed) for found, missed in full]
+        requests: list[Hearing] = []
+        for words, own, heard in zip(split, named, filled, strict=True):
+            found, missed = read[words] if heard is None else self._with_attributes(heard, words, own)
+            requests.append((self._compared(found), missed))
+        return requests
 
     def _compared(self, found: list[RequestPart]) -> list[RequestPart]:
         """Return parts of which those that compare, such as "cheap", do so among the items of the wanted attributes."""
         names = [part.name for part in found if part.kind == "attribute" and part.wanted]
-        if not names or not any(part.fact is not None and part.fact.among for part in found):
+        if not names or all(part.among is None for part in found):
             return found
         having = torch.stack([self._having(name) for name in names])
         items = having.all(0) if bool(having.all(0).any()) else having.any(0)
         return [self._among(part, items, " or ".join(names)) for part in found]
 
     def _among(self, part: RequestPart, items: Tensor, named: str) -> RequestPart:
-        own = part.fact.among(items) if part.fact is not None and part.fact.among is not None else None
+        own = None if part.among is None else part.among(items)
         if own is None:
             return part
         name, members = f"{own[0]} among {named}", own[1]
@@ -262,7 +261,12 @@ class HearingEncoder(CatalogueEncoder):
 
     def _attribute(self, text: str, name: str, side: bool | None) -> RequestPart:
         meaning = self._remembered(f"a {name}", lambda: self._of_attribute(name))
-        return RequestPart(text, "attribute", name, meaning, side, rarity=self._rarity_of(self._having(name)))
+        return RequestPart(text, "attribute", name, meaning, side, rarity=self._rarities[name])
+
+    @cached_property
+    def _rarities(self) -> dict[str, float]:
+        """The rarity of each attribute, by its name in requests."""
+        return {name: self._rarity_of(self._having(name)) for name in map(phrase, self._catalogue.attributes)}
 
     def _having(self, name: str) -> Tensor:
         """Return which items have an attribute by one of its names, (items,) bool."""
@@ -277,10 +281,11 @@ class HearingEncoder(CatalogueEncoder):
         """Do as :meth:`_heard`, for words and the attributes that they name."""
         # Names of attributes and facts are hidden from the reader, which then sees the wording and the open words.
         # Where there are open words, it also reads the wording alone, which may ask for nothing at all.
-        things = {words: self._finder.find(words, own) for words, own in named.items()}
+        formed = {words: wishes_by_form(words) for words in named}
+        things = {words: self._finder.find(words, own, formed[words]) for words, own in named.items()}
         spans = {words: [span for span, *_ in own] for words, own in things.items()}
         closed = {
-            words: [span for span, kind, _ in own if kind != OPEN or span in wishes_by_form(words)]
+            words: [span for span, kind, _ in own if kind != OPEN or span in formed[words]]
             for words, own in things.items()
         }
         has_open = [words for words, own in closed.items() if len(own) < len(spans[words])]
@@ -288,7 +293,9 @@ class HearingEncoder(CatalogueEncoder):
         plain = dict(zip(closed, self.reader.read_words(list(texts.values()), list(closed.values())), strict=True))
         hidden = self.reader.read_words([texts[words] for words in has_open], [spans[words] for words in has_open])
         frames = {**plain, **dict(zip(has_open, hidden, strict=True))}
-        return {words: self._parts(words, own, frames[words], plain[words]) for words, own in things.items()}
+        return {
+            words: self._parts(words, own, formed[words], frames[words], plain[words]) for words, own in things.items()
+        }
 
     def _as_attribute(self, found: re.Match[str]) -> str:
         """Return a word with hyphens as the catalogue's attributes are written, if it is one: "film-noir"."""
@@ -298,7 +305,9 @@ class HearingEncoder(CatalogueEncoder):
     def _is_kind(self, span: Span, what: int | None) -> bool:
         return what is not None and len(words_of(self.terms.names[what])) > span[1] - span[0]
 
-    def _parts(self, words: Sequence[str], spans: Sequence[Thing], hidden: Reading, plain: Reading) -> Hearing:
+    def _parts(
+        self, words: Sequence[str], spans: Sequence[Thing], formed: Mapping[Span, bool], hidden: Reading, plain: Reading
+    ) -> Hearing:
         found: list[RequestPart] = []
         missed: list[str] = []
         spans = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
@@ -309,7 +318,6 @@ class HearingEncoder(CatalogueEncoder):
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
             return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
         unread: list[str] = []
-        formed = wishes_by_form(words)
         told_by_place = described(words, spans, [frame for frame, _ in marks], self.terms, self._is_name)
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
@@ -328,8 +336,7 @@ class HearingEncoder(CatalogueEncoder):
                     continue
             elif span not in formed and sum(own) < _LEAST and not any(certain[:place] + certain[place + 1 :]):
                 continue  # the word stands there for something else
-            side = is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted)
-            side = formed.get(span, side)
+            side = formed.get(span, is_wanted(kind, what, own[0] + frame[0], own[1] + frame[1], contrasted))
             part = self._found(span, kind, what, text, side)
             if part is None:
                 missed.append(text)
@@ -360,13 +367,13 @@ class HearingEncoder(CatalogueEncoder):
         if isinstance(what, Fact):
             meaning = self._of_fact(what)
             rarity = self._rarity_of(what.members)
-            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty, rarity, what)
+            return RequestPart(text, kind, what.meaning, meaning, side, what.certainty, rarity, what.among)
         if kind == "attribute":
             is_open = open_place(what) is not None
             return RequestPart(text, kind, what, _NOTHING, side) if is_open else self._attribute(text, what, side)
         vector = self._text_vector(text)
         if what is None:
-            if not self._is_known(text) and float(self._nearness_of(vector)) <= self._threshold:
+            if not are_known(text, self._vectors.tokens_of) and float(self._nearness_of(vector)) <= self._threshold:
                 return None
             return RequestPart(
                 text, kind, self._named_like(vector, text), self._open(text, vector), side, _OPEN_CERTAINTY
@@ -376,14 +383,6 @@ class HearingEncoder(CatalogueEncoder):
         meaning = self._remembered(f"m {what} {text}", lambda: torch.lerp(known, opened, share))
         rarity = float(self.meanings.rarity[what])
         return RequestPart(text, kind, self.terms.names[what], meaning, side, rarity=rarity)
-
-    def _is_known(self, text: str) -> bool:
-        """Return True if the words are some that the static vectors know, and not letters put together."""
-        return all(
-            "'" not in word and len(word) >= _LETTERS * min(map(self._vectors.tokens_of, (word, word.capitalize())))
-            for word in WORD.findall(text)
-            if word not in frame_words()
-        )
 
     def _whole(self, words: Sequence[str]) -> RequestPart | None:
         """Return the meaning of a sentence of which no word was found, if it is nearer to a term than such ones are."""

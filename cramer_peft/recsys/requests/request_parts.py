@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cramer_peft.encoders import Reading
-from cramer_peft.recsys.requests.fact import Fact, Span
+from cramer_peft.recsys.requests.fact import Among, Fact, Span
 
 OPEN = "words"  # the kind of words that are neither an attribute nor a fact
 ASKED = 0.2  # open words count from there on, because the reader knows fewer of them
@@ -31,7 +31,7 @@ class RequestPart:
     wanted: bool | None = None
     certainty: float = 1.0
     rarity: float = 1.0  # its weight beside others: a rare word tells more
-    fact: Fact | None = None
+    among: Among | None = None  # what words that compare mean among some items
 
 
 Hearing = tuple[list[RequestPart], tuple[str, ...]]  # what was found in a request, and the words that mean nothing

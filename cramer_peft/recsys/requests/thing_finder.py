@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -11,7 +11,6 @@ from cramer_peft.recsys.requests.fact import Span, is_free
 from cramer_peft.recsys.requests.facts import CatalogueFacts
 from cramer_peft.recsys.requests.request_parts import OPEN, Named, Thing
 from cramer_peft.recsys.requests.terms import Terms, runs_of_content, stem, stems
-from cramer_peft.recsys.requests.wish_forms import wishes_by_form
 from cramer_peft.recsys.requests.wordings import frame_words
 
 
@@ -28,8 +27,11 @@ class ThingFinder:
         self._attributes, self._facts, self._terms = attributes, facts, terms
         self._term_lengths = lengths_by_first(terms.numbers)
 
-    def find(self, words: Sequence[str], named: Sequence[Named]) -> list[Thing]:
-        """Find what a request names: span, kind and what is found there, of which no two share a word."""
+    def find(self, words: Sequence[str], named: Sequence[Named], formed: Iterable[Span]) -> list[Thing]:
+        """Find what a request names: span, kind and what is found there, of which no two share a word.
+
+        ``named`` are its attributes, ``formed`` the words of wishes that it tells by their form.
+        """
         attributes: list[Thing] = [((start, stop), "attribute", name) for start, stop, name in named]
         facts = self._facts.find(words, [span for span, *_ in attributes])
         found: list[Thing] = [(fact.span, fact.kind, fact) for fact in facts]
@@ -41,8 +43,8 @@ class ThingFinder:
             taken = [span for span, *_ in found]
             found += [one for one in others if is_free(one[0], taken)]
         taken = [span for span, *_ in found]
-        formed = [span for span in wishes_by_form(words) if is_free(span, taken)]
-        found += [(span, OPEN, self._terms.numbers.get(stems(words[slice(*span)]))) for span in formed]
+        free = [span for span in formed if is_free(span, taken)]
+        found += [(span, OPEN, self._terms.numbers.get(stems(words[slice(*span)]))) for span in free]
         used = {place for span, *_ in found for place in range(*span)}
         used |= {place for place, pair in enumerate(pairwise(words)) if pair == ("similar", "to")}
         for start, stop in runs_of_content(words):

@@ -33,7 +33,7 @@ def wishes_by_form(words: Sequence[str]) -> dict[Span, bool]:
             group = match.lastgroup
             if group is None:
                 continue
-            if pattern is _DOES and match[group] in empty_words()[1] | usual_words(_MOST):
+            if pattern is _DOES and (match[group] in empty_words()[1] or match[group] in usual_words(_MOST)):
                 continue
             if group == "verb" and match[group] in frame_words() and not match[0].endswith(" up"):
                 continue

@@ -19,6 +19,7 @@ from cramer_peft.recsys.requests.attribute_requests import FAMILIES
 _FRAME = 10  # wordings that share a word of none of the things asked for
 _USUAL = 3  # wordings that share a usual word
 _PRAISE = 11  # wordings that ask nothing and have a word such as "good", "nice" or "new"
+_LETTERS = 2.0  # of a known word, for each token that it is split into: "spooky" has 6 in 3, "zxqv" 4 in 4
 _EMPTY_SHARE = 0.2  # of a word's wordings, those that ask nothing, from which on it asks nothing by itself
 
 
@@ -66,3 +67,15 @@ def empty_words() -> tuple[frozenset[str], frozenset[str]]:
         (counts if family == "none" else others).update(count_words({family: texts}, words_of))
     praise = frozenset(word for word, count in counts.items() if count >= _PRAISE)
     return praise, frozenset(word for word, count in counts.items() if count >= _EMPTY_SHARE * (count + others[word]))
+
+
+def are_known(text: str, tokens_of: Callable[[str], int]) -> bool:
+    """Return True if the words of a text are such as static vectors know, and not letters put together.
+
+    ``tokens_of`` returns the number of tokens that their tokenizer splits a word into.
+    """
+    return all(
+        "'" not in word and len(word) >= _LETTERS * min(map(tokens_of, (word, word.capitalize())))
+        for word in WORD.findall(text)
+        if word not in frame_words()
+    )
