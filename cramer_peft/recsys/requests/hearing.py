@@ -32,6 +32,7 @@ from cramer_peft.recsys.requests.request_parts import (
     Named,
     RequestPart,
     Thing,
+    as_their_heads,
     continued,
     is_certain,
     is_wanted,
@@ -40,7 +41,7 @@ from cramer_peft.recsys.requests.request_parts import (
 )
 from cramer_peft.recsys.requests.terms import read_terms
 from cramer_peft.recsys.requests.thing_finder import ThingFinder
-from cramer_peft.recsys.requests.wish_forms import wishes_by_form
+from cramer_peft.recsys.requests.wish_forms import feelings_by_form, wishes_by_form
 from cramer_peft.recsys.requests.wordings import TRAIN_TEMPLATES, are_known
 
 HEARING = "catalogue-3"  # its name in files
@@ -308,24 +309,25 @@ class HearingEncoder(CatalogueEncoder):
     def _parts(
         self, words: Sequence[str], spans: Sequence[Thing], formed: Mapping[Span, bool], hidden: Reading, plain: Reading
     ) -> Hearing:
-        found: list[RequestPart] = []
+        found: list[tuple[Span, RequestPart]] = []
         missed: list[str] = []
-        spans = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
+        things = sorted([*spans, *marked(plain, spans)], key=lambda one: one[0])
+        feelings = feelings_by_form(words) if formed else []
+        unread = [" ".join(words[slice(*span)]) for span, *_ in things if span in feelings]
+        spans = [one for one in things if one[0] not in feelings]
         places = [span for span, *_ in spans]
         marks = list(zip(marks_of(hidden, places), marks_of(plain, places), strict=True))
         certain = [is_certain(kind, what, own) for (_, kind, what), (_, own) in zip(spans, marks, strict=True)]
         named = any(kind == "attribute" for _, kind, _ in spans)  # then a wording tells enough by itself
         if any(what is None and span[1] - span[0] >= _FOREIGN for span, _, what in spans):
             return [], tuple(" ".join(words[slice(*span)]) for span, kind, _ in spans)  # probably another language
-        unread: list[str] = []
         told_by_place = described(words, spans, [frame for frame, _ in marks], self.terms, self._is_name)
         for place, ((span, kind, what), (frame, own)) in enumerate(zip(spans, marks, strict=True)):
             text = " ".join(words[slice(*span)])
             contrasted = "but" in words[max(0, span[0] - 2) : span[0]]
             if kind == OPEN:
                 beside = [*words[: span[0]], *words[span[1] :]]
-                alone = all(word in _POLITE for word in beside)
-                alone = alone and not (beside and is_empty(words[slice(*span)], what))
+                alone = all(word in _POLITE for word in beside) and not (beside and is_empty(words[slice(*span)], what))
                 asked = not named and any(certain[:place] + certain[place + 1 :])
                 told = (contrasted and place > 0) or self._is_kind(span, what)
                 clear = (
@@ -341,11 +343,11 @@ class HearingEncoder(CatalogueEncoder):
             if part is None:
                 missed.append(text)
             else:
-                found.append(part)
+                found.append((span, part))
         if not found and not missed and all(against < SURE for (_, against), _ in marks):
             whole = self._whole(words)
-            found += [] if whole is None else [whole]
-        return without_contradictions(found, lambda part: part.name), tuple(missed + unread)
+            found += [] if whole is None else [((0, len(words)), whole)]
+        return without_contradictions(as_their_heads(found), lambda part: part.name), tuple(missed + unread)
 
     def _is_meant(
         self, text: str, what: Any, frame: tuple[float, float], own: tuple[float, float], asked: bool

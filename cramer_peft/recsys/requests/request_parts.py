@@ -61,6 +61,16 @@ def marks_of(reading: Reading, spans: Sequence[Span]) -> list[tuple[float, float
     return [tuple(sum(side[start:stop]) / (stop - start) for side in sides) for start, stop in spans]  # type: ignore[misc]
 
 
+def as_their_heads(found: Sequence[tuple[Span, RequestPart]]) -> list[RequestPart]:
+    """Return the parts, of which open words take the side of those right behind them: "strong" in "strong women"."""
+    parts = [part for _, part in found]
+    for place in reversed(range(len(parts) - 1)):
+        (_, stop), (start, _) = found[place][0], found[place + 1][0]
+        if stop == start and parts[place].kind == parts[place + 1].kind == OPEN:
+            parts[place] = replace(parts[place], wanted=parts[place + 1].wanted)
+    return parts
+
+
 def is_wanted(kind: str, what: Any, wanted: float, unwanted: float, contrasted: bool) -> bool:
     """Return True for what is asked for, by the reader's marks, unless the words themselves tell.
 

@@ -42,6 +42,13 @@ def heard(encoder: HearingEncoder, request: str, *before: str) -> list[tuple[str
     return [(part.kind, part.meaning, part.wanted) for part in encoder.listen(request, before)[0].parts]
 
 
+def test_a_feeling_is_no_wish_beside_one(hearing: HearingEncoder) -> None:
+    found = hearing.hear("more robots, I feel grief and slapstick today, make me laugh")
+    assert ("robots", True) in [(part.text, part.wanted) for part in found.parts]
+    assert not {"grief", "slapstick"} & {part.text for part in found.parts}
+    assert found.missed == ("grief", "slapstick")
+
+
 @pytest.mark.parametrize(
     ("request_text", "expected"),
     [

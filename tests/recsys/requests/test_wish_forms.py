@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cramer_peft.encoders import words_of
-from cramer_peft.recsys.requests.wish_forms import wishes_by_form
+from cramer_peft.recsys.requests.wish_forms import feelings_by_form, wishes_by_form
 
 
 def wishes(request: str) -> dict[str, bool]:
@@ -19,6 +19,9 @@ def wishes(request: str) -> dict[str, bool]:
         ("scare me", {"scare": True}),
         ("I'm sad, cheer me up", {"cheer": True}),
         ("I want to be scared tonight", {"scared": True}),
+        ("I want to be scared to death", {"scared": True}),
+        ("I feel like laughing", {"laughing": True}),
+        ("I don't feel like crying", {"crying": False}),
         ("I need a good laugh", {"laugh": True}),
         ("nothing that makes me cry", {"cry": False}),
         ("I don't want to be scared", {"scared": False}),
@@ -50,9 +53,27 @@ def test_other_sentences_have_none(request_text: str) -> None:
     assert wishes(request_text) == {}
 
 
-PIECES = "makes make me us want to be scare cry for with my kids can watch up , . not ’ é 7"
+@pytest.mark.parametrize(
+    ("request_text", "expected"),
+    [
+        ("I'm sad, cheer me up", ["sad"]),
+        ("make me laugh, I am so tired and lonely", ["tired", "lonely"]),
+        ("I feel a bit down today, cheer me up", ["down"]),
+        ("feeling lonely, cheer me up please", ["lonely"]),
+        ("I'm in the mood for something sad", []),
+        ("I'm looking for a good cry", []),
+        ("a film about feeling lost in a city", []),
+    ],
+)
+def test_feelings_are_told_by_their_form(request_text: str, expected: list[str]) -> None:
+    words = words_of(request_text)
+    assert [" ".join(words[slice(*span)]) for span in feelings_by_form(words)] == expected
+
+
+PIECES = "makes make me us i feel i'm so want to be scare cry for with my kids can watch up , . not ’ é 7"
 
 
 @given(st.lists(st.sampled_from(PIECES.split(" "))))
 def test_each_is_one_word_of_the_request(words: list[str]) -> None:
-    assert all(0 <= start < stop == start + 1 <= len(words) for start, stop in wishes_by_form(words))
+    spans = [*wishes_by_form(words), *feelings_by_form(words)]
+    assert all(0 <= start < stop == start + 1 <= len(words) for start, stop in spans)
