@@ -9,11 +9,12 @@ from cramer_peft.recsys.requests.terms import Terms
 from cramer_peft.recsys.requests.wordings import empty_words, usual_words
 
 _THINGS = frozenset({"something", "anything", "everything", "one", "ones", "stuff"})
-_BEFORE_IT = _THINGS | {"more", "less", "about"}
+_BEFORE_IT = _THINGS | {"more", "less", "about", "see", "watch"}
 _ARTICLES = frozenset({"a", "an", "the", "any"})
 _LEADS = _ARTICLES | {"some", "want", "need", "like", "love", "prefer", "watch", "for", "of", "with"}
 _NOT = frozenset({"no", "not", "without", "non"})
 _JOINTS = frozenset({"and", "or", "nor", ","})
+_ENDS = _JOINTS | {"but", "please", "today", "tonight"}
 _TOLD = 0.85  # as sure is the reader, who does not see the words, that something is asked for or against there
 _CUE = 3  # words of which the last one announces a title
 
@@ -44,7 +45,7 @@ def described(
         own = words[start : stop - 1 if named else stop]
         (first, end), its_kind, _ = things[head]
         unusual = _is_unusual(own)
-        announced = _is_announced(words, start, unusual) and not (head > place and its_kind == "attribute")
+        announced = _is_announced(words, start, stop, unusual) and not (head > place and its_kind == "attribute")
         follows = bool(place) and found[-1] and _joins(words[things[place - 1][0][1] : start])
         is_given = what is not None and stop - start > 1 and bool(terms.values[what])  # "tom hanks"
         beside = (named or head > place) and opens(words, start)
@@ -104,13 +105,14 @@ def _last_beside(things: Sequence[Thing], place: int) -> int:
     return place
 
 
-def _is_announced(words: Sequence[str], place: int, unusual: bool) -> bool:
+def _is_announced(words: Sequence[str], place: int, stop: int, unusual: bool) -> bool:
     """Return True if what stands right before a place announces what is asked for: "something", "not too"."""
     before = [word for word in words[:place] if word not in _ARTICLES][-2:]
     if not before:
         return False
     too = before[-1] == "too" and before[0] in _NOT | {"nothing"}
-    return before[-1] in _BEFORE_IT or too or (unusual and before[-1] in _NOT)
+    nothing = before[-1] == "nothing" and not (stop < len(words) and words[stop].isalpha() and words[stop] not in _ENDS)
+    return before[-1] in _BEFORE_IT or too or nothing or (unusual and before[-1] in _NOT)
 
 
 def _joins(between: Sequence[str]) -> bool:

@@ -15,7 +15,8 @@ _DOES = re.compile(
     rf"(?:^|(?<=[,.;] ))(?:please )?(?P<verb>\w+) (?:me|us)(?: up)?{_END}|"
     r"(?<!\S)the (?P<more>\w+er) the better(?!\S)|"
     rf"(?<!\S)(?:want|need|like|love|mood) to (?:be )?(?P<to>\w+){_END}|"
-    rf"(?<!\S)feel like (?P<ing>\w+ing){_END}|(?<!\S)a good (?P<noun>cry|laugh|scare){_END}"
+    rf"(?<!\S)feel like (?P<ing>\w+ing){_END}|(?<!\S)a good (?P<noun>cry|laugh|scare){_END}|"
+    r"(?<!\S)in an? (?P<mood>\w+) mood(?!\S)"
 )
 _WHO = r"(?:(?:my|our|the|some|small|young|little|whole) )*(?P<who>kids|children|family|toddlers|teenagers)"
 _FOR = spoken(

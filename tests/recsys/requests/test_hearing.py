@@ -56,6 +56,8 @@ def test_a_feeling_is_no_wish_beside_one(hearing: HearingEncoder) -> None:
         ("no horror", [("attribute", "horror", False)]),
         ("a good comedy", [("attribute", "comedy", True)]),
         ("not too much slapstick", [("words", "slapstick", False)]),
+        ("I want to see slapstick", [("words", "slapstick", True)]),
+        ("nothing grief and nothing slapstick, please", [("words", "grief", False), ("words", "slapstick", False)]),
         ("less war, more comedy", [("attribute", "war", False), ("attribute", "comedy", True)]),
         ("less war and more comedy", [("attribute", "war", False), ("attribute", "comedy", True)]),
         ("sci-fi but not war", [("attribute", "sci-fi", True), ("attribute", "war", False)]),
