@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -28,6 +29,7 @@ from cramer_peft.masks import (
     compared_width,
     row_value_mask,
 )
+from cramer_peft.masks.tracing import is_plain
 
 _HIDDEN = 64  # of the network that all rows share, if the generator has no hidden layer
 
@@ -44,6 +46,7 @@ class RequestMaskGenerator(nn.Module):
 
     head: nn.Linear
     default_request: Tensor | None
+    _looked = False  # whether it is trained
 
     def __init__(
         self,
@@ -141,6 +144,8 @@ class RequestMaskGenerator(nn.Module):
                 "the generator is sharded (DTensor): give requests to the handle that was given to fully_shard, as "
                 "masks(x, request=…). Blocks, merging and mask states need a handle that is not sharded."
             )
+        if not torch.compiler.is_compiling() and not self._looked and is_plain(vectors):
+            self._warn_untrained()
         # In float32 at least: in half precision the zeros of a row without a request would be normalised to 0 / 0.
         given = vectors.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         scaled = functional.normalize(given, dim=-1) * self.request_dim**0.5 if self.normalize else given
@@ -148,6 +153,20 @@ class RequestMaskGenerator(nn.Module):
         for entry in self.row_entries:
             tensors[entry][QUERY] = self._keys(entry).query(tensors[entry][QUERY], given)
         return tensors
+
+    def _warn_untrained(self) -> None:
+        """Warn, once and not in a training step, if no request can change anything yet."""
+        weight = self.head.weight
+        if weight.is_meta or (weight.requires_grad and torch.is_grad_enabled()):
+            return
+        self._looked = True
+        gains = [keys.gains for keys in self.rows if isinstance(keys, RowKeys)]
+        if not any(bool(values.detach().any()) for values in (weight, *gains)):
+            warnings.warn(
+                "this adapter was never trained, so requests change nothing: train its generator, or load a trained "
+                "adapter. init_weights=False gives random masks to try things with.",
+                stacklevel=2,
+            )
 
     def split(self, flat: Tensor) -> dict[str, LayerTensors]:
         """Cut an output of shape (rows, total) into the tensors of each entry, by part."""

@@ -62,3 +62,27 @@ def test_outputs_of_described_rows_come_last_and_start_at_zero() -> None:
     for entry in generator.row_entries:
         assert torch.equal(tensors[entry]["query"], torch.zeros(3, KEY_WIDTH + 2))
     assert not any("features" in name for name in generator.state_dict())
+
+
+@pytest.mark.parametrize("gate", [LowRankForm(2), ScaleForm()])
+def test_it_warns_once_that_it_was_never_trained(gate, recwarn) -> None:
+    generator = RequestMaskGenerator(8, SPECS, gate, 5)
+    generator(torch.randn(3, 8))
+    assert not recwarn, "a training step"
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match="never trained, so requests change nothing: train its generator"):
+            generator(torch.randn(3, 8))
+        recwarn.clear()
+        generator(torch.randn(3, 8))
+    assert not recwarn
+
+
+@pytest.mark.parametrize("gate", [LowRankForm(2), ScaleForm(), TopKForm()])
+def test_it_does_not_warn_when_a_request_can_change_something(gate, recwarn) -> None:
+    trained = RequestMaskGenerator(8, SPECS, gate, 5)
+    sum(value.sum() for parts in trained(torch.randn(3, 8)).values() for value in parts.values()).backward()
+    torch.optim.SGD(trained.parameters(), lr=0.1).step()
+    with torch.no_grad():
+        trained(torch.randn(3, 8))
+        RequestMaskGenerator(8, SPECS, gate, 5, identity=False)(torch.randn(3, 8))
+    assert not recwarn
