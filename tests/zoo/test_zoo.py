@@ -40,7 +40,8 @@ class Keeper:
         # A request for each row, or one for the whole batch where the model has no rows.
         self.requests = self.vectors[0] if "rows" in self.animal.refuses else self.vectors
         if masked:
-            reference = self.fresh()
+            # Frozen as the masked model is: on some processors torch rounds a plain nn.GRU by whether its weights do.
+            reference = self.fresh().requires_grad_(False)
             self.after(reference)
             self.frozen = self.tensor(reference(self.x))
             self.masks = inject_request_masks(self.model, self.config)
