@@ -48,7 +48,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Train a recommender on real films, freeze it, and ask it in words; under a minute on two idle cores."""
+    """Train a recommender on real films, freeze it, and ask it in words; one to two minutes on two idle cores."""
     from cramer_peft.recsys.commands.demo_run import DemoOptions, run_demo
 
     given.no_file_bars()

@@ -53,8 +53,8 @@ _QUICK = GeneratorOptions(steps=100, batch_size=32, positions=4)  # learns most 
 class DemoOptions:
     """Options of the demo; ``docs/demo.md`` describes them.
 
-    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``. The trainings fit in
-    a minute.
+    None stands for: MovieLens-100k, columns found by name, a SASRec to train, ``HearingEncoder``. The trainings take
+    about a minute.
     """
 
     output: Path
